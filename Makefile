@@ -1,0 +1,81 @@
+# make demo and make test each do everything on a fresh clone: they make .venv, install, build and run.
+# A second call installs nothing: the stamps below depend on what an installation depends on. Changes in csrc/ are
+# rebuilt by ninja alone. PYTHON=... chooses the interpreter, JOBS=... the number of test processes.
+
+PYTHON ?= python3
+JOBS ?= 2
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+INSTALLED_BY := pyproject.toml setup.py constraints.txt
+NOEXT := build/noext
+NINJA_BUILD := $(BIN)/python setup.py --quiet build_ext --inplace
+CXX_SOURCES := $(wildcard csrc/*.h csrc/*.cpp)
+# One thread a process: the tests are tiny, and threads of several processes would only wait for each other.
+TEST_ENV := OMP_NUM_THREADS=1
+
+.PHONY: help demo test test-noext test-gpu style format env clean
+help:
+	@echo "make demo        find, steer and judge neurons of the bundled model (installs first)"
+	@echo "make test        the whole test suite, extension required (installs first)"
+	@echo "make test-noext  a short run without the extension"
+	@echo "make test-gpu    the tests that need a CUDA device"
+	@echo "make style       ruff, mypy, clang-format; make format repairs what they can"
+	@echo "make env         what was built, what was found, and why a fast path is off"
+	@echo "make clean       remove what was built (not .venv)"
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+# The build tools go into .venv and the build runs there, pinned and incremental, not in a throw-away environment.
+$(VENV)/.demo-stamp: $(INSTALLED_BY) | $(BIN)/python
+	$(PIP) install -c constraints.txt 'setuptools>=77' pybind11 ninja
+	$(PIP) install -c constraints.txt --no-build-isolation -e '.[viz]'
+	touch $@
+
+$(VENV)/.dev-stamp: $(INSTALLED_BY) | $(BIN)/python
+	$(PIP) install -c constraints.txt 'setuptools>=77' pybind11 ninja
+	$(PIP) install -c constraints.txt --no-build-isolation -e '.[dev]'
+	touch $(VENV)/.demo-stamp $@
+
+demo: $(VENV)/.demo-stamp
+	$(NINJA_BUILD)
+	$(BIN)/neuronllm demo
+
+test: $(VENV)/.dev-stamp
+	NEURONLLM_BUILD_EXT=1 $(NINJA_BUILD)
+	NEURONLLM_BUILD_EXT=1 $(TEST_ENV) $(BIN)/python -m pytest -n $(JOBS) --durations=15 --durations-min=1
+
+# A second environment borrows the packages of .venv through a path file. The path files of .venv itself do not count
+# there, so its editable installation, which would find the sources and their extension, is out of reach; the package is
+# installed again, without the extension. tests/test_house.py checks that the tests indeed run so.
+test-noext: $(VENV)/.dev-stamp
+	rm -rf build/lib* build/bdist*
+	$(BIN)/python -m venv --clear --without-pip $(NOEXT)
+	cd $(NOEXT)/lib/python*/site-packages && $(CURDIR)/$(BIN)/python -c \
+		"import sysconfig; print(sysconfig.get_path('purelib'))" > borrowed.pth
+	NEURONLLM_BUILD_EXT=0 $(PIP) install --quiet --no-build-isolation --no-deps --target $(NOEXT)/lib/python*/site-packages .
+	cd $(NOEXT) && NEURONLLM_BUILD_EXT=0 $(TEST_ENV) timeout 120 bin/python -m pytest \
+		-c $(CURDIR)/pyproject.toml --rootdir $(CURDIR) -m noext --durations=5 $(CURDIR)/tests
+
+test-gpu: $(VENV)/.dev-stamp
+	$(NINJA_BUILD)
+	$(BIN)/python -m pytest -m gpu
+
+style: $(VENV)/.dev-stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run -Werror $(CXX_SOURCES)
+
+format: $(VENV)/.dev-stamp
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CXX_SOURCES)
+
+env: $(VENV)/.demo-stamp
+	@$(BIN)/python -c "import neuronllm.env; print(neuronllm.env.describe())"
+
+clean:
+	rm -rf build dist *.egg-info neuronllm/_select*.so neuronllm/_build.json neuronllm-demo
+	rm -rf .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -1,0 +1,185 @@
+"""The driver: questions -> prompts -> engine -> collector -> Scores."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Sequence
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any, Union
+
+import torch
+from tqdm.auto import tqdm
+
+from .anatomy import Anatomy
+from .engine import open_engine
+from .engine.answers import answered_right, check_batch_size, option_logprobs
+from .engine.borrowed import check_prompts
+from .engine.objective import check_objective
+from .errors import InputError
+from .files import check_new_folder
+from .methods import Method, get_method
+from .prompts import Prompt, group_by_question, render, template_hash
+from .questions import Question, fingerprint
+from .scores import Scores
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Questions = Sequence[Union[Question, Prompt]]
+ITEMS = ("all", "wrong", "right")
+KEEPS = ("mean", "all")
+_log = logging.getLogger("neuronllm")
+
+
+def attribute(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    questions: Questions,
+    method: str = "ace",
+    *,
+    objective: str | None = None,
+    positions: str = "answer",
+    orders: str | None = None,
+    template: str | list[str] | None = None,
+    items: str = "all",
+    keep: str = "mean",
+    batch_size: int | str = "auto",
+    backend: str = "fast",
+    dtype: torch.dtype | None = None,
+    progress: bool = True,
+    output: str | os.PathLike[str] | None = None,
+    **method_options: Any,
+) -> Scores:
+    """Score every FFN neuron of a model by how much it helps (+) or hurts (-) the right answers.
+
+    questions: `nl.load_questions(...)`, or rendered `nl.Prompt`s (then tokenizer, orders and template are not used).
+    method: see `neuronllm.methods`; None for objective, orders and template means the method's own default.
+    positions: "answer", or "all" for methods that can. items: "wrong" or "right" scores only the questions that the
+    model answers so. keep: "all" keeps each prompt's raw scores beside the mean. dtype: judge a copy of the model in
+    this type. output: a folder to save the scores in. Further keywords are options of the method.
+
+    >>> scores = nl.attribute(model, tokenizer, questions, method="gradient")   # doctest: +SKIP
+    >>> scores.find(good=50, bad=50)                                            # doctest: +SKIP
+    """
+    how = get_method(method, method_options)
+    objective = _checked(how, objective, positions, items, keep)
+    check_batch_size(batch_size)
+    if output is not None:
+        check_new_folder(output)
+    anatomy = Anatomy.of(model)
+    prompts = as_prompts(tokenizer, questions, orders or how.orders, template or how.template)
+    check_prompts(model, prompts)
+    groups = _chosen(model, group_by_question(prompts), items, batch_size, progress)
+
+    collector = how.collector(anatomy.n_neurons)
+    kept = []
+    with open_engine(model, anatomy, backend, dtype=dtype, batch_size=batch_size) as engine:
+        if how.integrates and engine.post_normed(prompts[0]):
+            warnings.warn(
+                f"{type(model).__name__} normalises what its FFNs put out: integrated gradients ({method}) scale a whole "
+                'layer, which such a norm undoes; use method="gradient" or "exact"',
+                stacklevel=2,
+            )
+        for group in tqdm(groups, desc=method, disable=not progress, unit="question"):
+            raw = how.score(engine, group, objective, positions)
+            right = None
+            if how.needs_answers:
+                answers = engine.option_scores(group)
+                right = torch.tensor([int(a.argmax()) == p.answer for a, p in zip(answers, group, strict=True)])
+            collector.add(raw, right)
+            if keep == "all":
+                kept.append(raw.float())
+    summary = collector.summary()
+    scores = Scores(
+        summary.values.float(),
+        summary.stderr.float(),
+        summary.sign_consistency.float(),
+        anatomy,
+        _provenance(model, tokenizer, questions, how, groups, template or how.template)
+        | {"objective": objective, "positions": positions, "orders": orders or how.orders, "items": items},
+        torch.cat(kept) if kept else None,
+    )
+    if output is not None:
+        scores.save(output)
+    return scores
+
+
+def as_prompts(
+    tokenizer: PreTrainedTokenizerBase | None, questions: Questions, orders: str, template: Any
+) -> list[Prompt]:
+    """Rendered prompts: the given ones, or the questions in every order and template."""
+    if not questions:
+        raise InputError("questions: the list is empty, give at least one question")
+    given = [q for q in questions if isinstance(q, Prompt)]
+    asked = [q for q in questions if isinstance(q, Question)]
+    if len(given) == len(questions):
+        return given
+    if len(asked) != len(questions):
+        raise InputError("questions: give a list of Question (nl.load_questions) or a list of Prompt, not a mixture")
+    if tokenizer is None:
+        raise InputError("tokenizer=None: questions need a tokenizer to be rendered; only Prompts do without")
+    return render(tokenizer, asked, orders, list(template) if isinstance(template, tuple) else template)
+
+
+def _checked(how: Method, objective: str | None, positions: str, items: str, keep: str) -> str:
+    if positions not in how.positions:
+        raise InputError(f"positions={positions!r}: method {how.name!r} takes {' or '.join(map(repr, how.positions))}")
+    for name, value, known in (("items", items, ITEMS), ("keep", keep, KEEPS)):
+        if value not in known:
+            raise InputError(f"{name}={value!r}: known values are {', '.join(known)}")
+    if how.objective is None:
+        if objective is not None:
+            raise InputError(f"objective={objective!r}: method {how.name!r} explains no objective, leave it out")
+        return ""
+    objective = check_objective(objective or how.objective)
+    how.check_objective(objective)
+    return objective
+
+
+def _chosen(
+    model: PreTrainedModel, groups: list[list[Prompt]], items: str, batch_size: int | str, progress: bool
+) -> list[list[Prompt]]:
+    """The questions that the model answers as `items` says."""
+    if items == "all":
+        return groups
+    flat = [prompt for group in groups for prompt in group]
+    logprobs = option_logprobs(model, flat, batch_size=batch_size, progress=progress)
+    rows = logprobs.split([len(group) for group in groups])
+    right = [answered_right(row, group) for row, group in zip(rows, groups, strict=True)]
+    chosen = [group for group, is_right in zip(groups, right, strict=True) if is_right == (items == "right")]
+    if not chosen:
+        raise InputError(f'items="{items}": the model answers none of the {len(groups)} questions {items}')
+    return chosen
+
+
+def _provenance(
+    model: PreTrainedModel, tokenizer: Any, questions: Questions, how: Method, groups: list[list[Prompt]], template: Any
+) -> dict[str, Any]:
+    import transformers
+
+    from . import __version__
+
+    rendered = isinstance(questions[0], Prompt)
+    first = groups[0][0]
+    return {
+        "model": model.config._name_or_path,
+        "revision": getattr(model.config, "_commit_hash", None),
+        "model_type": model.config.model_type,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "method": how.name,
+        "options": {name: getattr(how, name) for name in how.options()},
+        "questions": len(groups),
+        "prompts": sum(len(group) for group in groups),
+        "question_fingerprint": _prompt_hash(questions) if rendered else fingerprint(questions),
+        "template_hash": None if rendered else template_hash(template, tokenizer),
+        "option_tokens": [list(ids) for ids in first.option_ids],
+        "transformers": transformers.__version__,
+        "neuronllm": __version__,
+    }
+
+
+def _prompt_hash(prompts: Questions) -> str:
+    content = [(p.input_ids, p.option_ids, p.answer) for p in prompts if isinstance(p, Prompt)]
+    return sha256(repr(content).encode()).hexdigest()

@@ -1,0 +1,136 @@
+"""Borrow the user's model: change what attribution needs, give everything back, also after an exception."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from ..errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from ..prompts import Prompt
+
+
+@contextmanager
+def borrowed(model: PreTrainedModel, attention: str | None = "sdpa") -> Iterator[PreTrainedModel]:
+    """The model in eval mode with frozen parameters and the named attention (None: its own), given back as found."""
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    training = [m for m in model.modules() if m.training]
+    before = _attention_names(model)
+    try:
+        for module in training:
+            module.training = False
+        for parameter in trainable:
+            parameter.requires_grad_(False)
+        if attention and _can_take(model, attention):
+            model.set_attn_implementation(attention)
+        yield model
+    finally:
+        for module in training:
+            module.training = True
+        for parameter in trainable:
+            parameter.requires_grad_(True)
+        if _attention_names(model) != before:
+            model.set_attn_implementation(before)
+
+
+def _attention_names(model: PreTrainedModel) -> dict[str, str]:
+    """The attention of the model and of its parts, in the form that set_attn_implementation takes back."""
+    config = model.config
+    parts = {name: getattr(config, name, None) for name in getattr(config, "sub_configs", {})}
+    names = {name: part._attn_implementation for name, part in parts.items() if part is not None}
+    return {"": config._attn_implementation, **names}
+
+
+def _can_take(model: PreTrainedModel, attention: str) -> bool:
+    """Scaled-dot-product attention knows neither soft caps nor sinks: such models keep their own."""
+    if attention != "sdpa" or model.config._attn_implementation == "sdpa":
+        return attention != model.config._attn_implementation
+    config = model.config.get_text_config()
+    return bool(getattr(model, "_supports_sdpa", False)) and not getattr(config, "attn_logit_softcapping", None)
+
+
+class DoublePrecision(TorchFunctionMode):
+    """Keeps float64 tensors float64 where a model's code asks for float32 (norms, softmax), so that float64 is meant."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if args and isinstance(args[0], Tensor) and args[0].dtype == torch.float64:
+            if func is Tensor.float:
+                return args[0]
+            args = tuple(torch.float64 if arg is torch.float32 else arg for arg in args)
+            if kwargs.get("dtype") is torch.float32:
+                kwargs = {**kwargs, "dtype": torch.float64}
+        return func(*args, **kwargs)
+
+
+def input_device(model: PreTrainedModel) -> torch.device:
+    """Where token ids go, also when a device map spreads the model."""
+    return model.get_input_embeddings().weight.device
+
+
+def answer_logits(
+    model: PreTrainedModel, ids: Tensor, mask: Tensor | None = None, at: Tensor | None = None
+) -> Tensor:
+    """Logits (rows, vocabulary) at position `at` of each row (None: the last), computed nowhere else if possible."""
+    where, place = (torch.tensor([ids.shape[1] - 1]), torch.zeros(len(ids), dtype=torch.int64))
+    if at is not None:
+        where, place = at.unique(return_inverse=True)
+    inputs = {"input_ids": ids.to(input_device(model)), "use_cache": False}
+    if mask is not None:
+        inputs["attention_mask"] = mask.to(input_device(model))
+    if "logits_to_keep" in inspect.signature(model.forward).parameters:
+        logits = model(**inputs, logits_to_keep=where.to(input_device(model))).logits
+    else:
+        logits = model(**inputs).logits[:, where.to(input_device(model))]
+    rows = torch.arange(len(ids), device=logits.device)
+    logits = logits[rows, place.to(logits.device)]
+    check_finite(model, logits)
+    return logits
+
+
+def context_length(model: PreTrainedModel) -> int | None:
+    """The longest input the model has positions for, None when its configuration does not say."""
+    config: Any = model.config.get_text_config()
+    length = getattr(config, "max_position_embeddings", None)
+    return length if isinstance(length, int) and length > 0 else None
+
+
+def check_prompts(model: PreTrainedModel, prompts: Sequence[Prompt]) -> None:
+    """Refuse prompts that the model cannot read, before any work is done."""
+    if not prompts:
+        raise InputError("questions: there is nothing to score, give at least one question")
+    limit, vocabulary = context_length(model), model.get_input_embeddings().weight.shape[0]
+    for prompt in prompts:
+        name = f"question {prompt.question_id!r}" if prompt.question_id else "a prompt"
+        if limit is not None and len(prompt.input_ids) > limit:
+            raise InputError(
+                f"{name}: its prompt has {len(prompt.input_ids)} tokens, more than the model's context of {limit}; "
+                "shorten the question or choose a shorter template"
+            )
+        highest = max(max(prompt.input_ids), max(max(ids) for ids in prompt.option_ids))
+        if highest >= vocabulary:
+            raise InputError(
+                f"{name}: token id {highest} is outside the model's vocabulary of {vocabulary}; "
+                "the tokenizer and the model do not belong together"
+            )
+
+
+def check_finite(model: PreTrainedModel, logits: Tensor) -> None:
+    """Refuse a model whose answers are NaN or infinite, and name the weight at fault where there is one."""
+    if bool(logits.isfinite().all()):
+        return
+    for name, parameter in model.named_parameters():
+        if parameter.is_floating_point() and not bool(parameter.isfinite().all()):
+            raise InputError(f"model: weight {name} holds NaN or infinite values; load a sound checkpoint")
+    raise InputError(
+        "model: its answer logits are NaN or infinite although its weights are finite; try a wider dtype (float32)"
+    )

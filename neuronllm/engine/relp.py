@@ -1,0 +1,123 @@
+"""RelP's backward rules, by hooks: the forward values stay as they are, gradients follow layer-wise relevance rules.
+
+Norms pass gradients as if their scale were constant; an activation passes x * (act(x)/x with the ratio constant); the
+two factors of a gated product take half each. At a down projection these rules meet in one formula that needs neither
+the activation function nor to know which factor is the gate: dh/dg = h / 2g, dh/du = h / 2u (dh/dx = h / x ungated).
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ..anatomy import Anatomy, Site
+from ..errors import InputError
+from ..steer import visiting
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@contextmanager
+def watching_ups(model: PreTrainedModel, sites: Sequence[Site]) -> Iterator[Callable[[Site, Tensor], list[Tensor]]]:
+    """Yields `ups(site, h)`: the outputs that lead into a site's h in this forward pass, the gate first, shaped as h."""
+    seen: dict[str, Tensor] = {}
+
+    def keep(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: Any, output: Tensor) -> None:
+            seen[name] = output
+
+        return hook
+
+    def ups(site: Site, h: Tensor) -> list[Tensor]:
+        outputs = [seen[name] for name in site.ups]
+        if outputs[0].shape[-1] == 2 * site.width:
+            outputs = list(outputs[0].chunk(2, -1))
+        return [output.reshape(h.shape) for output in outputs]
+
+    names = {name for site in sites for name in site.ups}
+    handles = [model.get_submodule(name).register_forward_hook(keep(name)) for name in names]
+    try:
+        yield ups
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def relp_rules(model: PreTrainedModel, anatomy: Anatomy, *, detach_attention: bool = False) -> Iterator[None]:
+    """Run the body's backward passes by RelP's rules."""
+    norms = [m for m in model.modules() if "norm" in type(m).__name__.lower() and not list(m.children())]
+    handles = [norm.register_forward_hook(_constant_scale) for norm in norms]
+    try:
+        with ExitStack() as stack:
+            if detach_attention:
+                stack.enter_context(_constant_patterns(model))
+            ups = stack.enter_context(watching_ups(model, anatomy.sites))
+            stack.enter_context(visiting(model, anatomy.sites, lambda site, h: _relevance(h, ups(site, h))))
+            yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _ratio(y: Tensor, x: Tensor) -> Tensor:
+    """y / x as a constant, 0 where x is 0."""
+    return torch.where(x == 0, torch.zeros_like(y), y / x).detach()
+
+
+def _follow(value: Tensor, terms: list[Tensor]) -> Tensor:
+    """`value`, with the gradient of the sum of `terms`."""
+    return value.detach() + sum(term - term.detach() for term in terms)
+
+
+def _relevance(h: Tensor, ups: list[Tensor]) -> Tensor:
+    return _follow(h, [up * _ratio(h, up) / len(ups) for up in ups])
+
+
+def _constant_scale(norm: nn.Module, args: tuple, output: Tensor) -> Tensor:
+    x = args[0]
+    bias = getattr(norm, "bias", None)
+    scaled = output if bias is None else output - bias
+    centred = x - x.mean(-1, keepdim=True)
+    with torch.no_grad():  # a LayerNorm does not see its input's mean; an RMSNorm does
+        subtracts_mean = torch.allclose(norm.forward(centred), output, rtol=1e-4, atol=1e-5)
+    source = centred if subtracts_mean else x
+    return _follow(output, [source * _ratio(scaled, source)])
+
+
+@contextmanager
+def _constant_patterns(model: PreTrainedModel) -> Iterator[None]:
+    """Attention whose pattern is a constant: queries and keys pass no gradient."""
+    from transformers import AttentionInterface
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    own = model.config._attn_implementation
+    name = f"neuronllm_detached_{own}"
+    called = []
+
+    def detached(module: nn.Module, query: Tensor, key: Tensor, *args: Any, **kwargs: Any) -> Any:
+        called.append(module)
+        # "eager" is no entry of the table: every modelling file has its own, with that family's caps and sinks.
+        eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(own, eager)
+        return attend(module, query.detach(), key.detach(), *args, **kwargs)
+
+    AttentionInterface.register(name, detached)
+    AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[own])
+    try:
+        model.set_attn_implementation(name)
+        yield
+    finally:
+        model.set_attn_implementation(own)
+    if not called:
+        raise InputError(
+            f'attention="detached": {type(model).__name__} does not attend through a replaceable interface; '
+            'use attention="live"'
+        )

@@ -1,0 +1,86 @@
+"""What was built, what was found, and why a fast path is off: the facts behind `neuronllm env`.
+
+setup.py leaves `_build.json` beside this file: what it built, with which compiler, or why not. `extension()` is the one
+place that decides whether the compiled selection is there; everything that may use it asks here, so the report cannot
+disagree with what runs. Importing this module is light: torch is imported by `report()` only.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import json
+import platform
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+PACKAGES = ("torch", "transformers", "triton", "numpy", "safetensors", "tokenizers", "pybind11", "ninja")
+BUILD_RECORD = Path(__file__).resolve().with_name("_build.json")
+
+
+def package_version(name: str) -> str | None:
+    """The installed version of a package, or None: `package_version("torch")`."""
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def build_record() -> dict[str, Any]:
+    """What the installation built: `{"built": bool, "reason" or "compiler" and "flags"}`; empty without a record."""
+    if not BUILD_RECORD.exists():
+        return {}
+    return dict(json.loads(BUILD_RECORD.read_text(encoding="utf-8")))
+
+
+def extension() -> tuple[ModuleType | None, str]:
+    """The compiled module `neuronllm._select` and what it is, or None and the reason why it is absent.
+
+    >>> module, reason = extension()
+    >>> (module is None) or callable(module.extremes)
+    True
+    """
+    record = build_record()
+    try:
+        module = importlib.import_module("neuronllm._select")
+    except ImportError as error:
+        if record.get("built"):
+            return None, f"neuronllm._select was built, but does not load: {error}"
+        return None, f"neuronllm._select was not built: {record.get('reason', 'the installation left no record')}"
+    return module, f"neuronllm._select, built with {record.get('compiler', 'an unrecorded compiler')}"
+
+
+def report() -> dict[str, Any]:
+    """The facts as plain data, ready for JSON.
+
+    >>> report()["select"]["backend"] in ("ext", "torch")
+    True
+    """
+    import torch
+
+    module, reason = extension()
+    return {
+        "neuronllm": package_version("neuronllm"),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: package_version(name) for name in PACKAGES},
+        "cuda": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
+        "cpu_threads": torch.get_num_threads(),
+        "build": build_record(),
+        "select": {"backend": "torch" if module is None else "ext", "reason": reason},
+        "engine": {"name": "reference", "reason": "plain full forwards and backwards; there is no other one yet"},
+    }
+
+
+def describe() -> str:
+    """The report as lines to print: `print(describe())`."""
+    facts = report()
+    rows = {"neuronllm": facts["neuronllm"] or "not installed", "python": f"{facts['python']} on {facts['platform']}"}
+    rows |= {name: version or "not installed" for name, version in facts["packages"].items()}
+    rows["CUDA devices"] = ", ".join(facts["cuda"]) or "none found"
+    rows["CPU threads"] = str(facts["cpu_threads"])
+    rows["select"] = f"{facts['select']['backend']} ({facts['select']['reason']})"
+    rows["engine"] = f"{facts['engine']['name']} ({facts['engine']['reason']})"
+    width = max(map(len, rows))
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows.items())

@@ -1,0 +1,30 @@
+"""Plain activity: h, or (statistic="frequency") how often the neuron's gate is positive. Forward passes only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from torch import Tensor
+
+from .base import Method, one_of
+
+if TYPE_CHECKING:
+    from ..engine.reference import ReferenceEngine
+    from ..prompts import Prompt
+
+
+@dataclass(frozen=True)
+class Activation(Method):
+    name: ClassVar[str] = "activation"
+    positions: ClassVar[tuple[str, ...]] = ("answer", "all")
+    objective: ClassVar[None] = None
+
+    statistic: str = "value"
+
+    def __post_init__(self) -> None:
+        one_of("statistic", self.statistic, ("value", "frequency"))
+
+    def score(self, engine: ReferenceEngine, prompts: Sequence[Prompt], objective: str, positions: str) -> Tensor:
+        return engine.activations(prompts, positions, self.statistic)

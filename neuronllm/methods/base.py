@@ -1,0 +1,102 @@
+"""What a method is, and how the scores of single prompts become one value a neuron."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..engine.aggregate import Statistics
+from ..errors import InputError
+
+if TYPE_CHECKING:
+    from ..engine.reference import ReferenceEngine
+    from ..prompts import Prompt
+
+
+class Summary(NamedTuple):
+    """One number a neuron and how sure it is, over all questions."""
+
+    values: Tensor
+    stderr: Tensor
+    sign_consistency: Tensor
+
+
+class Collector:
+    """Streams question after question into a summary. This one is the mean over questions."""
+
+    def __init__(self, n_neurons: int) -> None:
+        self.stats = Statistics(n_neurons)
+
+    def add(self, scores: Tensor, right: Tensor | None = None) -> None:
+        """Take in one question: scores (variants, n_neurons), and which variants the model answered right."""
+        self.stats.add(scores.double().mean(0))
+
+    def values(self) -> Tensor:
+        return self.stats.mean
+
+    def summary(self) -> Summary:
+        return Summary(self.values(), self.stats.stderr, self.stats.sign_consistency)
+
+
+@dataclass(frozen=True)
+class Method(ABC):
+    """A way to score neurons. The fields of a subclass are its options; its class variables are its defaults.
+
+    A new method is a subclass in a file of its own, registered with `neuronllm.methods.register`.
+    """
+
+    name: ClassVar[str]
+    positions: ClassVar[tuple[str, ...]] = ("answer",)
+    objective: ClassVar[str | None] = "logp_options"  # None: the method explains no objective
+    orders: ClassVar[str] = "rotate"
+    template: ClassVar[str | tuple[str, ...]] = "default"
+    needs_answers: ClassVar[bool] = False
+    integrates: ClassVar[bool] = False  # integrated gradients: degenerate behind a post-FFN norm
+
+    @abstractmethod
+    def score(self, engine: ReferenceEngine, prompts: Sequence[Prompt], objective: str, positions: str) -> Tensor:
+        """Raw scores of prompts, (prompts, n_neurons): what to compute, in the engine's words."""
+
+    def collector(self, n_neurons: int) -> Collector:
+        """What turns the raw scores of all prompts into the summary."""
+        return Collector(n_neurons)
+
+    def check_objective(self, objective: str) -> None:  # noqa: B027 - most methods take every objective
+        """Refuse an objective that the method cannot explain."""
+
+    @classmethod
+    def options(cls) -> list[str]:
+        return [field.name for field in fields(cls)]
+
+    @classmethod
+    def with_options(cls, options: dict[str, Any]) -> Method:
+        unknown = sorted(set(options) - set(cls.options()))
+        if unknown:
+            known = ", ".join(cls.options()) or "none"
+            raise InputError(f"method {cls.name!r} has no option {unknown[0]!r}: its options are {known}")
+        return cls(**options)
+
+
+def one_of(option: str, value: Any, known: Sequence[str]) -> None:
+    if value not in known:
+        raise InputError(f"{option}={value!r}: known values are {', '.join(known)}")
+
+
+def in_range(option: str, value: Any, low: float, high: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+        raise InputError(f"{option}={value!r}: give a number between {low} and {high}")
+
+
+def above_share_of_max(scores: Tensor, share: float) -> Tensor:
+    """True where a score exceeds `share` of the row's largest one; nowhere in a row without a positive score."""
+    top = scores.amax(-1, keepdim=True)
+    return (scores > share * top) & (top > 0)
+
+
+def empty_counts(n_neurons: int) -> Tensor:
+    return torch.zeros(n_neurons, dtype=torch.int64)

@@ -1,0 +1,28 @@
+"""The exact effect: F(clean) - F(with the neuron edited), every neuron really run. The judge of all other methods."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from torch import Tensor
+
+from .base import Method, in_range
+
+if TYPE_CHECKING:
+    from ..engine.reference import ReferenceEngine
+    from ..prompts import Prompt
+
+
+@dataclass(frozen=True)
+class Exact(Method):
+    name: ClassVar[str] = "exact"
+
+    factor: float = 0.0  # 0 silences: + means the neuron helps
+
+    def __post_init__(self) -> None:
+        in_range("factor", self.factor, -1e6, 1e6)
+
+    def score(self, engine: ReferenceEngine, prompts: Sequence[Prompt], objective: str, positions: str) -> Tensor:
+        return engine.effects(prompts, objective, factor=self.factor)

@@ -1,0 +1,24 @@
+"""Gradient times activation, h * dF/dh: one forward and one backward pass for every neuron of the model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from torch import Tensor
+
+from .base import Method
+
+if TYPE_CHECKING:
+    from ..engine.reference import ReferenceEngine
+    from ..prompts import Prompt
+
+
+@dataclass(frozen=True)
+class Gradient(Method):
+    name: ClassVar[str] = "gradient"
+    positions: ClassVar[tuple[str, ...]] = ("answer", "all")
+
+    def score(self, engine: ReferenceEngine, prompts: Sequence[Prompt], objective: str, positions: str) -> Tensor:
+        return engine.gradients(prompts, objective, positions=positions)

@@ -1,0 +1,27 @@
+"""A neuron's own push on the answer (after Yu & Ananiadou): F(unembed(r + h_i v_i)) - F(unembed(r)).
+
+r is the residual stream before the block's FFN and v_i the neuron's column of the down projection; a post-FFN norm of the
+model is passed. No later layer takes part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from torch import Tensor
+
+from .base import Method
+
+if TYPE_CHECKING:
+    from ..engine.reference import ReferenceEngine
+    from ..prompts import Prompt
+
+
+@dataclass(frozen=True)
+class LogProb(Method):
+    name: ClassVar[str] = "logprob"
+
+    def score(self, engine: ReferenceEngine, prompts: Sequence[Prompt], objective: str, positions: str) -> Tensor:
+        return engine.direct(prompts, objective)

@@ -1,0 +1,25 @@
+"""NeurGrad: the gradient of the right answer's probability times the sign of h, dP/dh * sign(h)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from torch import Tensor
+
+from .base import Method
+
+if TYPE_CHECKING:
+    from ..engine.reference import ReferenceEngine
+    from ..prompts import Prompt
+
+
+@dataclass(frozen=True)
+class NeurGrad(Method):
+    name: ClassVar[str] = "neurgrad"
+    positions: ClassVar[tuple[str, ...]] = ("answer", "all")
+    objective: ClassVar[str] = "p_vocab"
+
+    def score(self, engine: ReferenceEngine, prompts: Sequence[Prompt], objective: str, positions: str) -> Tensor:
+        return engine.gradients(prompts, objective, positions=positions, weight="sign")

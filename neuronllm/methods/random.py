@@ -1,0 +1,32 @@
+"""Seeded random scores, the control that every method has to beat. The model is not asked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import Tensor
+
+from .base import Method, in_range
+
+if TYPE_CHECKING:
+    from ..engine.reference import ReferenceEngine
+    from ..prompts import Prompt
+
+
+@dataclass(frozen=True)
+class Random(Method):
+    name: ClassVar[str] = "random"
+    positions: ClassVar[tuple[str, ...]] = ("answer", "all")
+    objective: ClassVar[None] = None
+
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        in_range("seed", self.seed, 0, 2**62)
+
+    def score(self, engine: ReferenceEngine, prompts: Sequence[Prompt], objective: str, positions: str) -> Tensor:
+        generator = torch.Generator().manual_seed(self.seed)
+        return torch.randn(engine.anatomy.n_neurons, generator=generator).expand(len(prompts), -1)

@@ -1,0 +1,34 @@
+"""RelP: h times a gradient that follows layer-wise relevance rules.
+
+Norm scales are constant, act(x)/x is constant, the two factors of a gated product take half each. Attention patterns
+stay live unless attention="detached".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from torch import Tensor
+
+from .base import Method, one_of
+
+if TYPE_CHECKING:
+    from ..engine.reference import ReferenceEngine
+    from ..prompts import Prompt
+
+
+@dataclass(frozen=True)
+class RelP(Method):
+    name: ClassVar[str] = "relp"
+    positions: ClassVar[tuple[str, ...]] = ("answer", "all")
+
+    attention: str = "live"
+
+    def __post_init__(self) -> None:
+        one_of("attention", self.attention, ("live", "detached"))
+
+    def score(self, engine: ReferenceEngine, prompts: Sequence[Prompt], objective: str, positions: str) -> Tensor:
+        rules = "relp" if self.attention == "live" else "relp-detached"
+        return engine.gradients(prompts, objective, positions=positions, rules=rules)

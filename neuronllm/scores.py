@@ -1,0 +1,88 @@
+"""Scores: one value a neuron, how sure it is, and where it came from."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from .anatomy import Anatomy
+from .errors import InputError
+from .files import new_folder, read_json, read_tensors, write_json
+
+if TYPE_CHECKING:
+    import pandas
+
+    from .neurons import NeuronSet
+
+CONFIG, TENSORS = "scores.json", "scores.safetensors"
+
+
+@dataclass
+class Scores:
+    """What `nl.attribute` returns.
+
+    `values` (n_neurons,) float32: + helps, - hurts. `stderr` and `sign_consistency` are over questions (the share of
+    questions that agree with the mean's sign). `per_prompt` (prompts, n_neurons): raw scores, with keep="all" only.
+
+    >>> scores = nl.Scores.load("scores")           # doctest: +SKIP
+    >>> neurons = scores.find(good=100, bad=100)    # doctest: +SKIP
+    """
+
+    values: Tensor
+    stderr: Tensor
+    sign_consistency: Tensor
+    anatomy: Anatomy
+    provenance: dict[str, Any] = field(default_factory=dict)
+    per_prompt: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.values.shape != (self.anatomy.n_neurons,):
+            raise InputError(f"values: shape {tuple(self.values.shape)} does not fit a {self.anatomy.describe()}")
+
+    def find(self, good: int = 100, bad: int = 100) -> NeuronSet:
+        """The neurons that help most and hurt most; fewer, with a warning, where the sign does not allow more."""
+        from .neurons import NeuronSet
+
+        return NeuronSet.find(self, good, bad)
+
+    def to_dataframe(self) -> pandas.DataFrame:
+        """One row a neuron: layer, expert, index, score, stderr, sign_consistency. Needs pandas."""
+        try:
+            import pandas
+        except ImportError as error:
+            raise InputError("to_dataframe needs pandas: pip install pandas") from error
+
+        layer, expert, index = self.anatomy.locate(torch.arange(self.anatomy.n_neurons))
+        return pandas.DataFrame(
+            {
+                "layer": layer.numpy(),
+                "expert": expert.numpy(),
+                "index": index.numpy(),
+                "score": self.values.numpy(),
+                "stderr": self.stderr.numpy(),
+                "sign_consistency": self.sign_consistency.numpy(),
+            }
+        )
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write the scores into a folder, whole or not at all."""
+        from safetensors.torch import save_file
+
+        tensors = {"values": self.values, "stderr": self.stderr, "sign_consistency": self.sign_consistency}
+        if self.per_prompt is not None:
+            tensors["per_prompt"] = self.per_prompt
+        with new_folder(folder) as temporary:
+            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary / TENSORS)
+            write_json(temporary / CONFIG, {"anatomy": self.anatomy.to_dict(), "provenance": self.provenance})
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str]) -> Scores:
+        """Read what `save` wrote."""
+        config = read_json(folder, CONFIG, "scores")
+        tensors = read_tensors(folder, TENSORS, "scores")
+        anatomy = Anatomy.from_dict(config["anatomy"])
+        return cls(anatomy=anatomy, provenance=config["provenance"], per_prompt=tensors.pop("per_prompt", None), **tensors)

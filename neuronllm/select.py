@@ -1,0 +1,102 @@
+"""The k largest and the k smallest of an array of scores, exactly.
+
+Order: by value, then by lowest index. NaN is counted and never selected, -0 equals +0, a k above the number of valid
+elements gives a shorter result. The torch version here is the reference; the C++ extension gives the same result.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .errors import InputError
+
+BACKENDS = ("auto", "ext", "torch")
+
+
+class End(NamedTuple):
+    """One end of an array, best first; indices are int64."""
+
+    values: Any
+    indices: Any
+
+
+class Extremes(NamedTuple):
+    """Both ends of an array. Tensors for a tensor, NumPy arrays for anything else."""
+
+    largest: End
+    smallest: End
+    n_nan: int
+    n_valid: int
+
+
+def extremes(
+    x: Any, largest: int = 0, smallest: int = 0, *, sorted: bool = True, backend: str = "auto"
+) -> Extremes:
+    """The `largest` greatest and `smallest` least elements of a one-dimensional array.
+
+    >>> extremes([3.0, 1.0, 2.0], largest=2).largest.indices.tolist()
+    [0, 2]
+    """
+    if backend not in BACKENDS:
+        raise InputError(f"backend={backend!r}: known back ends are {', '.join(BACKENDS)}")
+    for name, k in (("largest", largest), ("smallest", smallest)):
+        if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 0:
+            raise InputError(f"{name}={k!r}: give a whole number, 0 or more")
+    tensor = x if isinstance(x, Tensor) else torch.from_numpy(np.ascontiguousarray(x))
+    if tensor.ndim != 1:
+        raise InputError(f"x: give a one-dimensional array, not one of shape {tuple(tensor.shape)}")
+    if not tensor.is_floating_point():
+        tensor = tensor.double()
+    reason = extension_refusal(tensor)
+    if backend == "ext" and reason:
+        raise InputError(f'backend="ext": {reason}')
+    found = _torch(tensor, largest, smallest) if backend == "torch" or reason else _ext(tensor, largest, smallest)
+    if isinstance(x, Tensor):
+        return found
+    return Extremes(*(End(end.values.numpy(), end.indices.numpy()) for end in found[:2]), *found[2:])
+
+
+def extension_refusal(x: Tensor | None = None) -> str | None:
+    """Why the extension cannot take `x` (or, without one, any array); None if it can."""
+    try:
+        from . import _select  # noqa: F401
+    except ImportError as error:
+        return f"the extension neuronllm._select is not built ({error})"
+    if x is not None and (x.dtype != torch.float32 or x.device.type != "cpu" or not x.is_contiguous()):
+        return "the extension takes contiguous float32 arrays in CPU memory"
+    return None
+
+
+def _ext(x: Tensor, largest: int, smallest: int) -> Extremes:
+    from . import _select
+
+    values, indices, low_values, low_indices, n_nan, n_valid = _select.extremes(x.detach().numpy(), largest, smallest)
+    as_end = (End(torch.from_numpy(v), torch.from_numpy(i)) for v, i in ((values, indices), (low_values, low_indices)))
+    return Extremes(*as_end, n_nan, n_valid)
+
+
+def _torch(x: Tensor, largest: int, smallest: int) -> Extremes:
+    valid = ~x.isnan()
+    n_valid = int(valid.sum())
+    where = valid.nonzero()[:, 0]
+    kept = x[where]
+    ends = (_end(kept, k, descending) for k, descending in ((largest, True), (smallest, False)))
+    return Extremes(*(End(v, where[i]) for v, i in ends), x.numel() - n_valid, n_valid)
+
+
+def _end(x: Tensor, k: int, descending: bool) -> tuple[Tensor, Tensor]:
+    """The first k of x in stable order; topk finds the bound, so that only what lies beyond it is sorted."""
+    k = min(int(k), x.numel())
+    if k == 0:
+        return x[:0], torch.zeros(0, dtype=torch.int64, device=x.device)
+    key = x + 0.0  # -0 becomes +0
+    bound = key.topk(k, largest=descending).values[-1]
+    beyond = (key > bound if descending else key < bound).nonzero()[:, 0]
+    ties = (key == bound).nonzero()[: k - len(beyond), 0]
+    chosen = torch.cat([beyond, ties]).sort().values
+    chosen = chosen[key[chosen].sort(descending=descending, stable=True).indices]
+    return x[chosen], chosen

@@ -1,0 +1,62 @@
+"""The few statistics that reports need, in NumPy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+
+def bootstrap_interval(values: np.ndarray, seed: int = 0, resamples: int = 2000) -> tuple[float, float]:
+    """95 % percentile interval of the mean, resampling the values.
+
+    >>> bootstrap_interval(np.ones(10))
+    (1.0, 1.0)
+    """
+    generator = np.random.default_rng(seed)
+    means = [generator.choice(values, len(values)).mean() for _ in range(resamples)]
+    low, high = np.percentile(means, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def mcnemar(lost: int, won: int) -> float:
+    """Two-sided exact p-value of McNemar's test: of the items that changed, is losing as likely as winning?
+
+    >>> mcnemar(0, 6)
+    0.03125
+    """
+    changed = lost + won
+    if changed == 0:
+        return 1.0
+    tail = sum(math.comb(changed, n) for n in range(min(lost, won) + 1))
+    return min(1.0, 2 * tail / 2**changed)
+
+
+def relative_change(before: float, after: float) -> float | None:
+    """(after - before) / before, signed; None if there was nothing before."""
+    return (after - before) / before if before else None
+
+
+def percent_of(drawn: Sequence[float], value: float) -> float:
+    """Percentile of a value among drawn ones, ties counting half.
+
+    >>> percent_of([1.0, 2.0, 3.0, 4.0], 2.5)
+    50.0
+    """
+    array = np.asarray(drawn)
+    return float(100 * ((array < value).mean() + (array == value).mean() / 2))
+
+
+def spearman(x: np.ndarray, y: np.ndarray) -> float:
+    """Rank correlation, ties at their mean rank; NaN if one side is constant."""
+    rx, ry = _ranks(np.asarray(x)), _ranks(np.asarray(y))
+    if rx.std() == 0 or ry.std() == 0:
+        return float("nan")
+    return float(np.corrcoef(rx, ry)[0, 1])
+
+
+def _ranks(x: np.ndarray) -> np.ndarray:
+    _, inverse, counts = np.unique(x, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    return (last - (counts - 1) / 2)[inverse]

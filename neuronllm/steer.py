@@ -1,0 +1,134 @@
+"""Edits on a live model: factors on neurons, in front of the down projections.
+
+`visiting` is the one place that hooks a model's neurons; the engine and the edits are built on it. Hooks leave with the
+context, also after an exception, and a forward pass that bypassed one of them raises instead of giving unedited numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Union
+
+import torch
+from torch import nn
+
+from .anatomy import Anatomy, Site
+from .errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Positions = Union[str, int, slice, torch.Tensor]
+Visit = Callable[[Site, torch.Tensor], "torch.Tensor | None"]
+
+
+class HookError(RuntimeError):
+    """A forward pass went past a down projection that was to be seen or edited."""
+
+
+@contextmanager
+def visiting(model: PreTrainedModel, sites: Sequence[Site], visit: Visit) -> Iterator[None]:
+    """Call `visit(site, h)` with h (batch, tokens, width) in front of every site's down projection.
+
+    What `visit` returns replaces h; None leaves it. Every forward pass of `model` must reach every site.
+    """
+    fired: set[str] = set()
+    shapes: dict[str, torch.Size] = {}
+    handles: list[Any] = []
+
+    def remember_shape(block: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple, kwargs: dict) -> None:
+            shapes[block] = (args[0] if args else kwargs["hidden_states"]).shape[:2]
+
+        return hook
+
+    def intercept(site: Site) -> Callable[..., tuple | None]:
+        def hook(module: nn.Module, args: tuple) -> tuple | None:
+            fired.add(site.down)
+            h = args[0]
+            # Some blocks (OPT) flatten batch and tokens before their linear modules.
+            edited = visit(site, h if h.ndim == 3 else h.unflatten(0, shapes[site.block]))
+            return None if edited is None else (edited.reshape(h.shape), *args[1:])
+
+        return hook
+
+    def check(module: nn.Module, args: tuple, output: Any) -> None:
+        missed = [site.down for site in sites if site.down not in fired]
+        if missed:
+            raise HookError(
+                f"{missed[0]} was bypassed in a forward pass ({len(missed)} of {len(sites)} down projections): "
+                "the model computes its FFN without calling the module, so its neurons cannot be reached"
+            )
+
+    try:
+        handles.append(model.register_forward_pre_hook(lambda *_: fired.clear()))
+        handles.append(model.register_forward_hook(check))
+        for site in sites:
+            block, down = model.get_submodule(site.block), model.get_submodule(site.down)
+            handles.append(block.register_forward_pre_hook(remember_shape(site.block), with_kwargs=True))
+            handles.append(down.register_forward_pre_hook(intercept(site)))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def edit(
+    model: PreTrainedModel, ids: Any, factors: Any, *, positions: Positions = "all", anatomy: Anatomy | None = None
+) -> Iterator[PreTrainedModel]:
+    """Multiply neurons by factors while the context lasts: 0 silences, 2 doubles.
+
+    `factors` is one number or one a neuron. `positions` is "all", an index or slice into the tokens of every forward
+    pass, or an int64 tensor with one index a row of the batch.
+
+    >>> with edit(model, ids=[3, 17], factors=0.0):   # doctest: +SKIP
+    ...     model.generate(**inputs)
+    """
+    anatomy = anatomy or Anatomy.of(model)
+    if isinstance(positions, str) and positions != "all":
+        hint = " (only nl.evaluate and nl.attribute know the answer position)" if positions == "answer" else ""
+        raise InputError(f'positions={positions!r}: a live edit takes "all", an index, a slice or a tensor{hint}')
+    by_site = _factors_by_site(anatomy, ids, factors)
+    # The factors move to a site's device and dtype at the first pass and stay there.
+    placed: dict[str, torch.Tensor] = {}
+
+    def scale(site: Site, h: torch.Tensor) -> torch.Tensor:
+        factor = placed.get(site.down)
+        if factor is None or factor.device != h.device or factor.dtype != h.dtype:
+            factor = placed[site.down] = by_site[site.down].to(h)
+        return _scaled(h, factor, positions)
+
+    sites = [site for site in anatomy.sites if site.down in by_site]
+    with visiting(model, sites, scale):
+        yield model
+
+
+def _scaled(h: torch.Tensor, factor: torch.Tensor, positions: Positions) -> torch.Tensor:
+    if isinstance(positions, str):
+        return h * factor
+    out = h.clone()
+    if isinstance(positions, torch.Tensor):
+        rows = torch.arange(h.shape[0], device=h.device)
+        out[rows, positions.to(h.device)] *= factor
+    else:
+        out[:, positions] *= factor
+    return out
+
+
+def _factors_by_site(anatomy: Anatomy, ids: Any, factors: Any) -> dict[str, torch.Tensor]:
+    """A dense row of factors for every site that holds an edited neuron."""
+    ids = anatomy.checked(ids)
+    factors = torch.as_tensor(factors, dtype=torch.float64).reshape(-1).expand(ids.numel())
+    if not bool(factors.isfinite().all()):
+        raise InputError("factors: every factor must be a finite number")
+    if ids.unique().numel() != ids.numel():
+        raise InputError("ids: a neuron is named twice; give each neuron one factor")
+    rows = {}
+    for n in anatomy.site_of(ids).unique().tolist():
+        here = anatomy.site_of(ids) == n
+        row = torch.ones(anatomy.sites[n].width, dtype=torch.float64)
+        row[ids[here] - anatomy.offsets[n]] = factors[here]
+        rows[anatomy.sites[n].down] = row
+    return rows

@@ -1,0 +1,73 @@
+"""Tiny random models of every family, built from their Hugging Face configurations."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+VOCABULARY = 60
+GLU = (
+    "llama mistral qwen2 qwen3 gemma gemma2 gemma3_text olmo2 granite cohere cohere2 smollm3 stablelm seed_oss phi3 glm4 "
+    "lfm2"
+).split()
+PLAIN = "gpt2 opt gpt_neox falcon phi gptj nemotron starcoder2 bloom".split()
+DENSE = GLU + PLAIN
+POST_NORMED = {"gemma2", "gemma3_text", "olmo2", "glm4"}
+EXPERTS = "mixtral qwen2_moe qwen3_moe olmoe deepseek_v3 gpt_oss".split()
+
+_COMMON = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 96,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+# None takes a setting away.
+_SPECIAL: dict[str, dict[str, Any]] = {
+    "mistral": {"sliding_window": 8},
+    "gemma2": {"sliding_window": 8, "query_pre_attn_scalar": 4},
+    "gemma3_text": {"sliding_window": 8, "query_pre_attn_scalar": 4, "layer_types": ["sliding_attention", "full_attention"]},
+    "gpt2": {"n_embd": 16, "n_layer": 2, "n_head": 4, "n_positions": 96, "n_inner": 28},
+    "gptj": {"n_embd": 16, "n_layer": 2, "n_head": 4, "n_positions": 96, "n_inner": 28, "rotary_dim": 4},
+    "opt": {"ffn_dim": 28, "word_embed_proj_dim": 16},
+    "falcon": {"head_dim": None, "ffn_hidden_size": 28, "new_decoder_architecture": False, "alibi": False},
+    "bloom": {"n_head": 4, "n_layer": 2},
+    "lfm2": {"layer_types": ["conv", "full_attention"], "block_auto_adjust_ff_dim": True, "block_multiple_of": 4},
+    "cohere": {"logit_scale": 0.5},
+    "deepseek_v3": {"first_k_dense_replace": 1, "head_dim": None},
+    "granite": {"residual_multiplier": 0.7, "logits_scaling": 2.0, "attention_multiplier": 0.5},
+}
+
+
+def tiny(name: str, dtype: torch.dtype = torch.float64, std: float = 0.2, **extra: Any) -> Any:
+    """A random model of the family `name` in eval mode; larger weights than usual, so that every edit shows."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    settings = {**_COMMON, "intermediate_size": 28, "num_key_value_heads": 2, "head_dim": 4}
+    settings |= _SPECIAL.get(name, {}) | extra
+    settings = {key: value for key, value in settings.items() if value is not None}
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(name, **settings)
+    model = AutoModelForCausalLM.from_config(config).to(dtype).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(0, std)
+    return model
+
+
+def random_prompts(count: int = 2, length: int = 11, options: int = 3) -> list[Any]:
+    """Prompts of random tokens; each option has two token ids."""
+    from neuronllm.prompts import Prompt
+
+    generator = torch.Generator().manual_seed(7)
+    prompts = []
+    for n in range(count):
+        ids = torch.randint(3, VOCABULARY, (length + n,), generator=generator).tolist()
+        option_ids = [[3 + 2 * k, 4 + 2 * k] for k in range(options)]
+        prompts.append(Prompt(input_ids=ids, option_ids=option_ids, answer=n % options, question_id=f"q{n}"))
+    return prompts
