@@ -14,8 +14,6 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any
 
-__version__ = "0.1.0"
-
 # The public names and where they live; each module is imported when its name is first used.
 _PUBLIC = {
     "load_model": "loading",
@@ -56,6 +54,8 @@ def __getattr__(name: str) -> Any:
         value = getattr(import_module(f".{_PUBLIC[name]}", __name__), name)
         globals()[name] = value
         return value
+    if name == "__version__":
+        return import_module(".env", __name__).package_version("neuronllm")
     if name in ("select", "methods", "transform"):
         return import_module(f".{name}", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -122,7 +122,7 @@ class Anatomy:
 
     def checked(self, ids: Any) -> torch.Tensor:
         ids = torch.as_tensor(ids, dtype=torch.int64).reshape(-1)
-        if ids.numel() and not (0 <= int(ids.min()) and int(ids.max()) < self.n_neurons):
+        if ids.numel() and not (int(ids.min()) >= 0 and int(ids.max()) < self.n_neurons):
             raise InputError(f"neuron ids must lie in 0..{self.n_neurons - 1}: this is a {self.describe()}")
         return ids
 
@@ -141,7 +141,7 @@ def _from_entry_points(model_type: str) -> Callable[[Any], list[Site]] | None:
     return next(iter(found)).load() if found else None
 
 
-def decoder_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
+def decoder_layers(model: Any) -> tuple[str, nn.ModuleList]:
     """The decoder's stack of layers and its dotted name: the module list that holds the most parameters."""
     decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
     stacks = [m for m in decoder.modules() if isinstance(m, nn.ModuleList)]

@@ -7,7 +7,7 @@ import os
 import warnings
 from collections.abc import Sequence
 from hashlib import sha256
-from typing import TYPE_CHECKING, Any, Union
+from typing import TYPE_CHECKING, Any
 
 import torch
 from tqdm.auto import tqdm
@@ -17,6 +17,7 @@ from .engine import open_engine
 from .engine.answers import answered_right, check_batch_size, option_logprobs
 from .engine.borrowed import check_prompts
 from .engine.objective import check_objective
+from .env import package_version
 from .errors import InputError
 from .files import check_new_folder
 from .methods import Method, get_method
@@ -27,7 +28,7 @@ from .scores import Scores
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-Questions = Sequence[Union[Question, Prompt]]
+Questions = Sequence[Question | Prompt]
 ITEMS = ("all", "wrong", "right")
 KEEPS = ("mean", "all")
 _log = logging.getLogger("neuronllm")
@@ -78,8 +79,8 @@ def attribute(
     with open_engine(model, anatomy, backend, dtype=dtype, batch_size=batch_size) as engine:
         if how.integrates and engine.post_normed(prompts[0]):
             warnings.warn(
-                f"{type(model).__name__} normalises what its FFNs put out: integrated gradients ({method}) scale a whole "
-                'layer, which such a norm undoes; use method="gradient" or "exact"',
+                f"{type(model).__name__} normalises what its FFNs put out, which undoes the scaling of a whole layer "
+                f'that integrated gradients ({method}) rest on; use method="gradient" or "exact"',
                 stacklevel=2,
             )
         for group in tqdm(groups, desc=method, disable=not progress, unit="question"):
@@ -157,11 +158,7 @@ def _chosen(
 def _provenance(
     model: PreTrainedModel, tokenizer: Any, questions: Questions, how: Method, groups: list[list[Prompt]], template: Any
 ) -> dict[str, Any]:
-    import transformers
-
-    from . import __version__
-
-    rendered = isinstance(questions[0], Prompt)
+    asked = [q for q in questions if isinstance(q, Question)]
     first = groups[0][0]
     return {
         "model": model.config._name_or_path,
@@ -172,11 +169,11 @@ def _provenance(
         "options": {name: getattr(how, name) for name in how.options()},
         "questions": len(groups),
         "prompts": sum(len(group) for group in groups),
-        "question_fingerprint": _prompt_hash(questions) if rendered else fingerprint(questions),
-        "template_hash": None if rendered else template_hash(template, tokenizer),
+        "question_fingerprint": fingerprint(asked) if asked else _prompt_hash(questions),
+        "template_hash": template_hash(template, tokenizer) if asked else None,
         "option_tokens": [list(ids) for ids in first.option_ids],
-        "transformers": transformers.__version__,
-        "neuronllm": __version__,
+        "transformers": package_version("transformers"),
+        "neuronllm": package_version("neuronllm"),
     }
 
 

@@ -1,8 +1,8 @@
 """Judge a model on questions, with and without an edit, beside random neuron sets of the same size per layer.
 
 Accuracy alone hides two ways to fool oneself: a model that answers one letter whatever is asked, and an effect that any
-random edit has. So every report shows the histogram of predicted letters, letter-balanced accuracy, confidence intervals
-by bootstrap over questions, McNemar's exact test on flipped questions, and the percentiles of random controls.
+random edit has. So every report shows the histogram of predicted letters, letter-balanced accuracy, confidence
+intervals by bootstrap over questions, McNemar's exact test on flipped questions, and percentiles of random controls.
 """
 
 from __future__ import annotations
@@ -162,7 +162,9 @@ def evaluate(
     positions = positions or tuned_positions or "answer"
     change = Edit(*neurons.edits(model, good, bad), positions)
     edited = ask(change, mode or "edited", progress)
-    report = Report(**edited.summary(), questions=len(edited.groups), ci=_intervals(base, edited, seed), base=base.summary())
+    report = Report(
+        **edited.summary(), questions=len(edited.groups), ci=_intervals(base, edited, seed), base=base.summary()
+    )
     report.edit = {"mode": mode, "good": good, "bad": bad, "positions": positions, "neurons": len(change.ids)}
     report.rac = relative_change(base.accuracy, edited.accuracy)
     report.rcc = relative_change(base.mean_p_right, edited.mean_p_right)

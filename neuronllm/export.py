@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -64,9 +64,11 @@ def bake(
     plan = []
     for n in where.unique().tolist():
         site = anatomy.sites[n]
-        weight = model.get_submodule(site.down).weight
+        weight: Any = model.get_submodule(site.down).weight
         if not weight.is_floating_point() or weight.ndim != 2:
-            raise InputError(f"{site.down}: quantised weights cannot be baked, use the live edit or unquantised weights")
+            raise InputError(
+                f"{site.down}: quantised weights cannot be baked, use the live edit or unquantised weights"
+            )
         index = (ids[where == n] - anatomy.offsets[n]).to(weight.device)
         plan.append((weight.data, index, 0 if site.transposed else 1, factors[where == n]))
     handle = Baked()

@@ -48,7 +48,9 @@ class NeuronSet:
 
     def __post_init__(self) -> None:
         if not len(self.ids) == len(self.role) == len(self.score):
-            raise InputError(f"ids, role and score differ in length: {len(self.ids)}, {len(self.role)}, {len(self.score)}")
+            raise InputError(
+                f"ids, role and score differ in length: {len(self.ids)}, {len(self.role)}, {len(self.score)}"
+            )
         if self.ids.unique().numel() != len(self.ids):
             raise InputError("ids: a neuron is named twice")
         if not np.isin(self.role, ROLES).all():
@@ -69,7 +71,13 @@ class NeuronSet:
                 )
             parts.append((end.indices[signed], [role] * int(signed.sum()), end.values[signed]))
         ids, roles, values = zip(*parts, strict=True)
-        return cls(torch.cat(ids), np.array(sum(roles, []), dtype="<U4"), torch.cat(values), scores.anatomy, dict(scores.provenance))
+        return cls(
+            torch.cat(ids),
+            np.array(sum(roles, []), dtype="<U4"),
+            torch.cat(values),
+            scores.anatomy,
+            dict(scores.provenance),
+        )
 
     # ---- what is in it ----
 
@@ -187,9 +195,7 @@ class NeuronSet:
         """Flat ids in `model` and their factors; a role without a factor is left out."""
         anatomy = Anatomy.of(model)
         if not anatomy.same_layout(self.anatomy):
-            raise InputError(
-                f"the neuron set is of a {self.anatomy.describe()}, the model is a {anatomy.describe()}: they do not fit"
-            )
+            raise InputError(f"the neuron set is of a {self.anatomy.describe()}, the model is a {anatomy.describe()}")
         factor = {"good": 1.0 if good is None else float(good), "bad": 1.0 if bad is None else float(bad)}
         factors = torch.tensor([factor[role] for role in self.role.tolist()], dtype=torch.float64)
         return self.ids[factors != 1], factors[factors != 1]
@@ -251,7 +257,9 @@ class NeuronSet:
         return cls(ids, np.full(len(ids), "good"), score, anatomy, {"method": "qrnca", "source": Path(path).name})
 
     def _card(self, name: str) -> str:
-        made = {key: self.provenance[key] for key in ("model", "method", "objective", "positions") if key in self.provenance}
+        made = {
+            key: self.provenance[key] for key in ("model", "method", "objective", "positions") if key in self.provenance
+        }
         facts = "\n".join(f"- {key}: {value}" for key, value in made.items())
         counts = {role: int((self.role == role).sum()) for role in ROLES}
         return (

@@ -85,4 +85,6 @@ class Scores:
         config = read_json(folder, CONFIG, "scores")
         tensors = read_tensors(folder, TENSORS, "scores")
         anatomy = Anatomy.from_dict(config["anatomy"])
-        return cls(anatomy=anatomy, provenance=config["provenance"], per_prompt=tensors.pop("per_prompt", None), **tensors)
+        return cls(
+            anatomy=anatomy, provenance=config["provenance"], per_prompt=tensors.pop("per_prompt", None), **tensors
+        )

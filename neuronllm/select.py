@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .env import extension
 from .errors import InputError
 
 BACKENDS = ("auto", "ext", "torch")
@@ -33,9 +34,7 @@ class Extremes(NamedTuple):
     n_valid: int
 
 
-def extremes(
-    x: Any, largest: int = 0, smallest: int = 0, *, sorted: bool = True, backend: str = "auto"
-) -> Extremes:
+def extremes(x: Any, largest: int = 0, smallest: int = 0, *, sorted: bool = True, backend: str = "auto") -> Extremes:
     """The `largest` greatest and `smallest` least elements of a one-dimensional array.
 
     >>> extremes([3.0, 1.0, 2.0], largest=2).largest.indices.tolist()
@@ -57,26 +56,27 @@ def extremes(
     found = _torch(tensor, largest, smallest) if backend == "torch" or reason else _ext(tensor, largest, smallest)
     if isinstance(x, Tensor):
         return found
-    return Extremes(*(End(end.values.numpy(), end.indices.numpy()) for end in found[:2]), *found[2:])
+    largest_end, smallest_end = (End(end.values.numpy(), end.indices.numpy()) for end in found[:2])
+    return Extremes(largest_end, smallest_end, found.n_nan, found.n_valid)
 
 
 def extension_refusal(x: Tensor | None = None) -> str | None:
     """Why the extension cannot take `x` (or, without one, any array); None if it can."""
-    try:
-        from . import _select  # noqa: F401
-    except ImportError as error:
-        return f"the extension neuronllm._select is not built ({error})"
+    module, reason = extension()
+    if module is None:
+        return reason
     if x is not None and (x.dtype != torch.float32 or x.device.type != "cpu" or not x.is_contiguous()):
         return "the extension takes contiguous float32 arrays in CPU memory"
     return None
 
 
 def _ext(x: Tensor, largest: int, smallest: int) -> Extremes:
-    from . import _select
-
-    values, indices, low_values, low_indices, n_nan, n_valid = _select.extremes(x.detach().numpy(), largest, smallest)
-    as_end = (End(torch.from_numpy(v), torch.from_numpy(i)) for v, i in ((values, indices), (low_values, low_indices)))
-    return Extremes(*as_end, n_nan, n_valid)
+    module, _ = extension()
+    assert module is not None  # extension_refusal has asked
+    values, indices, low_values, low_indices, n_nan, n_valid = module.extremes(x.detach().numpy(), largest, smallest)
+    high = End(torch.from_numpy(values), torch.from_numpy(indices))
+    low = End(torch.from_numpy(low_values), torch.from_numpy(low_indices))
+    return Extremes(high, low, n_nan, n_valid)
 
 
 def _torch(x: Tensor, largest: int, smallest: int) -> Extremes:
@@ -84,8 +84,8 @@ def _torch(x: Tensor, largest: int, smallest: int) -> Extremes:
     n_valid = int(valid.sum())
     where = valid.nonzero()[:, 0]
     kept = x[where]
-    ends = (_end(kept, k, descending) for k, descending in ((largest, True), (smallest, False)))
-    return Extremes(*(End(v, where[i]) for v, i in ends), x.numel() - n_valid, n_valid)
+    (high, high_at), (low, low_at) = _end(kept, largest, descending=True), _end(kept, smallest, descending=False)
+    return Extremes(End(high, where[high_at]), End(low, where[low_at]), x.numel() - n_valid, n_valid)
 
 
 def _end(x: Tensor, k: int, descending: bool) -> tuple[Tensor, Tensor]:

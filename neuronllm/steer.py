@@ -1,14 +1,15 @@
 """Edits on a live model: factors on neurons, in front of the down projections.
 
-`visiting` is the one place that hooks a model's neurons; the engine and the edits are built on it. Hooks leave with the
-context, also after an exception, and a forward pass that bypassed one of them raises instead of giving unedited numbers.
+`visiting` is the one place that hooks a model's neurons; the engine and the edits are built on it. Hooks leave with
+the context, also after an exception, and a forward pass that bypassed one of them raises instead of giving unedited
+numbers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Union
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import nn
@@ -19,7 +20,7 @@ from .errors import InputError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-Positions = Union[str, int, slice, torch.Tensor]
+Positions: TypeAlias = "str | int | slice | torch.Tensor"
 Visit = Callable[[Site, torch.Tensor], "torch.Tensor | None"]
 
 
@@ -38,13 +39,13 @@ def visiting(model: PreTrainedModel, sites: Sequence[Site], visit: Visit) -> Ite
     handles: list[Any] = []
 
     def remember_shape(block: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: tuple, kwargs: dict) -> None:
+        def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
             shapes[block] = (args[0] if args else kwargs["hidden_states"]).shape[:2]
 
         return hook
 
-    def intercept(site: Site) -> Callable[..., tuple | None]:
-        def hook(module: nn.Module, args: tuple) -> tuple | None:
+    def intercept(site: Site) -> Callable[..., Any]:
+        def hook(module: nn.Module, args: Any) -> Any:
             fired.add(site.down)
             h = args[0]
             # Some blocks (OPT) flatten batch and tokens before their linear modules.
@@ -53,7 +54,7 @@ def visiting(model: PreTrainedModel, sites: Sequence[Site], visit: Visit) -> Ite
 
         return hook
 
-    def check(module: nn.Module, args: tuple, output: Any) -> None:
+    def check(module: nn.Module, args: Any, output: Any) -> None:
         missed = [site.down for site in sites if site.down not in fired]
         if missed:
             raise HookError(

@@ -44,7 +44,9 @@ def report_lines(report: Any) -> list[str]:
     lines = [f"{report.questions} questions" + (f", {_edit(report.edit)}" if base else "")]
     for name, label in (("accuracy", "accuracy"), ("balanced_accuracy", "letter-balanced"), ("p_right", "P(right)")):
         now = show(getattr(report, name))
-        lines.append(f"{label:<18}" + (f"{show(base[name])} -> {now}" if base else now) + _control(report.controls, name))
+        lines.append(
+            f"{label:<18}" + (f"{show(base[name])} -> {now}" if base else now) + _control(report.controls, name)
+        )
     lines.append(f"{'letters':<18}" + (f"{show(base['letters'])} -> " if base else "") + show(report.letters))
     for name, interval in report.ci.items():
         sign = show(interval) if name.endswith("change") else f"{interval[0]:.3f} to {interval[1]:.3f}"

@@ -133,9 +133,7 @@ def _starts(ks: Sequence[int], sizes: dict[str, int], positions: Sequence[str]) 
                 yield Point(min(k, sizes["good"]), min(k, sizes["bad"]), good, bad, where)
 
 
-def _neighbours(
-    point: Point, ks: Sequence[int], sizes: dict[str, int], factors: Sequence[float]
-) -> Iterator[Point]:
+def _neighbours(point: Point, ks: Sequence[int], sizes: dict[str, int], factors: Sequence[float]) -> Iterator[Point]:
     """Points that differ in one coordinate."""
     for factor in factors:
         yield point._replace(good=factor)

@@ -146,7 +146,9 @@ def test_direct_score_is_the_neurons_own_push(name):
     down = model.get_submodule(site.down)
     columns = down.weight if site.transposed else down.weight.T
     out = []
-    handle = model.get_submodule(site.block).register_forward_hook(lambda m, a, o: out.append(o[0] if isinstance(o, tuple) else o))
+    handle = model.get_submodule(site.block).register_forward_hook(
+        lambda m, a, o: out.append(o[0] if isinstance(o, tuple) else o)
+    )
     h = clean_h(model, prompt, site.down)
     handle.remove()
     residual = out[0].reshape(-1, out[0].shape[-1])[-1] - h @ columns  # the bias, where there is one, stays
@@ -188,7 +190,10 @@ def relp_by_hand(model, prompt) -> torch.Tensor:
     model.model.norm = Norm(model.model.norm)
     for layer in model.model.layers:
         layer.mlp = Mlp(layer.mlp)
-        layer.input_layernorm, layer.post_attention_layernorm = Norm(layer.input_layernorm), Norm(layer.post_attention_layernorm)
+        layer.input_layernorm, layer.post_attention_layernorm = (
+            Norm(layer.input_layernorm),
+            Norm(layer.post_attention_layernorm),
+        )
     objective_value("logp_options", answer_logits(model, torch.tensor([prompt.input_ids])), prompt).sum().backward()
     return torch.cat([(layer.mlp.h * layer.mlp.h.grad)[0, -1] for layer in model.model.layers]).detach()
 
@@ -234,9 +239,7 @@ def test_scores_of_a_prompt_do_not_depend_on_its_company():
 def test_batch_size_changes_no_effect():
     model, prompts = tiny("llama"), random_prompts(1)
     with ReferenceEngine(model, dtype=torch.float64, batch_size=3) as small, judge(model) as large:
-        assert torch.allclose(
-            small.effects(prompts, "p_options"), large.effects(prompts, "p_options"), atol=1e-12
-        )
+        assert torch.allclose(small.effects(prompts, "p_options"), large.effects(prompts, "p_options"), atol=1e-12)
 
 
 def test_frequency_is_the_sign_of_the_gate():

@@ -7,14 +7,29 @@ from typing import Any
 import torch
 
 VOCABULARY = 60
-GLU = (
-    "llama mistral qwen2 qwen3 gemma gemma2 gemma3_text olmo2 granite cohere cohere2 smollm3 stablelm seed_oss phi3 glm4 "
-    "lfm2"
-).split()
-PLAIN = "gpt2 opt gpt_neox falcon phi gptj nemotron starcoder2 bloom".split()
+GLU = [
+    "llama",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "gemma",
+    "gemma2",
+    "gemma3_text",
+    "olmo2",
+    "granite",
+    "cohere",
+    "cohere2",
+    "smollm3",
+    "stablelm",
+    "seed_oss",
+    "phi3",
+    "glm4",
+    "lfm2",
+]
+PLAIN = ["gpt2", "opt", "gpt_neox", "falcon", "phi", "gptj", "nemotron", "starcoder2", "bloom"]
 DENSE = GLU + PLAIN
 POST_NORMED = {"gemma2", "gemma3_text", "olmo2", "glm4"}
-EXPERTS = "mixtral qwen2_moe qwen3_moe olmoe deepseek_v3 gpt_oss".split()
+EXPERTS = ["mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "deepseek_v3", "gpt_oss"]
 
 _COMMON = {
     "vocab_size": VOCABULARY,
@@ -30,7 +45,11 @@ _COMMON = {
 _SPECIAL: dict[str, dict[str, Any]] = {
     "mistral": {"sliding_window": 8},
     "gemma2": {"sliding_window": 8, "query_pre_attn_scalar": 4},
-    "gemma3_text": {"sliding_window": 8, "query_pre_attn_scalar": 4, "layer_types": ["sliding_attention", "full_attention"]},
+    "gemma3_text": {
+        "sliding_window": 8,
+        "query_pre_attn_scalar": 4,
+        "layer_types": ["sliding_attention", "full_attention"],
+    },
     "gpt2": {"n_embd": 16, "n_layer": 2, "n_head": 4, "n_positions": 96, "n_inner": 28},
     "gptj": {"n_embd": 16, "n_layer": 2, "n_head": 4, "n_positions": 96, "n_inner": 28, "rotary_dim": 4},
     "opt": {"ffn_dim": 28, "word_embed_proj_dim": 16},

@@ -58,7 +58,10 @@ def option_logprobs(
     anatomy = anatomy or (Anatomy.of(model) if change is not None else None)
     out = torch.full((len(prompts), max(len(p.option_ids) for p in prompts)), float("-inf"))
     by_length = sorted(range(len(prompts)), key=lambda n: len(prompts[n].input_ids))
-    with borrowed(model, attention=None), tqdm(total=len(prompts), desc=label, disable=not progress, unit="prompt") as bar:
+    with (
+        borrowed(model, attention=None),
+        tqdm(total=len(prompts), desc=label, disable=not progress, unit="prompt") as bar,
+    ):
         for start in range(0, len(prompts), size):
             here = by_length[start : start + size]
             logits = _asked(model, [prompts[n] for n in here], change, anatomy)
@@ -69,9 +72,7 @@ def option_logprobs(
     return out
 
 
-def _asked(
-    model: PreTrainedModel, prompts: Sequence[Prompt], change: Edit | None, anatomy: Anatomy | None
-) -> Tensor:
+def _asked(model: PreTrainedModel, prompts: Sequence[Prompt], change: Edit | None, anatomy: Anatomy | None) -> Tensor:
     lengths = torch.tensor([len(p.input_ids) for p in prompts])
     ids = torch.zeros(len(prompts), int(lengths.max()), dtype=torch.int64)
     for row, prompt in zip(ids, prompts, strict=True):

@@ -59,7 +59,7 @@ def _can_take(model: PreTrainedModel, attention: str) -> bool:
 
 
 class DoublePrecision(TorchFunctionMode):
-    """Keeps float64 tensors float64 where a model's code asks for float32 (norms, softmax), so that float64 is meant."""
+    """Keeps float64 tensors float64 where a model's code asks for float32 (norms, softmax)."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -74,12 +74,10 @@ class DoublePrecision(TorchFunctionMode):
 
 def input_device(model: PreTrainedModel) -> torch.device:
     """Where token ids go, also when a device map spreads the model."""
-    return model.get_input_embeddings().weight.device
+    return next(model.get_input_embeddings().parameters()).device
 
 
-def answer_logits(
-    model: PreTrainedModel, ids: Tensor, mask: Tensor | None = None, at: Tensor | None = None
-) -> Tensor:
+def answer_logits(model: PreTrainedModel, ids: Tensor, mask: Tensor | None = None, at: Tensor | None = None) -> Tensor:
     """Logits (rows, vocabulary) at position `at` of each row (None: the last), computed nowhere else if possible."""
     where, place = (torch.tensor([ids.shape[1] - 1]), torch.zeros(len(ids), dtype=torch.int64))
     if at is not None:
@@ -108,7 +106,7 @@ def check_prompts(model: PreTrainedModel, prompts: Sequence[Prompt]) -> None:
     """Refuse prompts that the model cannot read, before any work is done."""
     if not prompts:
         raise InputError("questions: there is nothing to score, give at least one question")
-    limit, vocabulary = context_length(model), model.get_input_embeddings().weight.shape[0]
+    limit, vocabulary = context_length(model), next(model.get_input_embeddings().parameters()).shape[0]
     for prompt in prompts:
         name = f"question {prompt.question_id!r}" if prompt.question_id else "a prompt"
         if limit is not None and len(prompt.input_ids) > limit:

@@ -51,7 +51,7 @@ class ReferenceEngine:
         dtype: torch.dtype | None = None,
         batch_size: int | str = "auto",
     ) -> None:
-        self.model = model if dtype in (None, model.dtype) else copy.deepcopy(model).to(dtype)
+        self.model: Any = model if dtype in (None, model.dtype) else copy.deepcopy(model).to(dtype)  # type: ignore[arg-type]
         self.dtype = dtype
         self.anatomy = anatomy or Anatomy.of(model)
         self.batch_size = batch_size
@@ -254,4 +254,3 @@ class ReferenceEngine:
 def _wide(x: Tensor) -> Tensor:
     """At least float32, where scores are formed and summed."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
-

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def watching_ups(model: PreTrainedModel, sites: Sequence[Site]) -> Iterator[Callable[[Site, Tensor], list[Tensor]]]:
-    """Yields `ups(site, h)`: the outputs that lead into a site's h in this forward pass, the gate first, shaped as h."""
+    """Yields `ups(site, h)`: the outputs that lead into a site's h in this pass, the gate first, shaped as h."""
     seen: dict[str, Tensor] = {}
 
     def keep(name: str) -> Callable[..., None]:
@@ -80,7 +80,7 @@ def _relevance(h: Tensor, ups: list[Tensor]) -> Tensor:
     return _follow(h, [up * _ratio(h, up) / len(ups) for up in ups])
 
 
-def _constant_scale(norm: nn.Module, args: tuple, output: Tensor) -> Tensor:
+def _constant_scale(norm: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
     x = args[0]
     bias = getattr(norm, "bias", None)
     scaled = output if bias is None else output - bias
@@ -105,7 +105,7 @@ def _constant_patterns(model: PreTrainedModel) -> Iterator[None]:
     def detached(module: nn.Module, query: Tensor, key: Tensor, *args: Any, **kwargs: Any) -> Any:
         called.append(module)
         # "eager" is no entry of the table: every modelling file has its own, with that family's caps and sinks.
-        eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+        eager: Any = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(own, eager)
         return attend(module, query.detach(), key.detach(), *args, **kwargs)
 

@@ -1,1 +1,1 @@
-"""The Triton kernels, one package per operation: the repository's kernels/<op>/ is installed as neuronllm.kernels.<op>."""
+"""The Triton kernels: the repository's kernels/<op>/ is installed here, as neuronllm.kernels.<op>."""

@@ -6,9 +6,10 @@
 3. A question's score is the mean over its variants, a task's the mean over questions.
 4. A mask drops neurons that do not keep their sign.
 
-The paper's printed mask is not known to us; "ambiguous" is our reading of it (only top and bottom z neurons of a question
-count, and neurons in some top and some bottom are dropped). It deletes ever more neurons as questions are added, so the
-default is our own "consistent": a neuron keeps its score if at least a share tau of the questions agree with its sign.
+The paper's printed mask is not known to us; "ambiguous" is our reading of it (only top and bottom z neurons of a
+question count, and neurons in some top and some bottom are dropped). It deletes ever more neurons as questions are
+added, so the default is our own "consistent": a neuron keeps its score if at least a share tau of the questions agree
+with its sign.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A neuron's own push on the answer (after Yu & Ananiadou): F(unembed(r + h_i v_i)) - F(unembed(r)).
 
-r is the residual stream before the block's FFN and v_i the neuron's column of the down projection; a post-FFN norm of the
-model is passed. No later layer takes part.
+r is the residual stream before the block's FFN and v_i the neuron's column of the down projection; a post-FFN norm of
+the model is passed. No later layer takes part.
 """
 
 from __future__ import annotations

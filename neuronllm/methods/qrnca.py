@@ -60,7 +60,9 @@ class QRNCA(Method):
 
     def check_objective(self, objective: str) -> None:
         if self.compat == RELEASED and objective != self.objective:
-            raise InputError(f'objective={objective!r}: compat="{RELEASED}" explains the bare letter\'s probability only')
+            raise InputError(
+                f'objective={objective!r}: compat="{RELEASED}" explains the bare letter\'s probability only'
+            )
 
     def collector(self, n_neurons: int) -> Collector:
         return Clusters(n_neurons, self)

@@ -1,0 +1,66 @@
+"""The two pictures of the demonstration. matplotlib is an optional dependency: pip install 'neuronllm[viz]'."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ..errors import InputError
+
+if TYPE_CHECKING:
+    from ..scores import Scores
+
+
+def require_matplotlib() -> None:
+    """One clear line instead of a traceback at the end of a long run."""
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise InputError("plots need matplotlib: pip install 'neuronllm[viz]'") from error
+    matplotlib.use("Agg")
+
+
+def score_map(title: str, scores: Scores, path: Path) -> Any:
+    """Layers by neurons: blue helps, red hurts; each layer's neurons sorted, so that both ends can be seen."""
+    import matplotlib.pyplot as plt
+
+    rows = scores.anatomy.split(scores.values)
+    image = torch.full((len(rows), max(len(row) for row in rows)), float("nan"))
+    for line, row in zip(image, rows, strict=True):
+        line[: len(row)] = row.sort(descending=True).values
+    limit = float(scores.values.abs().max()) or 1.0
+    figure, axes = plt.subplots(figsize=(9, 0.5 * len(rows) + 1.6), layout="constrained")
+    drawn = axes.imshow(image.numpy(), aspect="auto", interpolation="nearest", cmap="RdBu", norm=_symlog(limit))
+    axes.set(title=f"{title}: score of every neuron", xlabel="neurons of a layer, best first", ylabel="layer")
+    axes.set_yticks(range(len(rows)), [str(site.layer) for site in scores.anatomy.sites])
+    figure.colorbar(drawn, ax=axes, label="hurts  |  helps")
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+    return figure, axes
+
+
+def _symlog(limit: float) -> Any:
+    from matplotlib.colors import SymLogNorm
+
+    return SymLogNorm(linthresh=limit / 100, vmin=-limit, vmax=limit)
+
+
+def accuracy_plot(title: str, ks: Sequence[int], curves: dict[str, list[float]], base: float, path: Path) -> Any:
+    """Test accuracy against the number of edited neurons of each role, beside the range of random sets."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
+    axes.fill_between(ks, curves["random low"], curves["random high"], color="0.85", label="random neurons")
+    axes.axhline(base, color="0.4", linestyle=":", label="no edit")
+    axes.plot(ks, curves["enhance"], "o-", color="tab:blue", label="enhance (good x2, bad x0)")
+    axes.plot(ks, curves["degrade"], "o-", color="tab:red", label="degrade (good x0, bad x2)")
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(list(ks), [str(k) for k in ks])
+    axes.set(title=title, xlabel="neurons of each role", ylabel="test accuracy", ylim=(0, 1))
+    axes.legend(frameon=False)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+    return figure, axes

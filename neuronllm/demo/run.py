@@ -1,0 +1,196 @@
+"""`neuronllm demo`: the whole way on the bundled model, every claim on questions that the search never saw.
+
+For each task: score all neurons on the search questions, compare every method with the exact effects, tune on the
+validation questions, and judge base, enhanced, degraded and tuned model on the test questions beside random sets.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from ..attribute import attribute
+from ..engine.answers import Edit
+from ..errors import InputError
+from ..evaluate import Asker, Report, evaluate, random_like
+from ..files import check_new_folder, new_folder, write_json
+from ..loading import load_model
+from ..neurons import MODES, NeuronSet
+from ..prompts import render
+from ..questions import Question, load_questions
+from ..scores import Scores
+from ..statistics import spearman
+from ..tables import print_table
+from ..tune import tune
+from . import demo_task, demo_tasks
+
+TEMPLATE = "plain"
+FOUND = 64  # neurons of each role
+KS = (4, 16, 64)  # sizes that tuning tries
+CURVE = (1, 2, 4, 8, 16, 32, 64)
+METHODS = ("gradient", "relp", "neurgrad", "ace", "qrnca", "knowledge", "logprob", "activation", "random")
+JUDGED_PROMPTS = 8
+RANDOM_CURVES = 5
+
+
+class Task(NamedTuple):
+    """All that the demonstration found out about a task."""
+
+    name: str
+    scores: Scores
+    neurons: NeuronSet
+    tuned: NeuronSet
+    reports: dict[str, Report]
+    faithfulness: dict[str, float]
+    curves: dict[str, list[float]]
+
+
+def run_demo(
+    output: str | os.PathLike[str] = "neuronllm-demo", tasks: Sequence[str] | None = None, progress: bool = True
+) -> None:
+    """Run the demonstration and leave tables, plots, scores and neuron sets in a folder.
+
+    >>> run_demo("neuronllm-demo", tasks=["facts"])   # doctest: +SKIP
+    """
+    from .plots import accuracy_plot, require_matplotlib, score_map
+
+    require_matplotlib()
+    check_new_folder(output)
+    names = list(tasks or demo_tasks())
+    for name in names:
+        demo_task(name)
+    model, tokenizer = load_model("demo", dtype=torch.float32)  # a CPU computes it faster than bfloat16
+    done = []
+    with new_folder(output) as folder:
+        for name in names:
+            task = _task(model, tokenizer, name, progress)
+            _print_task(task)
+            task.scores.save(folder / name / "scores")
+            task.neurons.save_pretrained(folder / name / "neurons")
+            task.tuned.save_pretrained(folder / name / "tuned")
+            score_map(task.name, task.scores, folder / f"{name}-neurons.png")
+            accuracy_plot(task.name, CURVE, task.curves, task.reports["base"].accuracy, folder / f"{name}-accuracy.png")
+            done.append(task)
+        write_json(folder / "neuronllm-demo.json", {task.name: _record(task) for task in done})
+    _print_summary(done)
+    print(f"Tables, plots, scores and neuron sets are in {output}/")
+
+
+def _task(model: Any, tokenizer: Any, name: str, progress: bool) -> Task:
+    print(f"\n{name}")
+    search, validation, test = (load_questions(demo_task(name, split)) for split in ("search", "validation", "test"))
+    scores = attribute(model, tokenizer, search, "gradient", positions="all", template=TEMPLATE, progress=progress)
+    neurons = _quietly(scores.find, FOUND, FOUND)
+    faithfulness = _faithfulness(model, tokenizer, search, progress)
+    tuned = tune(model, tokenizer, neurons, validation, ks=KS, positions=("all",), template=TEMPLATE, progress=progress)
+    reports = {}
+    for mode in ("base", "enhance", "degrade", "tuned"):
+        chosen, how = (tuned, "tuned") if mode == "tuned" else (neurons.top(KS[1], KS[1]), mode)
+        reports[mode] = _quietly(
+            evaluate,
+            model,
+            tokenizer,
+            test,
+            None if mode == "base" else chosen,
+            mode=None if mode == "base" else how,
+            positions=None if mode == "base" else "all",
+            template=TEMPLATE,
+            progress=progress,
+        )
+    return Task(name, scores, neurons, tuned, reports, faithfulness, _curves(model, tokenizer, test, neurons))
+
+
+def _quietly(call: Any, *args: Any, **kwargs: Any) -> Any:
+    """The tables say what these warnings say: too few neurons, a letter collapse."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        return call(*args, **kwargs)
+
+
+def _faithfulness(model: Any, tokenizer: Any, questions: list[Question], progress: bool) -> dict[str, float]:
+    """Mean over prompts of each method's rank correlation with the exact effects, at the answer position."""
+    step = max(1, len(questions) // JUDGED_PROMPTS)
+    prompts = render(tokenizer, questions[::step][:JUDGED_PROMPTS], "none", TEMPLATE)
+    exact = attribute(model, None, prompts, "exact", keep="all", progress=progress)
+    found = {}
+    for method in METHODS:
+        scores = attribute(model, None, prompts, method, keep="all", progress=False)
+        pairs = zip(_rows(scores), _rows(exact), strict=True)
+        found[method] = float(np.mean([spearman(mine, truth) for mine, truth in pairs]))
+    return found
+
+
+def _rows(scores: Scores) -> np.ndarray:
+    assert scores.per_prompt is not None  # keep="all"
+    return scores.per_prompt.numpy()
+
+
+def _curves(model: Any, tokenizer: Any, test: list[Question], neurons: NeuronSet) -> dict[str, list[float]]:
+    """Test accuracy by the number of neurons, enhanced, degraded, and with random neurons in their place."""
+    ask = Asker(model, render(tokenizer, test, "none", TEMPLATE), "auto")
+    generator = torch.Generator().manual_seed(0)
+    curves: dict[str, list[float]] = {name: [] for name in ("enhance", "degrade", "random low", "random high")}
+    for k in CURVE:
+        subset, drawn = neurons.top(k, k), []
+        for mode, (good, bad) in MODES.items():
+            change = Edit(*subset.edits(model, good, bad), "all")
+            curves[mode].append(ask(change).accuracy)
+            for _ in range(RANDOM_CURVES):
+                drawn.append(ask(change._replace(ids=random_like(change.ids, ask.anatomy, generator))).accuracy)
+        curves["random low"].append(min(drawn))
+        curves["random high"].append(max(drawn))
+    return curves
+
+
+# ---- what is said about it ----
+
+
+def verdict(report: Report) -> str:
+    """Whether an edit did more than random neurons do, in a sentence that says so plainly."""
+    if report.base is None or report.controls is None or report.mcnemar is None:
+        raise InputError("verdict: needs the report of an edit with random controls")
+    if report.edit["neurons"] == 0:
+        return "no edit was better on the validation questions"
+    band, now, before = report.controls["accuracy"], report.accuracy, report.base["accuracy"]
+    outside = "below" if now < band["p2.5"] else "above" if now > band["p97.5"] else "inside"
+    text = f"{now - before:+.3f}, {outside} the random band {band['p2.5']:.3f} to {band['p97.5']:.3f}"
+    text += f", McNemar p {report.mcnemar:.2g}"
+    if report.collapsed:
+        text += ", LETTER COLLAPSE"
+    wanted = "below" if report.edit["mode"] == "degrade" else "above"
+    return text if outside == wanted and report.mcnemar < 0.05 else f"{text}: no effect shown"
+
+
+def _print_task(task: Task) -> None:
+    print_table(
+        f"{task.name}: {task.reports['base'].questions} test questions",
+        ["", "accuracy", "balanced", "P(right)", "letters"],
+        [[mode, r.accuracy, r.balanced_accuracy, r.p_right, r.letters] for mode, r in task.reports.items()],
+    )
+    for mode in ("enhance", "degrade", "tuned"):
+        print(f"  {mode:<8} {_recipe(task.reports[mode])}: {verdict(task.reports[mode])}")
+
+
+def _recipe(report: Report) -> str:
+    return "{neurons} neurons, good x{good}, bad x{bad}".format(**report.edit)
+
+
+def _print_summary(tasks: list[Task]) -> None:
+    names = [task.name for task in tasks]
+    rows = [[method, *(task.faithfulness[method] for task in tasks)] for method in METHODS]
+    print_table("Spearman with the exact effects, answer position, mean over prompts", ["method", *names], rows)
+
+
+def _record(task: Task) -> dict[str, Any]:
+    return {
+        "faithfulness": task.faithfulness,
+        "reports": {mode: report.to_dict() for mode, report in task.reports.items()},
+        "verdicts": {mode: verdict(report) for mode, report in task.reports.items() if mode != "base"},
+        "tuned": {key: value for key, value in (task.tuned.tuned or {}).items() if key != "curve"},
+        "accuracy_by_k": {"k": list(CURVE), **task.curves},
+    }

@@ -1,0 +1,134 @@
+"""lm-eval's own loop over a live-edited model gives what it gives over the baked model.
+
+lm-eval appends the continuation to the prompt and pads on the right, so a live edit must not depend on where the answer
+stands: it holds at all positions, as the baked weights do. The task is a local file; nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+
+import pytest
+
+os.environ["HF_DATASETS_OFFLINE"] = "1"  # HF_HUB_OFFLINE is set for every test
+pytest.importorskip("lm_eval", reason='needs lm-eval: pip install "neuronllm[lm-eval]"')
+
+import neuronllm as nl
+from tests.tiny import tiny
+from tests.tiny_tokenizers import byte_level
+
+pytestmark = pytest.mark.slow
+
+COLOURS = ["red", "pale blue", "a very dark green", "white"]
+THINGS = ["the sky", "a door", "the letter", "grass and leaves in the summer rain", "snow"]
+
+
+@pytest.fixture(scope="module")
+def rows() -> list[dict]:
+    """Twenty questions whose stems and choices differ in length, so that batches are padded."""
+    rows = []
+    for n in range(20):
+        stem = f"Question: which colour has {THINGS[n % 5]}{' of the option' * (n % 3)}?"
+        rows.append({"id": f"q{n}", "question": stem, "choices": COLOURS[: 2 + n % 3], "answer": n % 2})
+    return rows
+
+
+@pytest.fixture(scope="module")
+def task(rows, tmp_path_factory) -> dict:
+    folder = tmp_path_factory.mktemp("task")
+    path = folder / "colours.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return {
+        "task": "colours",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(path)}, "cache_dir": str(folder / "cache")},
+        "test_split": "test",
+        "output_type": "multiple_choice",
+        "doc_to_text": "{{question}}\nAnswer:",
+        "doc_to_choice": "{{choices}}",
+        "doc_to_target": "{{answer}}",
+        "metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}],
+    }
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    tokenizer = byte_level()
+    tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer):
+    import torch
+
+    return tiny("llama", torch.float32, vocab_size=len(tokenizer), max_position_embeddings=256)
+
+
+@pytest.fixture(scope="module")
+def neurons(model, tokenizer, rows):
+    questions = nl.load_questions(rows)
+    scores = nl.attribute(
+        model, tokenizer, questions, "gradient", positions="all", template="plain", orders="none", progress=False
+    )
+    return scores.find(good=8, bad=8)
+
+
+def evaluated(model, tokenizer, task: dict, batch_size: int) -> tuple[dict, list]:
+    """lm-eval's metrics, and every sample's log-likelihoods in the order of the file."""
+    from lm_eval import simple_evaluate
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
+    lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, device="cpu", dtype="float32")
+    manager = TaskManager(include_defaults=False)
+    out = simple_evaluate(lm, tasks=[copy.deepcopy(task)], task_manager=manager, bootstrap_iters=0)
+    samples = sorted(out["samples"]["colours"], key=lambda sample: sample["doc_id"])
+    metrics = {name: out["results"]["colours"][name] for name in ("acc,none", "acc_norm,none")}
+    return metrics, [sample["filtered_resps"] for sample in samples]
+
+
+@pytest.mark.parametrize("batch_size", [1, 8])
+@pytest.mark.parametrize("mode", ["enhance", "degrade"])
+def test_live_edit_equals_baked_model(model, tokenizer, task, neurons, mode, batch_size):
+    """Bit for bit: the factors are 2 and 0, which round nowhere."""
+    plain_metrics, plain = evaluated(model, tokenizer, task, batch_size)
+    with getattr(neurons, mode)(model):
+        live_metrics, live = evaluated(model, tokenizer, task, batch_size)
+    baked = copy.deepcopy(model)
+    nl.bake(baked, neurons, mode=mode)
+    baked_metrics, from_weights = evaluated(baked, tokenizer, task, batch_size)
+
+    assert live == from_weights
+    assert live_metrics == baked_metrics
+    assert [len(sample) for sample in live] == [2 + n % 3 for n in range(20)]
+    differing = [abs(a[0] - b[0]) for one, other in zip(plain, live, strict=True) for a, b in zip(one, other, strict=True)]
+    assert min(differing) > 1e-4, "every sample must feel the edit"
+    assert evaluated(model, tokenizer, task, batch_size) == (plain_metrics, plain), "the model must be as it was"
+
+
+def test_steering_moves_the_accuracy_that_lm_eval_reports(model, tokenizer, task, neurons):
+    accuracy = {"none": evaluated(model, tokenizer, task, 8)[0]["acc,none"]}
+    for mode in ("enhance", "degrade"):
+        with getattr(neurons, mode)(model):
+            accuracy[mode] = evaluated(model, tokenizer, task, 8)[0]["acc,none"]
+    assert len(set(accuracy.values())) > 1, accuracy
+
+
+def test_a_saved_baked_model_is_an_ordinary_checkpoint(model, tokenizer, task, neurons, tmp_path):
+    """lm-eval loads it by its path, knowing nothing of neuronllm."""
+    baked = copy.deepcopy(model)
+    nl.bake(baked, neurons, mode="enhance")
+    baked.save_pretrained(tmp_path)
+    with neurons.enhance(model):
+        live = evaluated(model, tokenizer, task, 8)
+    assert evaluated(str(tmp_path), tokenizer, task, 8) == live
+
+
+def test_batch_size_changes_log_likelihoods_by_rounding_only(model, tokenizer, task, neurons):
+    with neurons.enhance(model):
+        (_, one), (_, eight) = (evaluated(model, tokenizer, task, size) for size in (1, 8))
+    for a, b in zip(one, eight, strict=True):
+        assert [value for value, _ in a] == pytest.approx([value for value, _ in b], abs=1e-4)
