@@ -31,25 +31,30 @@ def rows() -> list[dict]:
     rows = []
     for n in range(20):
         stem = f"Question: which colour has {THINGS[n % 5]}{' of the option' * (n % 3)}?"
-        rows.append({"id": f"q{n}", "question": stem, "choices": COLOURS[: 2 + n % 3], "answer": n % 2})
+        choices = [COLOURS[(n + k) % 4] for k in range(2 + n % 3)]
+        letters = list("ABCD")[: len(choices)]
+        rows.append({"id": f"q{n}", "question": stem, "choices": choices, "letters": letters, "answer": n % 2})
     return rows
 
 
 @pytest.fixture(scope="module")
-def task(rows, tmp_path_factory) -> dict:
+def tasks(rows, tmp_path_factory) -> dict[str, dict]:
+    """Answers in full, which are cut into several tokens, and answers by letter, which lm-eval scores in one pass."""
     folder = tmp_path_factory.mktemp("task")
     path = folder / "colours.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return {
-        "task": "colours",
+    common = {
         "dataset_path": "json",
         "dataset_kwargs": {"data_files": {"test": str(path)}, "cache_dir": str(folder / "cache")},
         "test_split": "test",
         "output_type": "multiple_choice",
         "doc_to_text": "{{question}}\nAnswer:",
-        "doc_to_choice": "{{choices}}",
         "doc_to_target": "{{answer}}",
         "metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}],
+    }
+    return {
+        "texts": {"task": "texts", "doc_to_choice": "{{choices}}", **common},
+        "letters": {"task": "letters", "doc_to_choice": "{{letters}}", **common},
     }
 
 
@@ -73,7 +78,7 @@ def neurons(model, tokenizer, rows):
     scores = nl.attribute(
         model, tokenizer, questions, "gradient", positions="all", template="plain", orders="none", progress=False
     )
-    return scores.find(good=8, bad=8)
+    return scores.find(good=16, bad=16)
 
 
 def evaluated(model, tokenizer, task: dict, batch_size: int) -> tuple[dict, list]:
@@ -85,50 +90,43 @@ def evaluated(model, tokenizer, task: dict, batch_size: int) -> tuple[dict, list
     lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, device="cpu", dtype="float32")
     manager = TaskManager(include_defaults=False)
     out = simple_evaluate(lm, tasks=[copy.deepcopy(task)], task_manager=manager, bootstrap_iters=0)
-    samples = sorted(out["samples"]["colours"], key=lambda sample: sample["doc_id"])
-    metrics = {name: out["results"]["colours"][name] for name in ("acc,none", "acc_norm,none")}
+    samples = sorted(out["samples"][task["task"]], key=lambda sample: sample["doc_id"])
+    metrics = {name: out["results"][task["task"]][name] for name in ("acc,none", "acc_norm,none")}
     return metrics, [sample["filtered_resps"] for sample in samples]
 
 
 @pytest.mark.parametrize("batch_size", [1, 8])
 @pytest.mark.parametrize("mode", ["enhance", "degrade"])
-def test_live_edit_equals_baked_model(model, tokenizer, task, neurons, mode, batch_size):
+@pytest.mark.parametrize("kind", ["texts", "letters"])
+def test_live_edit_equals_baked_model(model, tokenizer, tasks, neurons, kind, mode, batch_size):
     """Bit for bit: the factors are 2 and 0, which round nowhere."""
-    plain_metrics, plain = evaluated(model, tokenizer, task, batch_size)
+    plain = evaluated(model, tokenizer, tasks[kind], batch_size)
     with getattr(neurons, mode)(model):
-        live_metrics, live = evaluated(model, tokenizer, task, batch_size)
+        live = evaluated(model, tokenizer, tasks[kind], batch_size)
     baked = copy.deepcopy(model)
     nl.bake(baked, neurons, mode=mode)
-    baked_metrics, from_weights = evaluated(baked, tokenizer, task, batch_size)
 
-    assert live == from_weights
-    assert live_metrics == baked_metrics
-    assert [len(sample) for sample in live] == [2 + n % 3 for n in range(20)]
-    differing = [abs(a[0] - b[0]) for one, other in zip(plain, live, strict=True) for a, b in zip(one, other, strict=True)]
-    assert min(differing) > 1e-4, "every sample must feel the edit"
-    assert evaluated(model, tokenizer, task, batch_size) == (plain_metrics, plain), "the model must be as it was"
-
-
-def test_steering_moves_the_accuracy_that_lm_eval_reports(model, tokenizer, task, neurons):
-    accuracy = {"none": evaluated(model, tokenizer, task, 8)[0]["acc,none"]}
-    for mode in ("enhance", "degrade"):
-        with getattr(neurons, mode)(model):
-            accuracy[mode] = evaluated(model, tokenizer, task, 8)[0]["acc,none"]
-    assert len(set(accuracy.values())) > 1, accuracy
+    assert live == evaluated(baked, tokenizer, tasks[kind], batch_size)
+    assert [len(sample) for sample in live[1]] == [2 + n % 3 for n in range(20)]
+    moved = [abs(a[0] - b[0]) for pair in zip(plain[1], live[1], strict=True) for a, b in zip(*pair, strict=True)]
+    assert min(moved) > 1e-5, "every sample must feel the edit"
+    if kind == "letters":  # in full, a random model prefers the shortest choice whatever is edited
+        assert live[0] != plain[0], "the reported accuracy must feel the edit"
+    assert evaluated(model, tokenizer, tasks[kind], batch_size) == plain, "the model must be as it was"
 
 
-def test_a_saved_baked_model_is_an_ordinary_checkpoint(model, tokenizer, task, neurons, tmp_path):
+def test_a_saved_baked_model_is_an_ordinary_checkpoint(model, tokenizer, tasks, neurons, tmp_path):
     """lm-eval loads it by its path, knowing nothing of neuronllm."""
     baked = copy.deepcopy(model)
     nl.bake(baked, neurons, mode="enhance")
     baked.save_pretrained(tmp_path)
     with neurons.enhance(model):
-        live = evaluated(model, tokenizer, task, 8)
-    assert evaluated(str(tmp_path), tokenizer, task, 8) == live
+        live = evaluated(model, tokenizer, tasks["texts"], 8)
+    assert evaluated(str(tmp_path), tokenizer, tasks["texts"], 8) == live
 
 
-def test_batch_size_changes_log_likelihoods_by_rounding_only(model, tokenizer, task, neurons):
+def test_batch_size_changes_log_likelihoods_by_rounding_only(model, tokenizer, tasks, neurons):
     with neurons.enhance(model):
-        (_, one), (_, eight) = (evaluated(model, tokenizer, task, size) for size in (1, 8))
+        (_, one), (_, eight) = (evaluated(model, tokenizer, tasks["texts"], size) for size in (1, 8))
     for a, b in zip(one, eight, strict=True):
         assert [value for value, _ in a] == pytest.approx([value for value, _ in b], abs=1e-4)
