@@ -86,7 +86,8 @@ class Anatomy:
         """(layer, expert, index) -> flat ids, the inverse of `locate`."""
         site_of = {(site.layer, site.expert): n for n, site in enumerate(self.sites)}
         ids = []
-        for address in zip(*(torch.as_tensor(x).tolist() for x in (layer, expert, index)), strict=True):
+        columns = (torch.as_tensor(x).reshape(-1).tolist() for x in (layer, expert, index))
+        for address in zip(*columns, strict=True):
             n = site_of.get(address[:2])
             if n is None or not 0 <= address[2] < self.sites[n].width:
                 raise InputError(f"neuron (layer, expert, index) = {address} is not in this model: {self.describe()}")
@@ -121,7 +122,10 @@ class Anatomy:
         return key == [(s.layer, s.expert, s.width) for s in other.sites]
 
     def checked(self, ids: Any) -> torch.Tensor:
-        ids = torch.as_tensor(ids, dtype=torch.int64).reshape(-1)
+        given = torch.as_tensor(ids)
+        if given.numel() and (given.is_floating_point() or given.dtype == torch.bool):
+            raise InputError(f"neuron ids must be whole numbers, not {str(given.dtype).removeprefix('torch.')}")
+        ids = given.to("cpu", torch.int64).reshape(-1)
         if ids.numel() and not (int(ids.min()) >= 0 and int(ids.max()) < self.n_neurons):
             raise InputError(f"neuron ids must lie in 0..{self.n_neurons - 1}: this is a {self.describe()}")
         return ids
@@ -159,7 +163,7 @@ def _by_structure(model: PreTrainedModel) -> list[Site]:
     prefix, layers = decoder_layers(model)
     sites = []
     for number, layer in enumerate(layers):
-        _refuse_experts(model, number, layer)
+        _refuse_experts(model, number, layer, hidden)
         # A layer may hold side branches of the same form (adapters, per-layer inputs): the FFN is the widest.
         found = [site for group in _groups(layer) if (site := _match(group, hidden))]
         if found:
@@ -175,11 +179,13 @@ def _by_structure(model: PreTrainedModel) -> list[Site]:
     return sites
 
 
-def _refuse_experts(model: nn.Module, number: int, layer: nn.Module) -> None:
+def _refuse_experts(model: nn.Module, number: int, layer: nn.Module, hidden: int) -> None:
     for name, module in layer.named_modules():
         kind = type(module).__name__
-        stacked = any(p.ndim == 3 for p in module.parameters(recurse=False)) and not isinstance(module, nn.Conv1d)
-        if stacked or "Expert" in kind:
+        # Experts stacked into one weight: one matrix from or to the hidden size each (a mixer's heads hold smaller ones).
+        shapes = [p.shape for p in module.parameters(recurse=False) if p.ndim == 3 and not isinstance(module, nn.Conv1d)]
+        stacked = any(shape[0] > 1 and hidden in shape[1:] for shape in shapes)
+        if stacked or "expert" in f"{name} {kind}".lower():
             raise InputError(
                 f"{type(model).__name__} is a mixture of experts (layer {number}, module {name}: {kind}): "
                 "experts are not supported yet, give a dense model"

@@ -1,0 +1,233 @@
+"""The command line: the whole way on a tiny model, and one clear line for every kind of bad input."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from neuronllm.cli import main
+from neuronllm.neurons import NeuronSet
+from neuronllm.scores import Scores
+from tests.tiny import tiny
+from tests.tiny_tokenizers import byte_level, split_letter
+
+pytestmark = pytest.mark.noext
+
+ROWS = [
+    {"id": f"q{n}", "question": f"Which of these is word {n}?", "choices": ["red", "blue", "seven"], "answer": n % 3}
+    for n in range(6)
+]
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    tokenizer = byte_level()
+    tiny("llama", torch.float32, vocab_size=len(tokenizer), max_position_embeddings=256).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def write_questions(path: Path, rows=ROWS) -> Path:
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture
+def questions(tmp_path) -> Path:
+    return write_questions(tmp_path / "questions.jsonl")
+
+
+def run(*args: object) -> int:
+    return main([str(arg) for arg in args])
+
+
+def refused(capsys, *args: object) -> str:
+    """The single line of an error, after checking that it is one and that the exit code says so."""
+    capsys.readouterr()
+    assert run(*args) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
+    assert len(lines) == 1
+    return lines[0]
+
+
+def test_the_whole_way(model_folder, questions, tmp_path, capsys):
+    scores, neurons, tuned, baked = (tmp_path / name for name in ("scores", "neurons", "tuned", "baked"))
+    asked = ("--model", model_folder, "--questions", questions, "--quiet", "--template", "plain")
+    assert run("attribute", *asked, "--method", "gradient", "--positions", "all", "--output", scores) == 0
+    assert Scores.load(scores).provenance["method"] == "gradient"
+    assert run("find", scores, "--good", 5, "--bad", 5, "--output", neurons) == 0
+    assert len(NeuronSet.from_pretrained(neurons)) == 10
+    assert run("tune", *asked, "--neurons", neurons, "--positions", "all", "--output", tuned) == 0
+    report = tmp_path / "report.json"
+    assert run("evaluate", *asked, "--neurons", neurons, "--mode", "degrade", "--controls", 3, "--output", report) == 0
+    assert json.loads(report.read_text())["controls"]["sets"] == 3
+    assert "McNemar" in capsys.readouterr().out
+    assert run("bake", "--model", model_folder, "--neurons", neurons, "--mode", "enhance", "--output", baked) == 0
+    before, after = (load_file(folder / "model.safetensors") for folder in (model_folder, baked))
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed and all(name.endswith("down_proj.weight") for name in changed)
+
+
+def test_the_baked_model_gives_the_live_edits_logits(model_folder, questions, tmp_path):
+    import neuronllm as nl
+
+    scores, neurons, baked = (tmp_path / name for name in ("scores", "neurons", "baked"))
+    run(
+        "attribute",
+        "--model",
+        model_folder,
+        "--questions",
+        questions,
+        "--quiet",
+        "--method",
+        "gradient",
+        "--output",
+        scores,
+    )
+    run("find", scores, "--good", 4, "--bad", 4, "--output", neurons)
+    run("bake", "--model", model_folder, "--neurons", neurons, "--good", 0.5, "--bad", 2, "--output", baked)
+    model, tokenizer = nl.load_model(model_folder)
+    edited, _ = nl.load_model(baked)
+    inputs = tokenizer("Question: which of these?", return_tensors="pt").input_ids
+    with torch.no_grad(), nl.NeuronSet.from_pretrained(neurons).apply(model, good=0.5, bad=2):
+        live = model(inputs).logits
+    assert torch.equal(live, edited(inputs).logits)
+
+
+def test_an_option_reaches_the_method(model_folder, questions, tmp_path):
+    command = [
+        "attribute",
+        "--model",
+        model_folder,
+        "--questions",
+        questions,
+        "--quiet",
+        "--limit",
+        2,
+        "--orders",
+        "none",
+    ]
+    assert run(*command, "-o", "steps=3", "--option", "mask=none", "--output", tmp_path / "scores") == 0
+    options = Scores.load(tmp_path / "scores").provenance["options"]
+    assert options["steps"] == 3 and options["mask"] == "none"
+
+
+def test_env_says_what_runs(capsys):
+    assert run("env") == 0
+    assert "engine" in capsys.readouterr().out
+
+
+BAD_FILES = {
+    "a broken line": ([ROWS[0], "{not json"], ":2"),
+    "answer out of range": ([{**ROWS[0], "answer": 3}], ":1"),
+    "duplicate choices": ([ROWS[0], {**ROWS[1], "choices": ["red", "red"], "answer": 0}], ":2"),
+    "empty choices": ([{**ROWS[0], "choices": []}], ":1"),
+    "no rows": ([], "questions.jsonl"),
+    "a missing field": ([{"question": "why?"}], ":1"),
+    "letters beyond single tokens": ([{**ROWS[0], "choices": [f"c{n}" for n in range(27)]}], ":1"),
+}
+
+
+@pytest.mark.parametrize("rows, named", BAD_FILES.values(), ids=BAD_FILES)
+def test_a_bad_questions_file_is_named_with_its_line(rows, named, model_folder, tmp_path, capsys):
+    path = write_questions(tmp_path / "questions.jsonl", rows)
+    output = tmp_path / "out"
+    line = refused(capsys, "attribute", "--model", model_folder, "--questions", path, "--output", output)
+    assert named in line and not output.exists()
+
+
+BAD_FLAGS = {
+    "missing file": (["--questions", "absent.jsonl"], "absent.jsonl"),
+    "missing model": (["--model", "./absent"], "absent"),
+    "unknown method": (["--method", "magic"], "known methods"),
+    "unknown option": (["-o", "alpha=3"], "steps, quadrature"),
+    "malformed option": (["-o", "alpha"], "NAME=VALUE"),
+    "positions of another method": (["--positions", "all"], "'answer'"),
+    "unknown objective": (["--objective", "loss"], "logp_options"),
+    "unknown template": (["--template", "fancy"], "fancy"),
+    "no chat template": (["--apply-chat-template"], "chat template"),
+}
+
+
+@pytest.mark.parametrize("flags, named", BAD_FLAGS.values(), ids=BAD_FLAGS)
+def test_a_bad_flag_is_one_line_and_writes_nothing(flags, named, model_folder, questions, tmp_path, capsys):
+    output = tmp_path / "out"
+    good = ["attribute", "--model", model_folder, "--questions", questions, "--quiet", "--output", output]
+    assert named in refused(capsys, *good, *flags)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["questions.jsonl"]
+
+
+def test_a_letter_that_is_no_single_token_is_named(tmp_path, capsys):
+    tokenizer = split_letter("F")
+    tiny("llama", torch.float32, vocab_size=len(tokenizer), max_position_embeddings=256).save_pretrained(tmp_path / "m")
+    tokenizer.save_pretrained(tmp_path / "m")
+    rows = [{"question": "which?", "choices": list("uvwxyz"), "answer": 0}]
+    path = write_questions(tmp_path / "questions.jsonl", rows)
+    line = refused(capsys, "attribute", "--model", tmp_path / "m", "--questions", path, "--output", tmp_path / "out")
+    assert "'F'" in line and not (tmp_path / "out").exists()
+
+
+def test_nan_weights_are_named(model_folder, questions, tmp_path, capsys):
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    for path in model_folder.iterdir():
+        (broken / path.name).write_bytes(path.read_bytes())
+    weights = load_file(broken / "model.safetensors")
+    name = "model.layers.1.mlp.up_proj.weight"
+    weights[name][0, 0] = float("nan")
+    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
+    line = refused(
+        capsys, "attribute", "--model", broken, "--questions", questions, "--quiet", "--output", tmp_path / "out"
+    )
+    assert name in line and not (tmp_path / "out").exists()
+
+
+def test_a_prompt_longer_than_the_context_is_named(model_folder, tmp_path, capsys):
+    rows = [ROWS[0], {**ROWS[1], "question": "why " * 300}]
+    path = write_questions(tmp_path / "questions.jsonl", rows)
+    line = refused(capsys, "attribute", "--model", model_folder, "--questions", path, "--output", tmp_path / "out")
+    assert "'q1'" in line and "256" in line and not (tmp_path / "out").exists()
+
+
+def test_a_model_without_ffns_is_refused(tmp_path, questions, capsys):
+    from transformers import MambaConfig, MambaForCausalLM
+
+    tokenizer = byte_level()
+    config = MambaConfig(vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=2, state_size=4)
+    MambaForCausalLM(config).save_pretrained(tmp_path / "mamba")
+    tokenizer.save_pretrained(tmp_path / "mamba")
+    line = refused(
+        capsys, "attribute", "--model", tmp_path / "mamba", "--questions", questions, "--output", tmp_path / "out"
+    )
+    assert "no FFN neurons" in line
+
+
+def test_foreign_folders_are_left_alone(model_folder, questions, tmp_path, capsys):
+    output = tmp_path / "mine"
+    output.mkdir()
+    (output / "thesis.txt").write_text("years of work")
+    for command in (
+        ["attribute", "--model", model_folder, "--questions", questions],
+        ["find", tmp_path],
+        ["bake", "--model", model_folder, "--neurons", tmp_path, "--mode", "enhance"],
+        ["demo"],
+    ):
+        refused(capsys, *command, "--output", output)
+    assert [path.name for path in output.iterdir()] == ["thesis.txt"]
+
+
+def test_reading_the_wrong_folder_is_one_line(model_folder, questions, tmp_path, capsys):
+    assert "scores" in refused(capsys, "find", model_folder, "--output", tmp_path / "out")
+    flags = ("--model", model_folder, "--questions", questions, "--neurons", model_folder, "--mode", "enhance")
+    assert "neuron set" in refused(capsys, "evaluate", *flags)
+
+
+def test_argparse_errors_have_exit_code_two(capsys):
+    with pytest.raises(SystemExit) as stop:
+        run("attribute", "--batch-size", "0")
+    assert stop.value.code == 2
