@@ -86,7 +86,7 @@ class Anatomy:
         """(layer, expert, index) -> flat ids, the inverse of `locate`."""
         site_of = {(site.layer, site.expert): n for n, site in enumerate(self.sites)}
         ids = []
-        columns = (torch.as_tensor(x).reshape(-1).tolist() for x in (layer, expert, index))
+        columns = (_whole(x).tolist() for x in (layer, expert, index))
         for address in zip(*columns, strict=True):
             n = site_of.get(address[:2])
             if n is None or not 0 <= address[2] < self.sites[n].width:
@@ -122,13 +122,18 @@ class Anatomy:
         return key == [(s.layer, s.expert, s.width) for s in other.sites]
 
     def checked(self, ids: Any) -> torch.Tensor:
-        given = torch.as_tensor(ids)
-        if given.numel() and (given.is_floating_point() or given.dtype == torch.bool):
-            raise InputError(f"neuron ids must be whole numbers, not {str(given.dtype).removeprefix('torch.')}")
-        ids = given.to("cpu", torch.int64).reshape(-1)
+        ids = _whole(ids)
         if ids.numel() and not (int(ids.min()) >= 0 and int(ids.max()) < self.n_neurons):
             raise InputError(f"neuron ids must lie in 0..{self.n_neurons - 1}: this is a {self.describe()}")
         return ids
+
+
+def _whole(numbers: Any) -> torch.Tensor:
+    """One or many whole numbers as int64 on the CPU; an index of 1.5 or a mask is a mistake, not a neuron."""
+    given = torch.as_tensor(numbers).reshape(-1)
+    if given.numel() and (given.is_floating_point() or given.dtype == torch.bool):
+        raise InputError(f"neuron ids must be whole numbers, not {str(given.dtype).removeprefix('torch.')}")
+    return given.to("cpu", torch.int64)
 
 
 def register(model_type: str, find: Callable[[Any], list[Site]]) -> None:
@@ -176,15 +181,27 @@ def _by_structure(model: PreTrainedModel) -> list[Site]:
             f"{type(model).__name__} has no FFN neurons: no decoder layer holds linear modules that lead from the "
             f"hidden size {hidden} to a width and back; neuronllm.anatomy.register can teach a foreign block"
         )
+    _refuse_shared(model, sites)
     return sites
+
+
+def _refuse_shared(model: nn.Module, sites: list[Site]) -> None:
+    first: dict[nn.Module, Site] = {}
+    for site in sites:
+        other = first.setdefault(model.get_submodule(site.down), site)
+        if other is not site:
+            raise InputError(
+                f"{type(model).__name__}: {other.down} is shared by the layers {other.layer} and {site.layer}: "
+                "a neuron of one would be edited in both, which is not supported"
+            )
 
 
 def _refuse_experts(model: nn.Module, number: int, layer: nn.Module, hidden: int) -> None:
     for name, module in layer.named_modules():
         kind = type(module).__name__
-        # Experts stacked into one weight: one matrix from or to the hidden size each (a mixer's heads hold smaller ones).
-        shapes = [p.shape for p in module.parameters(recurse=False) if p.ndim == 3 and not isinstance(module, nn.Conv1d)]
-        stacked = any(shape[0] > 1 and hidden in shape[1:] for shape in shapes)
+        # Experts stacked into one weight have a matrix from or to the hidden size each; a mixer's heads smaller ones.
+        shapes = [p.shape for p in module.parameters(recurse=False) if not isinstance(module, nn.Conv1d)]
+        stacked = any(len(shape) == 3 and shape[0] > 1 and hidden in shape[1:] for shape in shapes)
         if stacked or "expert" in f"{name} {kind}".lower():
             raise InputError(
                 f"{type(model).__name__} is a mixture of experts (layer {number}, module {name}: {kind}): "

@@ -23,7 +23,7 @@ from .files import check_new_folder
 from .methods import Method, get_method
 from .prompts import Prompt, group_by_question, render, template_hash
 from .questions import Question, fingerprint
-from .scores import Scores
+from .scores import CONFIG, Scores
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -68,7 +68,7 @@ def attribute(
     objective = _checked(how, objective, positions, items, keep)
     check_batch_size(batch_size)
     if output is not None:
-        check_new_folder(output)
+        check_new_folder(output, CONFIG)
     anatomy = Anatomy.of(model)
     prompts = as_prompts(tokenizer, questions, orders or how.orders, template or how.template)
     check_prompts(model, prompts)
@@ -91,16 +91,17 @@ def attribute(
                 right = torch.tensor([int(a.argmax()) == p.answer for a, p in zip(answers, group, strict=True)])
             collector.add(raw, right)
             if keep == "all":
-                kept.append(raw.float())
+                kept.append(raw)
     summary = collector.summary()
+    asked_in = None if isinstance(questions[0], Prompt) else orders or how.orders
     scores = Scores(
         summary.values.float(),
         summary.stderr.float(),
         summary.sign_consistency.float(),
         anatomy,
         _provenance(model, tokenizer, questions, how, groups, template or how.template)
-        | {"objective": objective, "positions": positions, "orders": orders or how.orders, "items": items},
-        torch.cat(kept) if kept else None,
+        | {"objective": objective, "positions": positions, "orders": asked_in, "items": items},
+        torch.cat(kept).float() if kept else None,
     )
     if output is not None:
         scores.save(output)

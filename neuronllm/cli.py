@@ -50,7 +50,7 @@ def _attribute(args: argparse.Namespace) -> None:
     from .attribute import attribute
     from .files import check_new_folder
 
-    check_new_folder(args.output)
+    check_new_folder(args.output, "scores.json")
     questions = _questions(args, args.questions)
     model, tokenizer = _model(args)
     scores = attribute(
@@ -78,7 +78,7 @@ def _find(args: argparse.Namespace) -> None:
     from .files import check_new_folder
     from .scores import Scores
 
-    check_new_folder(args.output)
+    check_new_folder(args.output, "neuron_config.json")
     neurons = Scores.load(args.scores).find(args.good, args.bad)
     neurons.save_pretrained(args.output)
     good = int((neurons.role == "good").sum())
@@ -90,7 +90,7 @@ def _tune(args: argparse.Namespace) -> None:
     from .neurons import NeuronSet
     from .tune import tune
 
-    check_new_folder(args.output)
+    check_new_folder(args.output, "neuron_config.json")
     neurons, questions = NeuronSet.from_pretrained(args.neurons), _questions(args, args.questions)
     model, tokenizer = _model(args)
     tuned = tune(
@@ -154,7 +154,7 @@ def _bake(args: argparse.Namespace) -> None:
     from .neurons import NeuronSet
 
     neurons = NeuronSet.from_pretrained(args.neurons)
-    with new_folder(args.output) as temporary:
+    with new_folder(args.output, "neuronllm_bake.json") as temporary:
         model, tokenizer = _model(args)
         bake(model, neurons, args.good, args.bad, mode=args.mode)
         model.save_pretrained(temporary)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,6 +14,9 @@ from .neurons import NeuronSet
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 class Baked:
@@ -33,7 +37,8 @@ class Baked:
         """Put the original weights back, bit for bit."""
         while self._columns:
             weight, index, dim, original = self._columns.pop()
-            weight.index_copy_(dim, index, original)
+            # The model may have been moved or cast in between.
+            weight.index_copy_(dim, index.to(weight.device), original.to(weight))
 
 
 def bake(
@@ -61,16 +66,19 @@ def bake(
     ids, factors = neurons.edits(model, good, bad)
     anatomy = Anatomy.of(model)
     where = anatomy.site_of(ids)
+    owners = Counter(parameter for _, parameter in model.named_parameters(remove_duplicate=False))
     plan = []
     for n in where.unique().tolist():
         site = anatomy.sites[n]
         weight: Any = model.get_submodule(site.down).weight
-        if not weight.is_floating_point() or weight.ndim != 2:
+        if weight.dtype not in DTYPES or weight.ndim != 2:
             raise InputError(
                 f"{site.down}: quantised weights cannot be baked, use the live edit or unquantised weights"
             )
+        if owners[weight] > 1:
+            raise InputError(f"{site.down}: its weight is shared with another module, use the live edit")
         index = (ids[where == n] - anatomy.offsets[n]).to(weight.device)
-        plan.append((weight.data, index, 0 if site.transposed else 1, factors[where == n]))
+        plan.append((weight, index, 0 if site.transposed else 1, factors[where == n]))
     handle = Baked()
     for weight, index, dim, factor in plan:
         handle.scale(weight, index, dim, factor)

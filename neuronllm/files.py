@@ -17,40 +17,70 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+# The file that marks a folder of ours -> the files beside it; None: whatever stands there is ours.
+MARKS: dict[str, tuple[str, ...] | None] = {
+    "scores.json": ("scores.safetensors",),
+    "neuron_config.json": ("neurons.safetensors", "README.md"),
+    "neuronllm_bake.json": None,
+    "neuronllm-demo.json": None,
+}
+
+
 @contextmanager
-def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+def new_folder(path: str | os.PathLike[str], mark: str) -> Iterator[Path]:
     """A temporary folder beside `path` that takes its place when the body ends well, and vanishes otherwise.
 
-    Only a folder that one of our own files marks, or an empty one, is ever replaced.
+    Only an empty folder, or one of the same kind that holds nothing but our own files, is ever replaced.
     """
     target = Path(path)
-    check_new_folder(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    check_new_folder(target, mark)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    except OSError as error:
+        raise InputError(f"output {target}: cannot be made: {error.strerror}") from error
     try:
         yield temporary
         temporary.chmod(0o755)  # mkdtemp makes it private
         if target.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{target.name}-old-", dir=target.parent))
-            target.rename(old / "old")
-            temporary.rename(target)
-            shutil.rmtree(old)
+            _exchange(target, temporary)
         else:
             temporary.rename(target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-MARKS = ("scores.json", "neuron_config.json", "neuronllm_bake.json", "neuronllm-demo.json")
+def _exchange(target: Path, new: Path) -> None:
+    """Put `new` in the place of `target`; if that fails, `target` is back where it was."""
+    aside = Path(tempfile.mkdtemp(prefix=f".{target.name}-old-", dir=target.parent))
+    try:
+        target.rename(aside / "old")
+        try:
+            new.rename(target)
+        except OSError:
+            (aside / "old").rename(target)
+            raise
+    except OSError:
+        if not any(aside.iterdir()):
+            aside.rmdir()
+        raise
+    shutil.rmtree(aside)
 
 
-def check_new_folder(path: str | os.PathLike[str]) -> None:
-    """Refuse a place for output that holds something we did not write, before any work is done."""
+def check_new_folder(path: str | os.PathLike[str], mark: str) -> None:
+    """Refuse a place for output that holds something else than what would take its place, before any work is done."""
     target = Path(path)
     if target.exists() and not target.is_dir():
         raise InputError(f"output {target}: a file stands there, name a folder")
-    if target.is_dir() and any(target.iterdir()) and not any((target / mark).exists() for mark in MARKS):
-        raise InputError(f"output {target}: the folder is not empty and not one of ours, name a new one")
+    if target.resolve() == Path.cwd():
+        raise InputError(f"output {target}: this is the current folder, name one inside it")
+    names = {entry.name for entry in target.iterdir()} if target.is_dir() else set()
+    if names and mark not in names:
+        raise InputError(f"output {target}: the folder is not empty and not one of ours of this kind, name a new one")
+    beside = MARKS[mark]
+    foreign = sorted(names - {mark, *beside}) if beside is not None else []
+    if foreign:
+        raise InputError(f"output {target}: the folder also holds {foreign[0]}, which is not ours; name a new one")
 
 
 def write_json(path: Path, data: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import warnings
 from collections.abc import Iterator
@@ -60,6 +61,7 @@ class NeuronSet:
     @classmethod
     def find(cls, scores: Scores, good: int, bad: int) -> NeuronSet:
         """The `good` highest positive and `bad` lowest negative scores."""
+        _check_counts(good=good, bad=bad)
         ends = extremes(scores.values, largest=good, smallest=bad)
         parts = []
         for role, asked, end in (("good", good, ends.largest), ("bad", bad, ends.smallest)):
@@ -104,10 +106,12 @@ class NeuronSet:
     def take(self, mask: Any) -> NeuronSet:
         """The neurons where `mask` is true (or at the given places), in the order they have here."""
         mask = torch.as_tensor(mask)
+        mask = mask if mask.dtype == torch.bool else mask.to(torch.int64)  # an empty list has no type of its own
         return replace(self, ids=self.ids[mask], role=self.role[mask.numpy()], score=self.score[mask])
 
     def top(self, good: int | None = None, bad: int | None = None) -> NeuronSet:
         """The strongest `good` and `bad` neurons of the set; None keeps all of a role."""
+        _check_counts(**{role: k for role, k in (("good", good), ("bad", bad)) if k is not None})
         keep = []
         for role, k in (("good", good), ("bad", bad)):
             keep += np.flatnonzero(self.role == role)[:k].tolist()
@@ -117,7 +121,7 @@ class NeuronSet:
 
     def __or__(self, other: NeuronSet) -> NeuronSet:
         """Neurons of either set; one that is in both keeps its role and score from the left."""
-        extra = other.take(~torch.isin(other.ids, self._like(other).ids))
+        extra = self._like(other).take(~torch.isin(other.ids, self.ids))
         return replace(
             self,
             ids=torch.cat([self.ids, extra.ids]),
@@ -197,6 +201,9 @@ class NeuronSet:
         if not anatomy.same_layout(self.anatomy):
             raise InputError(f"the neuron set is of a {self.anatomy.describe()}, the model is a {anatomy.describe()}")
         factor = {"good": 1.0 if good is None else float(good), "bad": 1.0 if bad is None else float(bad)}
+        for role, value in factor.items():
+            if not math.isfinite(value):
+                raise InputError(f"{role}={value}: a factor must be a finite number")
         factors = torch.tensor([factor[role] for role in self.role.tolist()], dtype=torch.float64)
         return self.ids[factors != 1], factors[factors != 1]
 
@@ -214,7 +221,7 @@ class NeuronSet:
             "score": self.score.float(),
         }
         config = {"anatomy": self.anatomy.to_dict(), "provenance": self.provenance}
-        with new_folder(folder) as temporary:
+        with new_folder(folder, CONFIG) as temporary:
             save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary / TENSORS)
             write_json(temporary / CONFIG, config)
             (temporary / "README.md").write_text(self._card(Path(folder).name), encoding="utf-8")
@@ -224,10 +231,13 @@ class NeuronSet:
         """Read what `save_pretrained` wrote."""
         config = read_json(folder, CONFIG, "neuron set")
         tensors = read_tensors(folder, TENSORS, "neuron set")
-        anatomy = Anatomy.from_dict(config["anatomy"])
-        ids = anatomy.flat(tensors["layer"], tensors["expert"], tensors["index"])
-        role = np.where(tensors["good"].numpy(), "good", "bad")
-        return cls(ids, role, tensors["score"], anatomy, config["provenance"])
+        try:
+            anatomy = Anatomy.from_dict(config["anatomy"])
+            ids = anatomy.flat(tensors["layer"], tensors["expert"], tensors["index"])
+            role = np.where(tensors["good"].numpy(), "good", "bad")
+            return cls(ids, role, tensors["score"], anatomy, config["provenance"])
+        except (KeyError, TypeError) as error:
+            raise InputError(f"{folder}: not a neuron set as written here ({type(error).__name__}: {error})") from error
 
     @classmethod
     def from_qrnca(cls, path: str | os.PathLike[str], model: PreTrainedModel) -> NeuronSet:
@@ -237,11 +247,14 @@ class NeuronSet:
         neurons is passed over.
         """
         totals: dict[tuple[int, int], float] = {}
-        for number, line in enumerate(_lines(path), 1):
+        anatomy = Anatomy.of(model)
+        for number, line in _lines(path):
             try:
                 row = json.loads(line)
                 if "common_neuron" in row:
                     continue
+                layers, indices = [neuron[0] for neuron in row["neurons"]], [neuron[1] for neuron in row["neurons"]]
+                anatomy.flat(layers, [DENSE] * len(layers), indices)  # refuses what is not in the model
                 for (layer, index), score in zip(row["neurons"], row["scores"], strict=True):
                     totals[layer, index] = totals.get((layer, index), 0.0) + float(score)
             except (ValueError, TypeError, KeyError) as error:
@@ -249,7 +262,6 @@ class NeuronSet:
                     f'{path}:{number}: not a line of QRNCA\'s key neurons ({{"neurons": [[layer, index], ...], '
                     f'"scores": [...]}}): {type(error).__name__} {error}'
                 ) from error
-        anatomy = Anatomy.of(model)
         ranked = sorted(totals, key=lambda neuron: -totals[neuron])
         layers, indices = [neuron[0] for neuron in ranked], [neuron[1] for neuron in ranked]
         ids = anatomy.flat(layers, [DENSE] * len(ranked), indices)
@@ -269,7 +281,18 @@ class NeuronSet:
         )
 
 
-def _lines(path: str | os.PathLike[str]) -> list[str]:
+def _check_counts(**counts: Any) -> None:
+    for name, k in counts.items():
+        if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 0:
+            raise InputError(f"{name}={k!r}: give a whole number, 0 or more")
+
+
+def _lines(path: str | os.PathLike[str]) -> list[tuple[int, str]]:
+    """The lines that are not blank, with their numbers as an editor counts them."""
     if not os.path.isfile(path):
         raise InputError(f"{path}: no such file")
-    return [line for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+    try:
+        lines = enumerate(Path(path).read_text(encoding="utf-8").split("\n"), 1)
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 text") from error
+    return [(number, line) for number, line in lines if line.strip()]

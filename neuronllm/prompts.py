@@ -20,10 +20,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from neuronllm.errors import InputError
-from neuronllm.questions import Question, fingerprint
-from neuronllm.rows import LETTERS, integer, short
-from neuronllm.templates import TEMPLATES, Template, read_templates, template_hash, tokenizer_name, word
+from .errors import InputError
+from .questions import Question, fingerprint
+from .rows import LETTERS, integer, short
+from .templates import TEMPLATES, Template, read_templates, template_hash, tokenizer_name, word
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

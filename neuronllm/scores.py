@@ -75,7 +75,7 @@ class Scores:
         tensors = {"values": self.values, "stderr": self.stderr, "sign_consistency": self.sign_consistency}
         if self.per_prompt is not None:
             tensors["per_prompt"] = self.per_prompt
-        with new_folder(folder) as temporary:
+        with new_folder(folder, CONFIG) as temporary:
             save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary / TENSORS)
             write_json(temporary / CONFIG, {"anatomy": self.anatomy.to_dict(), "provenance": self.provenance})
 
@@ -84,7 +84,7 @@ class Scores:
         """Read what `save` wrote."""
         config = read_json(folder, CONFIG, "scores")
         tensors = read_tensors(folder, TENSORS, "scores")
-        anatomy = Anatomy.from_dict(config["anatomy"])
-        return cls(
-            anatomy=anatomy, provenance=config["provenance"], per_prompt=tensors.pop("per_prompt", None), **tensors
-        )
+        try:
+            return cls(anatomy=Anatomy.from_dict(config["anatomy"]), provenance=config["provenance"], **tensors)
+        except (KeyError, TypeError) as error:
+            raise InputError(f"{folder}: not scores as written here ({type(error).__name__}: {error})") from error

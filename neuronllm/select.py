@@ -6,6 +6,7 @@ elements gives a shorter result. The torch version here is the reference; the C+
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -45,11 +46,12 @@ def extremes(x: Any, largest: int = 0, smallest: int = 0, *, sorted: bool = True
     for name, k in (("largest", largest), ("smallest", smallest)):
         if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 0:
             raise InputError(f"{name}={k!r}: give a whole number, 0 or more")
-    tensor = x if isinstance(x, Tensor) else torch.from_numpy(np.ascontiguousarray(x))
+    tensor = x.detach() if isinstance(x, Tensor) else _from_numpy(x)
     if tensor.ndim != 1:
         raise InputError(f"x: give a one-dimensional array, not one of shape {tuple(tensor.shape)}")
-    if not tensor.is_floating_point():
-        tensor = tensor.double()
+    if tensor.is_complex() or tensor.dtype == torch.bool:
+        raise InputError(f"x: give real numbers, not {str(tensor.dtype).removeprefix('torch.')}")
+    largest, smallest = min(int(largest), len(tensor)), min(int(smallest), len(tensor))
     reason = extension_refusal(tensor)
     if backend == "ext" and reason:
         raise InputError(f'backend="ext": {reason}')
@@ -58,6 +60,15 @@ def extremes(x: Any, largest: int = 0, smallest: int = 0, *, sorted: bool = True
         return found
     largest_end, smallest_end = (End(end.values.numpy(), end.indices.numpy()) for end in found[:2])
     return Extremes(largest_end, smallest_end, found.n_nan, found.n_valid)
+
+
+def _from_numpy(x: Any) -> Tensor:
+    array = np.ascontiguousarray(x)
+    if array.dtype.kind not in "fiubc":
+        raise InputError(f"x: give an array of numbers, not of {array.dtype}")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of read-only memory, which is only read here
+        return torch.from_numpy(array)
 
 
 def extension_refusal(x: Tensor | None = None) -> str | None:
@@ -93,7 +104,7 @@ def _end(x: Tensor, k: int, descending: bool) -> tuple[Tensor, Tensor]:
     k = min(int(k), x.numel())
     if k == 0:
         return x[:0], torch.zeros(0, dtype=torch.int64, device=x.device)
-    key = x + 0.0  # -0 becomes +0
+    key = x + 0.0 if x.is_floating_point() else x  # -0 becomes +0
     bound = key.topk(k, largest=descending).values[-1]
     beyond = (key > bound if descending else key < bound).nonzero()[:, 0]
     ties = (key == bound).nonzero()[: k - len(beyond), 0]

@@ -88,9 +88,7 @@ def edit(
     ...     model.generate(**inputs)
     """
     anatomy = anatomy or Anatomy.of(model)
-    if isinstance(positions, str) and positions != "all":
-        hint = " (only nl.evaluate and nl.attribute know the answer position)" if positions == "answer" else ""
-        raise InputError(f'positions={positions!r}: a live edit takes "all", an index, a slice or a tensor{hint}')
+    _check_positions(positions)
     by_site = _factors_by_site(anatomy, ids, factors)
     # The factors move to a site's device and dtype at the first pass and stay there.
     placed: dict[str, torch.Tensor] = {}
@@ -110,18 +108,35 @@ def _scaled(h: torch.Tensor, factor: torch.Tensor, positions: Positions) -> torc
     if isinstance(positions, str):
         return h * factor
     out = h.clone()
-    if isinstance(positions, torch.Tensor):
-        rows = torch.arange(h.shape[0], device=h.device)
-        out[rows, positions.to(h.device)] *= factor
-    else:
-        out[:, positions] *= factor
+    try:
+        if isinstance(positions, torch.Tensor):
+            rows = torch.arange(h.shape[0], device=h.device)
+            out[rows, positions.to(h.device)] *= factor
+        else:
+            out[:, positions] *= factor
+    except IndexError as error:
+        raise InputError(f"positions do not fit a forward pass of {h.shape[0]} rows of {h.shape[1]} tokens") from error
     return out
+
+
+def _check_positions(positions: Any) -> None:
+    if isinstance(positions, torch.Tensor):
+        if positions.ndim > 1 or positions.is_floating_point() or positions.dtype == torch.bool:
+            raise InputError("positions: a tensor must be of whole numbers, one index a row of the batch")
+        return
+    index = hasattr(positions, "__index__") and not isinstance(positions, bool)
+    if not index and not isinstance(positions, slice) and positions != "all":
+        hint = " (only nl.evaluate and nl.attribute know the answer position)" if positions == "answer" else ""
+        raise InputError(f'positions={positions!r}: a live edit takes "all", an index, a slice or a tensor{hint}')
 
 
 def _factors_by_site(anatomy: Anatomy, ids: Any, factors: Any) -> dict[str, torch.Tensor]:
     """A dense row of factors for every site that holds an edited neuron."""
     ids = anatomy.checked(ids)
-    factors = torch.as_tensor(factors, dtype=torch.float64).reshape(-1).expand(ids.numel())
+    factors = torch.as_tensor(factors, dtype=torch.float64).reshape(-1)
+    if factors.numel() not in (1, ids.numel()):
+        raise InputError(f"factors: give one number, or one a neuron: {ids.numel()} neurons, {factors.numel()} factors")
+    factors = factors.expand(ids.numel())
     if not bool(factors.isfinite().all()):
         raise InputError("factors: every factor must be a finite number")
     if ids.unique().numel() != ids.numel():

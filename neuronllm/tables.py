@@ -38,6 +38,16 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]
     Console().print(table)
 
 
+def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
+    """The same table as lines of Markdown.
+
+    >>> markdown_table(["method", "rho"], [["gradient", 0.95]])
+    ['| method | rho |', '| --- | --- |', '| gradient | 0.950 |']
+    """
+    cells = [columns, ["---"] * len(columns), *rows]
+    return ["| " + " | ".join(cell if isinstance(cell, str) else show(cell) for cell in row) + " |" for row in cells]
+
+
 def report_lines(report: Any) -> list[str]:
     """An evaluation as lines of text: raw values before and after, then what they amount to."""
     base = report.base

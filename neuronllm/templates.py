@@ -12,9 +12,9 @@ import string
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from neuronllm.errors import InputError
-from neuronllm.questions import Question
-from neuronllm.rows import LETTERS, short
+from .errors import InputError
+from .questions import Question
+from .rows import LETTERS, short
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -17,10 +17,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from neuronllm.errors import InputError
-from neuronllm.questions import MAX_CHOICES, Question
-from neuronllm.rows import Row, integer, is_unlabelled, read_rows, row_id, short
-from neuronllm.templates import Pieces, parse_wording
+from .errors import InputError
+from .questions import MAX_CHOICES, Question
+from .rows import Row, integer, is_unlabelled, read_rows, row_id, short
+from .templates import Pieces, parse_wording
 
 ONE_TEXT = "Text: {text}\nWhich label fits the text?"
 TWO_TEXTS = "First text: {text}\nSecond text: {second_text}\nWhich label fits the two texts?"

@@ -9,15 +9,14 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 
 from ..attribute import attribute
 from ..engine.answers import Edit
-from ..errors import InputError
-from ..evaluate import Asker, Report, evaluate, random_like
+from ..evaluate import Asker, evaluate, random_like
 from ..files import check_new_folder, new_folder, write_json
 from ..loading import load_model
 from ..neurons import MODES, NeuronSet
@@ -25,29 +24,18 @@ from ..prompts import render
 from ..questions import Question, load_questions
 from ..scores import Scores
 from ..statistics import spearman
-from ..tables import print_table
 from ..tune import tune
 from . import demo_task, demo_tasks
+from .report import Task, markdown, print_summary, print_task, record
 
 TEMPLATE = "plain"
+MARK = "neuronllm-demo.json"
 FOUND = 64  # neurons of each role
 KS = (4, 16, 64)  # sizes that tuning tries
 CURVE = (1, 2, 4, 8, 16, 32, 64)
 METHODS = ("gradient", "relp", "neurgrad", "ace", "qrnca", "knowledge", "logprob", "activation", "random")
 JUDGED_PROMPTS = 8
 RANDOM_CURVES = 5
-
-
-class Task(NamedTuple):
-    """All that the demonstration found out about a task."""
-
-    name: str
-    scores: Scores
-    neurons: NeuronSet
-    tuned: NeuronSet
-    reports: dict[str, Report]
-    faithfulness: dict[str, float]
-    curves: dict[str, list[float]]
 
 
 def run_demo(
@@ -60,24 +48,25 @@ def run_demo(
     from .plots import accuracy_plot, require_matplotlib, score_map
 
     require_matplotlib()
-    check_new_folder(output)
+    check_new_folder(output, MARK)
     names = list(tasks or demo_tasks())
     for name in names:
         demo_task(name)
     model, tokenizer = load_model("demo", dtype=torch.float32)  # a CPU computes it faster than bfloat16
     done = []
-    with new_folder(output) as folder:
+    with new_folder(output, MARK) as folder:
         for name in names:
             task = _task(model, tokenizer, name, progress)
-            _print_task(task)
+            print_task(task)
             task.scores.save(folder / name / "scores")
             task.neurons.save_pretrained(folder / name / "neurons")
             task.tuned.save_pretrained(folder / name / "tuned")
             score_map(task.name, task.scores, folder / f"{name}-neurons.png")
             accuracy_plot(task.name, CURVE, task.curves, task.reports["base"].accuracy, folder / f"{name}-accuracy.png")
             done.append(task)
-        write_json(folder / "neuronllm-demo.json", {task.name: _record(task) for task in done})
-    _print_summary(done)
+        write_json(folder / MARK, {task.name: record(task, CURVE) for task in done})
+        (folder / "README.md").write_text(markdown(done), encoding="utf-8")
+    print_summary(done)
     print(f"Tables, plots, scores and neuron sets are in {output}/")
 
 
@@ -145,52 +134,3 @@ def _curves(model: Any, tokenizer: Any, test: list[Question], neurons: NeuronSet
         curves["random low"].append(min(drawn))
         curves["random high"].append(max(drawn))
     return curves
-
-
-# ---- what is said about it ----
-
-
-def verdict(report: Report) -> str:
-    """Whether an edit did more than random neurons do, in a sentence that says so plainly."""
-    if report.base is None or report.controls is None or report.mcnemar is None:
-        raise InputError("verdict: needs the report of an edit with random controls")
-    if report.edit["neurons"] == 0:
-        return "no edit was better on the validation questions"
-    band, now, before = report.controls["accuracy"], report.accuracy, report.base["accuracy"]
-    outside = "below" if now < band["p2.5"] else "above" if now > band["p97.5"] else "inside"
-    text = f"{now - before:+.3f}, {outside} the random band {band['p2.5']:.3f} to {band['p97.5']:.3f}"
-    text += f", McNemar p {report.mcnemar:.2g}"
-    if report.collapsed:
-        text += ", LETTER COLLAPSE"
-    wanted = "below" if report.edit["mode"] == "degrade" else "above"
-    return text if outside == wanted and report.mcnemar < 0.05 else f"{text}: no effect shown"
-
-
-def _print_task(task: Task) -> None:
-    print_table(
-        f"{task.name}: {task.reports['base'].questions} test questions",
-        ["", "accuracy", "balanced", "P(right)", "letters"],
-        [[mode, r.accuracy, r.balanced_accuracy, r.p_right, r.letters] for mode, r in task.reports.items()],
-    )
-    for mode in ("enhance", "degrade", "tuned"):
-        print(f"  {mode:<8} {_recipe(task.reports[mode])}: {verdict(task.reports[mode])}")
-
-
-def _recipe(report: Report) -> str:
-    return "{neurons} neurons, good x{good}, bad x{bad}".format(**report.edit)
-
-
-def _print_summary(tasks: list[Task]) -> None:
-    names = [task.name for task in tasks]
-    rows = [[method, *(task.faithfulness[method] for task in tasks)] for method in METHODS]
-    print_table("Spearman with the exact effects, answer position, mean over prompts", ["method", *names], rows)
-
-
-def _record(task: Task) -> dict[str, Any]:
-    return {
-        "faithfulness": task.faithfulness,
-        "reports": {mode: report.to_dict() for mode, report in task.reports.items()},
-        "verdicts": {mode: verdict(report) for mode, report in task.reports.items() if mode != "base"},
-        "tuned": {key: value for key, value in (task.tuned.tuned or {}).items() if key != "curve"},
-        "accuracy_by_k": {"k": list(CURVE), **task.curves},
-    }

@@ -59,16 +59,15 @@ def _can_take(model: PreTrainedModel, attention: str) -> bool:
 
 
 class DoublePrecision(TorchFunctionMode):
-    """Keeps float64 tensors float64 where a model's code asks for float32 (norms, softmax)."""
+    """Gives float64 where a model's code asks for float32 whatever its own type (norms, softmax, rotary angles)."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if args and isinstance(args[0], Tensor) and args[0].dtype == torch.float64:
-            if func is Tensor.float:
-                return args[0]
-            args = tuple(torch.float64 if arg is torch.float32 else arg for arg in args)
-            if kwargs.get("dtype") is torch.float32:
-                kwargs = {**kwargs, "dtype": torch.float64}
+        if func is Tensor.float:
+            return args[0].double()
+        args = tuple(torch.float64 if arg is torch.float32 else arg for arg in args)
+        if kwargs.get("dtype") is torch.float32:
+            kwargs = {**kwargs, "dtype": torch.float64}
         return func(*args, **kwargs)
 
 

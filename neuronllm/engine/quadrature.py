@@ -20,7 +20,7 @@ def quadrature(name: str, steps: int) -> tuple[Tensor, Tensor]:
     >>> quadrature("right", 4)[0].tolist()
     [0.25, 0.5, 0.75, 1.0]
     """
-    if not isinstance(steps, int) or steps < 1:
+    if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
         raise InputError(f"steps={steps!r}: give a positive whole number")
     equal = torch.full((steps,), 1 / steps, dtype=torch.float64)
     if name == "right":

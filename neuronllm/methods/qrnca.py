@@ -52,14 +52,16 @@ class QRNCA(Method):
         in_range("common", self.common, 0, 1)
         if self.compat is not None:
             one_of("compat", self.compat, (RELEASED,))
+            if self.quadrature not in ("right", "endpoints"):  # the default, or what the code does
+                raise InputError(f'quadrature={self.quadrature!r}: compat="{RELEASED}" takes its own, "endpoints"')
+            object.__setattr__(self, "quadrature", "endpoints")
+            object.__setattr__(self, "objective", BARE_LETTER)
 
     def score(self, engine: ReferenceEngine, prompts: Sequence[Prompt], objective: str, positions: str) -> Tensor:
-        if self.compat == RELEASED:
-            return engine.integrate(prompts, BARE_LETTER, *quadrature("endpoints", self.steps))
         return engine.integrate(prompts, objective, *quadrature(self.quadrature, self.steps))
 
     def check_objective(self, objective: str) -> None:
-        if self.compat == RELEASED and objective != self.objective:
+        if self.compat == RELEASED and objective != BARE_LETTER:
             raise InputError(
                 f'objective={objective!r}: compat="{RELEASED}" explains the bare letter\'s probability only'
             )
@@ -88,13 +90,13 @@ class Clusters(Collector):
             total = scores.sum(0)
             cluster = above_share_of_max(total, self.method.threshold)
         normaliser = total.sum()
-        if normaliser > 0:  # a question on whose answer the layers only pull down has no cluster either
+        if normaliser > 0:  # a question whose scores sum to nothing or less adds to the cluster counts only
             self.na += total / normaliser
         self.members += cluster
 
     def values(self) -> Tensor:
         questions = max(1, self.stats.count)
-        score = self.na / questions * torch.log(questions / (self.members + 1.0))
+        score = self.na / questions * torch.log(questions / (self.members.double() + 1))
         if self.method.compat == RELEASED:
             return score
         return torch.where(self.members > self.method.common * questions, 0.0, score)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
+from ..errors import InputError
 from .base import Method, in_range
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ class Random(Method):
 
     def __post_init__(self) -> None:
         in_range("seed", self.seed, 0, 2**62)
+        if not isinstance(self.seed, int):
+            raise InputError(f"seed={self.seed!r}: give a whole number")
 
     def score(self, engine: ReferenceEngine, prompts: Sequence[Prompt], objective: str, positions: str) -> Tensor:
         generator = torch.Generator().manual_seed(self.seed)

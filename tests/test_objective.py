@@ -1,0 +1,89 @@
+"""Objectives: each against its formula written out, and the contrast in the gradient of the default one."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from neuronllm.engine.objective import BARE_LETTER, OBJECTIVES, check_objective, objective_value, option_scores
+from neuronllm.engine.reference import ReferenceEngine
+from neuronllm.errors import InputError
+from neuronllm.prompts import Prompt
+from tests import plain
+from tests.tiny import tiny
+
+LOGITS = [0.3, -1.2, 2.0, 0.7, 1.1, -0.4, 0.0, 3.1]
+PROMPT = Prompt(input_ids=[1], option_ids=[[2, 5], [4], [7, 1]], answer=0)
+
+
+def formulas(logits: list[float]) -> dict[str, float]:
+    """Every objective of PROMPT in plain arithmetic on exponentials."""
+    e = [math.exp(logit) for logit in logits]
+    right, others = e[2] + e[5], e[4] + e[7] + e[1]
+    return {
+        "logp_options": math.log(right / (right + others)),
+        "p_options": right / (right + others),
+        "margin": math.log(right) - math.log(others),
+        "logp_vocab": math.log(right / sum(e)),
+        "p_vocab": right / sum(e),
+        "p_vocab_bare": e[2] / sum(e),
+    }
+
+
+def test_every_objective_has_a_formula_here():
+    assert set(formulas(LOGITS)) == {*OBJECTIVES, BARE_LETTER}
+
+
+@pytest.mark.parametrize("name", [*OBJECTIVES, BARE_LETTER])
+def test_objectives_equal_their_formulas(name):
+    other = [-value for value in LOGITS]
+    logits = torch.tensor([LOGITS, other], dtype=torch.float64)
+    expected = [formulas(LOGITS)[name], formulas(other)[name]]
+    assert objective_value(name, logits, PROMPT).tolist() == pytest.approx(expected, rel=1e-12)
+    assert objective_value(name, logits[0], PROMPT).item() == pytest.approx(expected[0], rel=1e-12)
+
+
+@pytest.mark.parametrize("name", [*OBJECTIVES, BARE_LETTER])
+def test_objectives_of_low_precision_and_of_large_logits(name):
+    low = torch.tensor(LOGITS, dtype=torch.bfloat16)
+    value = objective_value(name, low, PROMPT)
+    assert value.dtype == torch.float32
+    assert value.item() == pytest.approx(formulas(low.tolist())[name], rel=1e-5)
+    shifted = objective_value(name, torch.tensor(LOGITS, dtype=torch.float64) + 5000, PROMPT)
+    assert shifted.item() == pytest.approx(formulas(LOGITS)[name], rel=1e-9)  # a common shift means nothing
+
+
+def test_option_scores_merge_forms_of_a_letter():
+    scores = option_scores(torch.tensor(LOGITS, dtype=torch.float64), [[2, 5], [4]])
+    assert scores.tolist() == pytest.approx([math.log(math.exp(2.0) + math.exp(-0.4)), 1.1])
+
+
+def test_unknown_objectives_are_refused():
+    assert check_objective("margin") == "margin"
+    with pytest.raises(InputError, match="objective='loss': known objectives are logp_options"):
+        check_objective("loss")
+
+
+@pytest.mark.parametrize("options", [2, 4])
+def test_gradient_of_logp_options_is_the_right_one_minus_the_expected_one(options):
+    """d logp / dh = d s_right / dh - sum over options c of P(c) * d s_c / dh."""
+    model, (prompt,) = tiny("llama"), plain.questions(1, options=options)
+    with torch.no_grad():
+        p = plain.option_scores(plain.logits(model, prompt), prompt).softmax(-1)
+    layers, per_option = [], []
+    for n in range(options):
+        h, slopes = plain.slopes(model, prompt, lambda logits, prompt, n=n: plain.option_scores(logits, prompt)[n])
+        layers = [x[-1] for x in h]
+        per_option.append(torch.cat([slope[-1] for slope in slopes]))
+    contrast = per_option[prompt.answer] - sum(share * slope for share, slope in zip(p, per_option, strict=True))
+    with ReferenceEngine(model, dtype=torch.float64) as engine:
+        scores = engine.gradients([prompt], "logp_options")[0]
+        assert torch.allclose(scores, torch.cat(layers) * contrast, rtol=1e-9, atol=1e-12)
+        assert scores.abs().max() > 1e-3
+        # P scales it, and the margin has it too: log P = -log(1 + exp(-margin)).
+        p_right, margin = (engine.gradients([prompt], name)[0] for name in ("p_options", "margin"))
+    right = p[prompt.answer]
+    assert torch.allclose(p_right, right * scores, rtol=1e-9, atol=1e-12)
+    assert torch.allclose((1 - right) * margin, scores, rtol=1e-9, atol=1e-12)

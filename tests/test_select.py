@@ -1,0 +1,200 @@
+"""The k largest and smallest, every back end against an oracle in plain Python."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from neuronllm.select import extension_refusal, extremes
+from tests.checks import refused
+
+NO_EXTENSION = extension_refusal()
+BACKENDS = [
+    "torch",
+    pytest.param("ext", marks=pytest.mark.skipif(NO_EXTENSION is not None, reason=str(NO_EXTENSION))),
+]
+SIZES = [*range(20), 31, 32, 33, 63, 64, 65, 70]
+INF, NAN = math.inf, math.nan
+
+
+def few(n: int) -> list[float]:
+    return [[0.0, -0.0, 1.0, -1.0][(i * i) % 4] for i in range(n)]
+
+
+def noise(n: int) -> list[float]:
+    return torch.randn(n, generator=torch.Generator().manual_seed(n)).half().tolist()
+
+
+DISTRIBUTIONS = {
+    "noise": noise,
+    "constant": lambda n: [2.5] * n,
+    "zeros of both signs": lambda n: [0.0 if i % 3 else -0.0 for i in range(n)],
+    "rising": lambda n: [float(i) for i in range(n)],
+    "falling": lambda n: [float(-i) for i in range(n)],
+    "few distinct": few,
+    "some NaN": lambda n: [(NAN, -NAN, x)[min(i % 4, 2)] for i, x in enumerate(noise(n))],
+    "all NaN": lambda n: [NAN] * n,
+    "infinities": lambda n: [(INF, -INF, 1.0, NAN, -2.0)[(i * 7) % 5] for i in range(n)],
+    "one huge": lambda n: [65504.0 if i == n // 2 else float(i % 5) for i in range(n)],
+    "tiny": lambda n: [(i - n // 2) * 2.0**-24 for i in range(n)],  # subnormal in float16
+}
+
+
+def oracle(values: list[float], largest: int, smallest: int):
+    """Sort pairs: by value, then by lowest index, NaN left out; Python compares -0 and 0 as equal."""
+    valid = [i for i, v in enumerate(values) if v == v]
+    down = sorted(valid, key=lambda i: (-values[i], i))[:largest]
+    up = sorted(valid, key=lambda i: (values[i], i))[:smallest]
+    return down, up, len(values) - len(valid), len(valid)
+
+
+def bits(values) -> list[bytes]:
+    """Values that tell -0 from 0."""
+    return [np.float64(v).tobytes() for v in values]
+
+
+def check(x, values: list[float], largest: int, smallest: int, backend: str) -> None:
+    found = extremes(x, largest=largest, smallest=smallest, backend=backend)
+    down, up, n_nan, n_valid = oracle(values, largest, smallest)
+    assert (found.n_nan, found.n_valid) == (n_nan, n_valid)
+    for end, indices in ((found.largest, down), (found.smallest, up)):
+        assert end.indices.tolist() == indices
+        assert bits(end.values.tolist()) == bits([values[i] for i in indices])
+
+
+@pytest.mark.noext
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", DISTRIBUTIONS)
+def test_against_the_oracle(name, backend):
+    for n in SIZES:
+        values = DISTRIBUTIONS[name](n)
+        for k in sorted({0, 1, n // 2, max(0, n - 1), n, n + 5}):
+            x = torch.tensor(values, dtype=torch.float32)
+            check(x, values, k, k, backend)
+        check(x, values, 3, 1, backend)
+        check(x, values, 0, 2, backend)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16, torch.int32, torch.int64, torch.uint8])
+@pytest.mark.parametrize("name", DISTRIBUTIONS)
+def test_other_dtypes(name, dtype):
+    """They take the torch path by themselves, and values come back in the dtype they had."""
+    for n in (0, 1, 2, 17, 64, 70):
+        x = torch.tensor(DISTRIBUTIONS[name](n), dtype=torch.float64).nan_to_num(3.0, 4.0, -4.0)
+        x = x.abs().to(dtype) if dtype == torch.uint8 else x.to(dtype)
+        for backend in ("auto", "torch"):
+            check(x, x.tolist(), n // 2 + 1, 3, backend)
+        if dtype.is_floating_point:
+            assert extremes(x, 1).largest.values.dtype == dtype
+
+
+def test_neighbours_beyond_float32_are_told_apart():
+    x = torch.tensor([1.0, 1.0 + 2**-40, 1.0 - 2**-40], dtype=torch.float64)
+    assert extremes(x, 3).largest.indices.tolist() == [1, 0, 2]
+    big = torch.tensor([2**60, 2**60 + 1, 2**60 - 1])
+    assert extremes(big, 3).largest.indices.tolist() == [1, 0, 2]
+
+
+@pytest.mark.parametrize("backend", ["auto", "torch"])
+def test_views(backend):
+    base = torch.tensor(noise(300))
+    for view in (base[3:], base[::2], base[5:200:7], base.reshape(20, 15)[:, 4], base.flip(0), base[:1].expand(9)):
+        check(view, view.tolist(), 11, 7, backend)
+        check(view.numpy(), view.tolist(), 11, 7, backend)
+    backwards = base.numpy()[::-1]
+    check(backwards, backwards.tolist(), 11, 7, backend)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_an_offset_into_a_larger_array(backend):
+    base = torch.tensor(noise(100))
+    for start in range(1, 9):
+        check(base[start:], base[start:].tolist(), 5, 5, backend)
+
+
+@pytest.mark.noext
+def test_what_goes_in_decides_what_comes_out():
+    tensors = extremes(torch.tensor([3.0, 1.0, 2.0]), 2, 1)
+    assert isinstance(tensors.largest.values, torch.Tensor) and tensors.largest.indices.dtype == torch.int64
+    for x in (np.array([3, 1, 2], dtype=np.float32), np.array([3.0, 1.0, 2.0]), [3.0, 1.0, 2.0], [3, 1, 2], (3, 1, 2)):
+        arrays = extremes(x, 2, 1)
+        assert isinstance(arrays.largest.values, np.ndarray) and arrays.largest.indices.dtype == np.int64
+        assert arrays.largest.indices.tolist() == [0, 2] and arrays.smallest.indices.tolist() == [1]
+    assert extremes([], 3, 3).n_valid == 0
+    half = np.array([1.0, 4.0], dtype=np.float16)
+    assert extremes(half, 1).largest.values.dtype == np.float16
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_input_is_left_alone(backend):
+    x = torch.tensor([0.0, -0.0, 5.0, NAN], requires_grad=True)
+    before = x.detach().clone()
+    found = extremes(x, 2, 2, backend=backend)
+    assert torch.equal(x.detach().view(torch.int32), before.view(torch.int32))
+    assert not found.largest.values.requires_grad
+    found.largest.values[:] = 9.0
+    assert x[2].item() == 5.0
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_read_only_array_is_taken_without_a_warning():
+    x = np.array([3.0, 1.0, 2.0], dtype=np.float32)
+    x.flags.writeable = False
+    for backend in ("auto", "torch"):
+        assert extremes(x, 1, backend=backend).largest.indices.tolist() == [0]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_any_whole_number_is_a_k(backend):
+    x = torch.tensor([3.0, 1.0])
+    for k in (np.int32(1), np.int64(1), np.uint8(1)):
+        assert extremes(x, k, k, backend=backend).smallest.indices.tolist() == [1]
+    assert extremes(x, 10**30, 2**63, backend=backend).largest.indices.tolist() == [0, 1]
+
+
+@pytest.mark.noext
+@pytest.mark.parametrize(
+    ("arguments", "keywords", "parts"),
+    [
+        (([1.0], -1), {}, ["largest=-1", "0 or more"]),
+        (([1.0], 0, -2), {}, ["smallest=-2"]),
+        (([1.0], 1.5), {}, ["largest=1.5"]),
+        (([1.0], True), {}, ["largest=True"]),
+        (([1.0], None), {}, ["largest=None"]),
+        ((torch.zeros(2, 3), 1), {}, ["one-dimensional", "(2, 3)"]),
+        ((np.zeros((2, 3)), 1), {}, ["one-dimensional", "(2, 3)"]),
+        ((torch.tensor(1.0), 1), {}, ["one-dimensional", "()"]),
+        (([1.0], 1), {"backend": "cuda"}, ["backend='cuda'", "auto, ext, torch"]),
+        ((["a", "b"], 1), {}, ["x:", "numbers"]),
+        (([None, 1.0], 1), {}, ["x:", "numbers"]),
+        ((torch.tensor([1j]), 1), {}, ["x:", "real numbers"]),
+        ((np.array([1j]), 1), {}, ["x:", "real numbers"]),
+        (([True, False], 1), {}, ["x:", "real numbers"]),
+    ],
+)
+def test_bad_input_is_one_line(arguments, keywords, parts):
+    with refused(*parts):
+        extremes(*arguments, **keywords)
+
+
+@pytest.mark.skipif(NO_EXTENSION is not None, reason=str(NO_EXTENSION))
+@pytest.mark.parametrize("x", [torch.zeros(3, dtype=torch.float64), torch.zeros(6)[::2], torch.zeros(3).half()])
+def test_the_extension_asked_for_by_name_refuses_what_it_cannot_take(x):
+    with refused('backend="ext"', "contiguous float32"):
+        extremes(x, 1, backend="ext")
+    assert extremes(x, 1).largest.indices.tolist() == [0]
+
+
+def test_an_extension_that_is_not_there_is_said_so(monkeypatch):
+    import sys
+
+    import neuronllm
+
+    monkeypatch.setitem(sys.modules, "neuronllm._select", None)
+    monkeypatch.delattr(neuronllm, "_select", raising=False)
+    with refused('backend="ext"', "neuronllm._select"):
+        extremes([1.0], 1, backend="ext")
+    assert extremes([1.0, 2.0], 1).largest.indices.tolist() == [1]
