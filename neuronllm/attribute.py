@@ -34,6 +34,7 @@ KEEPS = ("mean", "all")
 _log = logging.getLogger("neuronllm")
 
 
+@torch.inference_mode(False)  # a caller's inference mode would forbid gradients
 def attribute(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase | None,
@@ -67,6 +68,8 @@ def attribute(
     how = get_method(method, method_options)
     objective = _checked(how, objective, positions, items, keep)
     check_batch_size(batch_size)
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise InputError(f"dtype={dtype!r}: give a floating type of torch, such as torch.float64")
     if output is not None:
         check_new_folder(output, CONFIG)
     anatomy = Anatomy.of(model)
@@ -81,7 +84,7 @@ def attribute(
             warnings.warn(
                 f"{type(model).__name__} normalises what its FFNs put out, which undoes the scaling of a whole layer "
                 f'that integrated gradients ({method}) rest on; use method="gradient" or "exact"',
-                stacklevel=2,
+                stacklevel=3,  # past the decorator
             )
         for group in tqdm(groups, desc=method, disable=not progress, unit="question"):
             raw = how.score(engine, group, objective, positions)
@@ -112,6 +115,8 @@ def as_prompts(
     tokenizer: PreTrainedTokenizerBase | None, questions: Questions, orders: str, template: Any
 ) -> list[Prompt]:
     """Rendered prompts: the given ones, or the questions in every order and template."""
+    if not isinstance(questions, Sequence):
+        raise InputError(f"questions: give a list, not a {type(questions).__name__}")
     if not questions:
         raise InputError("questions: the list is empty, give at least one question")
     given = [q for q in questions if isinstance(q, Prompt)]

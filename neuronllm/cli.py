@@ -23,6 +23,9 @@ DEMO = "demo:"
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code."""
     args = _parser().parse_args(argv)
+    # Before torch is loaded: threads that spin while they wait make a busy machine many times slower.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     logging.basicConfig(level=logging.INFO, format="neuronllm: %(message)s", stream=sys.stderr)
     for chatty in ("httpx", "transformers", "matplotlib", "datasets"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
@@ -342,5 +345,4 @@ def _factor_flags(sub: argparse.ArgumentParser) -> None:
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     sys.exit(main())

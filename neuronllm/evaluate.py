@@ -74,8 +74,9 @@ class Answers:
         """True if the predicted letters are more than half of the way to one constant letter."""
         predicted = np.bincount(self.letter, minlength=self.logprobs.shape[1]) / len(self.letter)
         right = np.bincount(self.right_letter, minlength=self.logprobs.shape[1]) / len(self.letter)
-        distance, constant = np.abs(predicted - right).sum() / 2, 1 - right[predicted.argmax()]
-        return bool(constant > 0 and distance > constant / 2)
+        excess = predicted - right
+        letter = excess.argmax()
+        return bool(excess[letter] > (1 - right[letter]) / 2)
 
     def summary(self) -> dict[str, Any]:
         return {
@@ -150,6 +151,8 @@ def evaluate(
     """
     if positions is not None and positions not in POSITIONS:
         raise InputError(f"positions={positions!r}: known values are {', '.join(POSITIONS)}")
+    if isinstance(controls, bool) or not isinstance(controls, int) or controls < 0:
+        raise InputError(f"controls={controls!r}: give a whole number, 0 or more")
     prompts = as_prompts(tokenizer, questions, orders, template)
     ask = Asker(model, prompts, batch_size)
     base = ask(None, "base", progress)

@@ -112,9 +112,10 @@ class NeuronSet:
     def top(self, good: int | None = None, bad: int | None = None) -> NeuronSet:
         """The strongest `good` and `bad` neurons of the set; None keeps all of a role."""
         _check_counts(**{role: k for role, k in (("good", good), ("bad", bad)) if k is not None})
-        keep = []
+        strongest = self.score.abs().argsort(descending=True, stable=True).numpy()  # a union is not in order
+        keep: list[int] = []
         for role, k in (("good", good), ("bad", bad)):
-            keep += np.flatnonzero(self.role == role)[:k].tolist()
+            keep += strongest[self.role[strongest] == role][:k].tolist()
         return self.take(torch.tensor(keep, dtype=torch.int64))
 
     # ---- set algebra, on neurons whatever their scores ----

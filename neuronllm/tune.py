@@ -12,6 +12,7 @@ right option's mean probability. The split that the choice was made on says too 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -52,7 +53,7 @@ def tune(
     *,
     ks: Sequence[int] | None = None,
     factors: Sequence[float] = FACTORS,
-    positions: Sequence[str] = ("all", "answer"),
+    positions: Sequence[str] | str = ("all", "answer"),
     criterion: str = "accuracy",
     orders: str = "none",
     template: str | list[str] | None = None,
@@ -67,7 +68,8 @@ def tune(
     >>> tuned = nl.tune(model, tokenizer, neurons, validation)              # doctest: +SKIP
     >>> nl.evaluate(model, tokenizer, test, tuned, mode="tuned")            # doctest: +SKIP
     """
-    _check(factors, positions, criterion)
+    positions = (positions,) if isinstance(positions, str) else positions
+    _check(ks, factors, positions, criterion)
     prompts = as_prompts(tokenizer, questions, orders, template)
     search = _Search(Asker(model, prompts, batch_size), neurons, criterion, progress)
     sizes = {role: int((neurons.role == role).sum()) for role in ("good", "bad")}
@@ -148,9 +150,15 @@ def _doubling(largest: int) -> list[int]:
     return [k for k in (2**n for n in range(largest.bit_length())) if k < largest] + [largest]
 
 
-def _check(factors: Sequence[float], positions: Sequence[str], criterion: str) -> None:
+def _check(ks: Sequence[int] | None, factors: Sequence[float], positions: Sequence[str], criterion: str) -> None:
+    if any(isinstance(k, bool) or not isinstance(k, int) or k < 1 for k in ks or ()):
+        raise InputError(f"ks={ks!r}: give a list of whole numbers, 1 or more")
     if not factors or any(isinstance(f, bool) or not isinstance(f, (int, float)) for f in factors):
         raise InputError(f"factors={factors!r}: give a list of numbers")
+    if not all(math.isfinite(factor) for factor in factors):
+        raise InputError(f"factors={factors!r}: every factor must be finite")
+    if not positions:
+        raise InputError(f"positions={positions!r}: give one or more of {', '.join(POSITIONS)}")
     for where in positions:
         if where not in POSITIONS:
             raise InputError(f"positions={where!r}: known values are {', '.join(POSITIONS)}")

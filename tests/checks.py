@@ -10,6 +10,8 @@ import pytest
 import torch
 
 from neuronllm.errors import InputError
+from neuronllm.prompts import Prompt, option_orders
+from tests.tiny import VOCABULARY, tiny
 
 
 @contextmanager
@@ -95,3 +97,39 @@ def plant(model: Any, layer: int, index: int, push: torch.Tensor) -> int:
     height = mlp.act(mlp.c_fc.bias[index])
     mlp.c_proj.weight[index] = push / height
     return layer * mlp.c_fc.weight.shape[1] + index
+
+
+def letter_model() -> tuple[Any, int, int]:
+    """A GPT-2 with two constant neurons that cancel: one pushes towards option A's token, the other back."""
+    model = tiny("gpt2", n_inner=28)
+    push = 60 * model.transformer.wte.weight[3].detach()
+    return model, plant(model, 0, 4, push), plant(model, 0, 5, -push)
+
+
+def with_every_letter(model: Any) -> list[Prompt]:
+    """Prompts that the model answers with every letter equally often, every second one wrong."""
+    pool, kept = quiz(400, variants=False, options=(4,)), {letter: [] for letter in range(4)}
+    for prompt in pool:
+        with torch.no_grad():
+            logits = model(torch.tensor([prompt.input_ids])).logits[0, -1]
+        letter = int(torch.stack([logits[ids].logsumexp(0) for ids in prompt.option_ids]).argmax())
+        if len(kept[letter]) < 4:
+            answer = (letter + len(kept[letter]) % 2) % 4
+            kept[letter].append(Prompt(prompt.input_ids, prompt.option_ids, answer, question_id=prompt.question_id))
+    assert all(len(prompts) == 4 for prompts in kept.values())
+    return [prompt for prompts in kept.values() for prompt in prompts]
+
+
+def quiz(count: int = 10, seed: int = 3, variants: bool = True, options: tuple[int, ...] = (2, 3, 4)) -> list[Prompt]:
+    """Questions of two to four options and unequal lengths, each asked in every rotation."""
+    generator = torch.Generator().manual_seed(seed)
+    prompts = []
+    for n in range(count):
+        k = options[n % len(options)]
+        answer = (n // 2) % k
+        for order in option_orders(k, answer, "rotate" if variants else "none"):
+            length = int(torch.randint(5, 20, (1,), generator=generator))
+            ids = torch.randint(3, VOCABULARY, (length,), generator=generator).tolist()
+            tokens = [[3 + 2 * j, 4 + 2 * j] if j != 1 else [5] for j in range(k)]
+            prompts.append(Prompt(ids, tokens, order.index(answer), question_id=f"q{seed}-{n}", order=order))
+    return prompts

@@ -41,7 +41,9 @@ def modules_of(name: str) -> tuple[str, tuple[str, ...]]:
 
 def activation(model) -> nn.Module:
     config = model.config
-    named = (getattr(config, key, None) for key in ("hidden_act", "activation_function", "hidden_activation", "activation"))
+    named = (
+        getattr(config, key, None) for key in ("hidden_act", "activation_function", "hidden_activation", "activation")
+    )
     return ACT2FN[next((name for name in named if name), "silu" if config.model_type == "lfm2" else "gelu_new")]
 
 
@@ -199,6 +201,14 @@ def test_attention_alone_and_encoder_decoders_are_refused():
         Anatomy.of(model)
 
 
+def test_a_feed_forward_shared_between_layers_is_refused():
+    """Its neurons would have two addresses, and an edit of one would silently be an edit of the other."""
+    model = tiny("llama", num_hidden_layers=3)
+    model.model.layers[2].mlp = model.model.layers[0].mlp
+    with refused("LlamaForCausalLM", "model.layers.0.mlp.down_proj", "shared", "0 and 2"):
+        Anatomy.of(model)
+
+
 def test_an_adapter_beside_the_feed_forward_is_not_taken_for_it():
     model = tiny("llama")
     for layer in model.model.layers:
@@ -228,7 +238,8 @@ def foreign():
 def folded_sites(model) -> list[Site]:
     blocks = [f"model.layers.{n}" for n in range(len(model.model.layers))]
     return [
-        Site(n, -1, 12, block, f"{block}.mlp.back.linear", (f"{block}.mlp.into.linear",)) for n, block in enumerate(blocks)
+        Site(n, -1, 12, block, f"{block}.mlp.back.linear", (f"{block}.mlp.into.linear",))
+        for n, block in enumerate(blocks)
     ]
 
 

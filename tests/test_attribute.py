@@ -228,6 +228,26 @@ def test_a_model_that_fails_in_the_middle_is_left_as_it_was(method, calls):
         attribute(model, random_prompts(3), method, **options)
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_a_callers_gradient_mode_does_not_matter(mode):
+    model, prompts = tiny("llama"), random_prompts(2)
+    expected = attribute(model, prompts).values
+    with mode(), untouched(model):
+        assert torch.equal(attribute(model, prompts).values, expected)
+
+
+def test_an_edit_around_it_is_part_of_the_model():
+    """What is silenced already has no effect left, and the other scores are those of the edited model."""
+    model, prompts = tiny("llama"), random_prompts(2)
+    with nl.edit(model, [3, 40], [0.0, 2.0]):
+        inside = attribute(model, prompts, "exact").values
+    assert inside[3].abs() < 1e-12
+    with torch.no_grad():
+        model.model.layers[0].mlp.down_proj.weight[:, 3] = 0
+        model.model.layers[1].mlp.down_proj.weight[:, 12] *= 2
+    assert torch.allclose(inside, attribute(model, prompts, "exact").values, atol=1e-9)
+
+
 # ---- refusals ----
 
 BAD = [
@@ -247,6 +267,10 @@ BAD = [
     ({"backend": "cuda"}, ["backend='cuda'", "fast, reference"]),
     *(({"batch_size": size}, ["batch_size=", "positive whole number"]) for size in (0, -1, 1.5, "big", True, None)),
     ({"questions": []}, ["list is empty"]),
+    ({"questions": iter(QUESTIONS)}, ["questions", "give a list"]),
+    ({"questions": random_prompts(1)[0]}, ["questions", "give a list", "Prompt"]),
+    ({"dtype": "float64"}, ["dtype='float64'", "torch.float64"]),
+    ({"dtype": torch.int8}, ["dtype=torch.int8"]),
     ({"questions": [QUESTIONS[0], *random_prompts(1)]}, ["mixture"]),
     ({"questions": ["What?"]}, ["Question"]),
     ({"questions": QUESTIONS}, ["tokenizer=None"]),
@@ -290,5 +314,6 @@ def test_mixtures_of_experts_are_refused():
 
 
 def test_post_norms_are_warned_of():
-    with pytest.warns(UserWarning, match="Gemma2ForCausalLM normalises .*gradient"):
+    with pytest.warns(UserWarning, match="Gemma2ForCausalLM normalises .*gradient") as caught:
         attribute(tiny("gemma2"), random_prompts(1), "ace")
+    assert caught[0].filename == __file__

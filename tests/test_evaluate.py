@@ -15,28 +15,13 @@ import neuronllm as nl
 from neuronllm.anatomy import Anatomy
 from neuronllm.evaluate import random_like
 from neuronllm.neurons import NeuronSet
-from neuronllm.prompts import Prompt, option_orders
+from neuronllm.prompts import Prompt
 from neuronllm.statistics import bootstrap_interval, mcnemar, percent_of, relative_change, spearman
-from tests.checks import Fuse, blow_after, lived_in, plant, refused, untouched
-from tests.tiny import DENSE, VOCABULARY, tiny
+from tests.checks import Fuse, blow_after, letter_model, lived_in, quiz, refused, untouched, with_every_letter
+from tests.tiny import DENSE, tiny
 from tests.tiny_tokenizers import byte_level
 
 EDITED = {3: "good", 11: "good", 20: "bad", 30: "bad", 39: "good", 50: "bad"}
-
-
-def quiz(count: int = 10, seed: int = 3, variants: bool = True, options=(2, 3, 4)) -> list[Prompt]:
-    """Questions of two to four options and unequal lengths, each asked in every rotation."""
-    generator = torch.Generator().manual_seed(seed)
-    prompts = []
-    for n in range(count):
-        k = options[n % len(options)]
-        answer = (n // 2) % k
-        for order in option_orders(k, answer, "rotate" if variants else "none"):
-            length = int(torch.randint(5, 20, (1,), generator=generator))
-            ids = torch.randint(3, VOCABULARY, (length,), generator=generator).tolist()
-            tokens = [[3 + 2 * j, 4 + 2 * j] if j != 1 else [5] for j in range(k)]
-            prompts.append(Prompt(ids, tokens, order.index(answer), question_id=f"q{seed}-{n}", order=order))
-    return prompts
 
 
 def some_neurons(model, **provenance) -> NeuronSet:
@@ -191,7 +176,10 @@ def test_a_model_in_use_is_left_as_it_was():
     plain.set_attn_implementation("eager")
     with untouched(model):
         report = evaluate(model, quiz(), some_neurons(model), "degrade", controls=2, positions="all")
-    assert report.to_dict() == evaluate(plain, quiz(), some_neurons(plain), "degrade", controls=2, positions="all").to_dict()
+    assert (
+        report.to_dict()
+        == evaluate(plain, quiz(), some_neurons(plain), "degrade", controls=2, positions="all").to_dict()
+    )
     for calls in (0, 2, 9):
         broken = lived_in(tiny("llama"))
         blow_after(broken, calls)
@@ -256,20 +244,13 @@ def test_twenty_controls_by_default(model):
 # ---- letters ----
 
 
-def letter_model():
-    """A GPT-2 with two constant neurons that cancel: one pushes towards option A's token, the other back."""
-    model = tiny("gpt2", n_inner=28)
-    push = 60 * model.transformer.wte.weight[3].detach()
-    return model, plant(model, 0, 4, push), plant(model, 0, 5, -push)
-
-
 def test_a_collapse_to_one_letter_is_reported():
     model, towards, _ = letter_model()
-    prompts = quiz(24, variants=False, options=(4,))
+    prompts = with_every_letter(model)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         base = nl.evaluate(model, None, prompts, progress=False)
-        assert not base.collapsed and base.letters["A"] < 0.6
+        assert not base.collapsed and base.letters["A"] == 0.25 and base.accuracy == 0.5
         towards_a = NeuronSet(torch.tensor([towards]), np.array(["good"]), torch.ones(1), Anatomy.of(model))
         nothing = nl.evaluate(model, None, prompts, towards_a, good=1.0, controls=0, progress=False)
         assert not nothing.collapsed and nothing.accuracy == base.accuracy

@@ -97,7 +97,7 @@ def test_nothing_half_written_stays(tmp_path, monkeypatch, what, broken, existin
 
 
 def test_an_exchange_that_fails_halfway_puts_the_old_folder_back(tmp_path, monkeypatch):
-    """The old folder is moved away before the new one takes its place: if the second step fails, the first is undone."""
+    """The old folder is moved away before the new one takes its place: if the second step fails, it comes back."""
     some_scores().save(tmp_path / "out")
     before = content(tmp_path)
     from pathlib import Path
@@ -197,11 +197,11 @@ def spoil(folder, how: str) -> None:
         save_file({**tensors, "values": torch.zeros(5)}, folder / "scores.safetensors")
 
 
-@pytest.mark.parametrize(
-    "how",
-    "no json,broken json,binary json,other json,list json,other anatomy,no tensors,empty tensors,cut tensors,"
-    "missing tensor,strange tensor,wrong size".split(","),
-)
+BROKEN_JSON = ["no json", "broken json", "binary json", "other json", "list json", "other anatomy"]
+BROKEN_TENSORS = ["no tensors", "empty tensors", "cut tensors", "missing tensor", "strange tensor", "wrong size"]
+
+
+@pytest.mark.parametrize("how", BROKEN_JSON + BROKEN_TENSORS)
 def test_broken_scores_are_one_line(tmp_path, how):
     some_scores().save(tmp_path / "out")
     spoil(tmp_path / "out", how)
@@ -262,7 +262,9 @@ def test_find_never_gives_the_wrong_sign(values, good, bad):
     with pytest.warns(UserWarning, match="were asked for") as caught:
         neurons = scores.find(good=10, bad=10)
     assert (neurons.role == "good").sum() == good and (neurons.role == "bad").sum() == bad
-    assert bool((neurons.score[neurons.role == "good"] > 0).all()) and bool((neurons.score[neurons.role == "bad"] < 0).all())
+    assert bool((neurons.score[neurons.role == "good"] > 0).all()) and bool(
+        (neurons.score[neurons.role == "bad"] < 0).all()
+    )
     assert len(caught) == 2 and all(w.filename == __file__ for w in caught)
 
 

@@ -177,7 +177,13 @@ def test_generation_under_an_edit_equals_the_baked_model(name):
 
     def generate(cache: bool) -> torch.Tensor:
         prompt = tokens()
-        settings = {"max_new_tokens": 8, "do_sample": False, "use_cache": cache, "eos_token_id": None, "pad_token_id": 0}
+        settings = {
+            "max_new_tokens": 8,
+            "do_sample": False,
+            "use_cache": cache,
+            "eos_token_id": None,
+            "pad_token_id": 0,
+        }
         return model.generate(prompt, attention_mask=torch.ones_like(prompt), **settings)
 
     plain = generate(True)
@@ -238,7 +244,9 @@ def test_a_pass_that_raised_does_not_blame_the_next_one():
 def test_visiting_sees_every_site_once_a_pass():
     for name in ("llama", "opt", "gptj"):
         model, seen = tiny(name), []
-        with visiting(model, Anatomy.of(model).sites, lambda site, h, seen=seen: seen.append((site.layer, tuple(h.shape)))):
+        with visiting(
+            model, Anatomy.of(model).sites, lambda site, h, seen=seen: seen.append((site.layer, tuple(h.shape)))
+        ):
             logits(model)
         assert seen == [(0, (ROWS, TOKENS, 28)), (1, (ROWS, TOKENS, 28))]
 

@@ -24,22 +24,31 @@ def require_matplotlib() -> None:
 
 
 def score_map(title: str, scores: Scores, path: Path) -> Any:
-    """Layers by neurons: blue helps, red hurts; each layer's neurons sorted, so that both ends can be seen."""
+    """Layers by neurons, by index and sorted: blue helps, red hurts. Sorted, both ends of every layer can be seen."""
     import matplotlib.pyplot as plt
 
     rows = scores.anatomy.split(scores.values)
-    image = torch.full((len(rows), max(len(row) for row in rows)), float("nan"))
-    for line, row in zip(image, rows, strict=True):
-        line[: len(row)] = row.sort(descending=True).values
     limit = float(scores.values.abs().max()) or 1.0
-    figure, axes = plt.subplots(figsize=(9, 0.5 * len(rows) + 1.6), layout="constrained")
-    drawn = axes.imshow(image.numpy(), aspect="auto", interpolation="nearest", cmap="RdBu", norm=_symlog(limit))
-    axes.set(title=f"{title}: score of every neuron", xlabel="neurons of a layer, best first", ylabel="layer")
-    axes.set_yticks(range(len(rows)), [str(site.layer) for site in scores.anatomy.sites])
+    style = {"aspect": "auto", "interpolation": "nearest", "cmap": "RdBu", "norm": _symlog(limit)}
+    figure, axes = plt.subplots(2, 1, figsize=(9, 0.8 * len(rows) + 2.4), layout="constrained", sharex=True)
+    panels = {"neuron": rows, "neurons of a layer, best first": [row.sort(descending=True).values for row in rows]}
+    for panel, (label, lines) in zip(axes, panels.items(), strict=True):
+        drawn = panel.imshow(_image(lines), **style)
+        panel.set(xlabel=label, ylabel="layer")
+        panel.set_yticks(range(len(rows)), [str(site.layer) for site in scores.anatomy.sites])
+    axes[0].set_title(f"{title}: score of every neuron")
     figure.colorbar(drawn, ax=axes, label="hurts  |  helps")
     figure.savefig(path, dpi=120)
     plt.close(figure)
     return figure, axes
+
+
+def _image(lines: Sequence[torch.Tensor]) -> Any:
+    """Layers of any width as one picture; where a layer has no more neurons it stays empty."""
+    image = torch.full((len(lines), max(len(line) for line in lines)), float("nan"))
+    for row, line in zip(image, lines, strict=True):
+        row[: len(line)] = line
+    return image.numpy()
 
 
 def _symlog(limit: float) -> Any:

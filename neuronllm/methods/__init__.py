@@ -51,6 +51,6 @@ def get_method(name: str, options: dict[str, Any] | None = None) -> Method:
     >>> get_method("ace", {"steps": 8}).steps
     8
     """
-    if name not in METHODS:
+    if not isinstance(name, str) or name not in METHODS:
         raise InputError(f"method={name!r}: known methods are {', '.join(METHODS)}")
     return METHODS[name].with_options(options or {})
