@@ -32,10 +32,10 @@ TEMPLATE = "plain"
 MARK = "neuronllm-demo.json"
 FOUND = 64  # neurons of each role
 KS = (4, 16, 64)  # sizes that tuning tries
-CURVE = (1, 2, 4, 8, 16, 32, 64)
+CURVE = (1, 4, 16, 64)
 METHODS = ("gradient", "relp", "neurgrad", "ace", "qrnca", "knowledge", "logprob", "activation", "random")
 JUDGED_PROMPTS = 8
-RANDOM_CURVES = 5
+RANDOM_CURVES = 3
 
 
 def run_demo(
