@@ -222,7 +222,7 @@ def random_like(ids: Tensor, anatomy: Anatomy, generator: torch.Generator) -> Te
 def _controls(ask: Asker, change: Edit, edited: Answers, count: int, seed: int, progress: bool) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(seed)
     values: dict[str, list[float]] = {"accuracy": [], "balanced_accuracy": [], "p_right": []}
-    for _ in tqdm(range(count), desc="random sets", disable=not progress, unit="set"):
+    for _ in tqdm(range(count), desc="random sets", disable=not progress, unit="set", leave=False):
         answers = ask(change._replace(ids=random_like(change.ids, ask.anatomy, generator)))
         for name, value in (("accuracy", answers.accuracy), ("p_right", answers.mean_p_right)):
             values[name].append(value)

@@ -92,7 +92,7 @@ class _Search:
 
     def __init__(self, ask: Asker, neurons: NeuronSet, criterion: str, progress: bool) -> None:
         self.ask, self.neurons, self.criterion = ask, neurons, criterion
-        self.bar = tqdm(desc="tuning", disable=not progress, unit="edit")
+        self.bar = tqdm(desc="tuning", disable=not progress, unit="edit", leave=False)
         self.base = ask(None)
         self.seen: dict[Point, Answers] = {NO_EDIT: self.base}
 

@@ -60,7 +60,7 @@ def option_logprobs(
     by_length = sorted(range(len(prompts)), key=lambda n: len(prompts[n].input_ids))
     with (
         borrowed(model, attention=None),
-        tqdm(total=len(prompts), desc=label, disable=not progress, unit="prompt") as bar,
+        tqdm(total=len(prompts), desc=label, disable=not progress, unit="prompt", leave=False) as bar,
     ):
         for start in range(0, len(prompts), size):
             here = by_length[start : start + size]
