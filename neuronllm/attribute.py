@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 Questions = Sequence[Question | Prompt]
 ITEMS = ("all", "wrong", "right")
 KEEPS = ("mean", "all")
+CHUNK = 32  # prompts that go to the engine at once
 _log = logging.getLogger("neuronllm")
 
 
@@ -79,22 +80,26 @@ def attribute(
 
     collector = how.collector(anatomy.n_neurons)
     kept = []
-    with open_engine(model, anatomy, backend, dtype=dtype, batch_size=batch_size) as engine:
+    with open_engine(model, anatomy, prompts, backend, dtype=dtype, batch_size=batch_size) as engine:
         if how.integrates and engine.post_normed(prompts[0]):
             warnings.warn(
                 f"{type(model).__name__} normalises what its FFNs put out, which undoes the scaling of a whole layer "
                 f'that integrated gradients ({method}) rest on; use method="gradient" or "exact"',
                 stacklevel=3,  # past the decorator
             )
-        for group in tqdm(groups, desc=method, disable=not progress, unit="question"):
-            raw = how.score(engine, group, objective, positions)
-            right = None
-            if how.needs_answers:
-                answers = engine.option_scores(group)
-                right = torch.tensor([int(a.argmax()) == p.answer for a, p in zip(answers, group, strict=True)])
-            collector.add(raw, right)
-            if keep == "all":
-                kept.append(raw)
+        with tqdm(total=len(groups), desc=method, disable=not progress, unit="question") as bar:
+            for chunk in _chunks(groups):
+                flat = [prompt for group in chunk for prompt in group]
+                raw = how.score(engine, flat, objective, positions)
+                sizes = [len(group) for group in chunk]
+                right: Sequence[torch.Tensor | None] = [None] * len(chunk)
+                if how.needs_answers:
+                    right = _answered(engine.option_scores(flat), flat).split(sizes)
+                for scores_of_one, right_of_one in zip(raw.split(sizes), right, strict=True):
+                    collector.add(scores_of_one, right_of_one)
+                if keep == "all":
+                    kept.append(raw)
+                bar.update(len(chunk))
     summary = collector.summary()
     asked_in = None if isinstance(questions[0], Prompt) else orders or how.orders
     scores = Scores(
@@ -109,6 +114,23 @@ def attribute(
     if output is not None:
         scores.save(output)
     return scores
+
+
+def _chunks(groups: list[list[Prompt]]) -> Iterator[list[list[Prompt]]]:
+    """Questions that go to the engine together, so that it can fill its passes."""
+    chunk: list[list[Prompt]] = []
+    for group in groups:
+        chunk.append(group)
+        if sum(len(group) for group in chunk) >= CHUNK:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
+
+
+def _answered(scores: list[torch.Tensor], prompts: Sequence[Prompt]) -> torch.Tensor:
+    """Which prompts the model answers right."""
+    return torch.tensor([int(s.argmax()) == p.answer for s, p in zip(scores, prompts, strict=True)])
 
 
 def as_prompts(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,28 +15,43 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from ..anatomy import Anatomy
+    from ..prompts import Prompt
     from .reference import ReferenceEngine
 
 BACKENDS = ("fast", "reference")
-FAST_REASON = "this version has the reference engine only"
 _log = logging.getLogger("neuronllm")
 _told: set[str] = set()
 
 
+@contextmanager
 def open_engine(
     model: PreTrainedModel,
     anatomy: Anatomy,
+    prompts: Sequence[Prompt],
     backend: str = "fast",
     *,
     dtype: torch.dtype | None = None,
     batch_size: int | str = "auto",
-) -> ReferenceEngine:
-    """The engine named by `backend`; "fast" falls back to the reference and says why once."""
+) -> Iterator[ReferenceEngine]:
+    """The engine named by `backend`, for these prompts; "fast" falls back to the reference and says why once."""
+    from .fast import FastEngine
     from .reference import ReferenceEngine
 
     if backend not in BACKENDS:
         raise InputError(f"backend={backend!r}: known back ends are {', '.join(BACKENDS)}")
-    if backend == "fast" and FAST_REASON not in _told:
-        _told.add(FAST_REASON)
-        _log.info("backend fast -> reference: %s", FAST_REASON)
-    return ReferenceEngine(model, anatomy, dtype=dtype, batch_size=batch_size)
+    if backend == "fast":
+        fast = FastEngine(model, anatomy, dtype=dtype, batch_size=batch_size)
+        with fast:
+            reason = fast.unusable(prompts)
+            if reason is None:
+                yield fast
+                return
+        _tell(f"backend fast -> reference for {type(model).__name__}: {reason}")
+    with ReferenceEngine(model, anatomy, dtype=dtype, batch_size=batch_size) as engine:
+        yield engine
+
+
+def _tell(text: str) -> None:
+    if text not in _told:
+        _told.add(text)
+        _log.info(text)

@@ -72,20 +72,24 @@ def option_logprobs(
     return out
 
 
-def _asked(model: PreTrainedModel, prompts: Sequence[Prompt], change: Edit | None, anatomy: Anatomy | None) -> Tensor:
+def padded(prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Token ids padded on the right, their mask (None without padding), and every prompt's answer position."""
     lengths = torch.tensor([len(p.input_ids) for p in prompts])
     ids = torch.zeros(len(prompts), int(lengths.max()), dtype=torch.int64)
     for row, prompt in zip(ids, prompts, strict=True):
         row[: len(prompt.input_ids)] = torch.tensor(prompt.input_ids)
     mask = torch.arange(ids.shape[1]) < lengths[:, None]
-    answer = lengths - 1
     # Prompts of one length need no mask: the model may then take its plain causal path.
-    padding = None if bool(mask.all()) else mask.long()
+    return ids, None if bool(mask.all()) else mask.long(), lengths - 1
+
+
+def _asked(model: PreTrainedModel, prompts: Sequence[Prompt], change: Edit | None, anatomy: Anatomy | None) -> Tensor:
+    ids, mask, answer = padded(prompts)
     if change is None:
-        return answer_logits(model, ids, padding, answer)
+        return answer_logits(model, ids, mask, answer)
     where = answer if change.positions == "answer" else change.positions
     with edit(model, change.ids, change.factors, positions=where, anatomy=anatomy):
-        return answer_logits(model, ids, padding, answer)
+        return answer_logits(model, ids, mask, answer)
 
 
 def by_choice(logprobs: Tensor, prompt: Prompt) -> Tensor:

@@ -113,7 +113,7 @@ class ReferenceEngine:
     def post_normed(self, prompt: Prompt) -> bool:
         """True if the first block's output is not linear in h, as behind a norm of the FFN's output."""
         site, h = self.anatomy.sites[0], self._clean(prompt)[0]
-        none, once, twice = _wide(self._after(prompt, site, torch.stack([0 * h, h, 2 * h]))).unbind(0)
+        none, once, twice = wide(self._after(prompt, site, torch.stack([0 * h, h, 2 * h]))).unbind(0)
         step = once - none
         return bool((twice - none - 2 * step).norm() > 0.1 * step.norm())
 
@@ -149,7 +149,7 @@ class ReferenceEngine:
 
             def look(site: Site, h: Tensor) -> None:
                 value = h if statistic == "value" else (ups(site, h)[0] > 0).to(h)
-                seen.append(_wide(value[0, -1:] if positions == "answer" else value[0]).mean(0).cpu())
+                seen.append(wide(value[0, -1:] if positions == "answer" else value[0]).mean(0).cpu())
 
             with visiting(self.model, self.anatomy.sites, look):
                 self._forward(prompt)
@@ -174,7 +174,7 @@ class ReferenceEngine:
             value = objective_value(objective, self._forward(prompt), prompt)
             grads = torch.autograd.grad(value.sum(), deltas)
         scale = torch.sign if weight == "sign" else torch.Tensor.detach
-        return torch.cat([(_wide(scale(h)) * _wide(g[0])).sum(0).cpu() for h, g in zip(values, grads, strict=True)])
+        return torch.cat([(wide(scale(h)) * wide(g[0])).sum(0).cpu() for h, g in zip(values, grads, strict=True)])
 
     def _integrate(self, prompt: Prompt, objective: str, alphas: Tensor, weights: Tensor) -> Tensor:
         scores = []
@@ -184,13 +184,13 @@ class ReferenceEngine:
                 value = objective_value(objective, self._edited(prompt, site, scaled), prompt)
                 (grad,) = torch.autograd.grad(value.sum(), scaled)
             mean = (weights.to(h.device)[:, None] * grad.double()).sum(0)
-            scores.append(_wide(mean.to(_wide(h).dtype) * _wide(h)).cpu())
+            scores.append(wide(mean.to(wide(h).dtype) * wide(h)).cpu())
         return torch.cat(scores)
 
     def _effects(self, prompt: Prompt, objective: str, ids: Tensor | None, factor: float) -> Tensor:
         ids = torch.arange(self.anatomy.n_neurons) if ids is None else self.anatomy.checked(ids)
         where, clean = self.anatomy.site_of(ids), self._clean(prompt)
-        effects = torch.empty(len(ids), dtype=_wide(clean[0]).dtype)
+        effects = torch.empty(len(ids), dtype=wide(clean[0]).dtype)
         for n in where.unique().tolist():
             site, h = self.anatomy.sites[n], clean[n]
             for part in (where == n).nonzero()[:, 0].split(self._rows(prompt)):
@@ -251,6 +251,6 @@ class ReferenceEngine:
         return self.batch_size if isinstance(self.batch_size, int) else max(1, TOKENS // len(prompt.input_ids))
 
 
-def _wide(x: Tensor) -> Tensor:
+def wide(x: Tensor) -> Tensor:
     """At least float32, where scores are formed and summed."""
     return x.to(torch.promote_types(x.dtype, torch.float32))

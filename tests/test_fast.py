@@ -1,0 +1,151 @@
+"""The fast engine against the judge: same scores on every family, or a reason why the judge does the work."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+
+from neuronllm import engine as engines
+from neuronllm.attribute import attribute
+from neuronllm.engine.fast import FastEngine
+from neuronllm.engine.objective import OBJECTIVES
+from neuronllm.engine.quadrature import quadrature
+from neuronllm.engine.reference import ReferenceEngine
+from neuronllm.prompts import Prompt
+from tests.tiny import DENSE, random_prompts, tiny
+
+OUT_OF_REACH = {  # what the reason must say
+    "lfm2": "cannot be run on answer tokens",  # convolutions keep a state that no key or value holds
+    "falcon": "cannot be run on answer tokens",  # the others attend without transformers' interface
+    "gptj": "cannot be run on answer tokens",
+    "bloom": "cannot be run on answer tokens",
+}
+REACHED = [name for name in DENSE if name not in OUT_OF_REACH]
+
+CALLS = {
+    "integrate": lambda e, p: e.integrate(p, "logp_options", *quadrature("midpoint", 4)),
+    "gradient": lambda e, p: e.gradients(p, "p_vocab"),
+    "sign": lambda e, p: e.gradients(p, "margin", weight="sign"),
+    "gradient everywhere": lambda e, p: e.gradients(p, "logp_vocab", positions="all"),
+    "relp": lambda e, p: e.gradients(p, "logp_options", rules="relp"),
+    "relp detached": lambda e, p: e.gradients(p, "logp_options", rules="relp-detached"),
+    "relp everywhere": lambda e, p: e.gradients(p, "logp_options", positions="all", rules="relp-detached"),
+    "effects": lambda e, p: e.effects(p, "logp_options"),
+    "some effects": lambda e, p: e.effects(p, "p_options", ids=torch.arange(55, 0, -3), factor=2.0),
+    "activations": lambda e, p: e.activations(p),
+    "direct": lambda e, p: e.direct(p, "logp_options"),
+}
+
+
+def ragged() -> list[Prompt]:
+    """Prompts on both sides of the sliding window of 8 that the windowed families have, and of different lengths."""
+    return [*random_prompts(2, length=5), *random_prompts(2, length=14)]
+
+
+def differences(fast: torch.Tensor, judged: torch.Tensor) -> float:
+    return float(((fast.double() - judged.double()).norm(dim=1) / judged.double().norm(dim=1)).max())
+
+
+@pytest.mark.parametrize("name", REACHED)
+def test_equals_the_judge_in_float64(name):
+    model, prompts = tiny(name), ragged()
+    with FastEngine(model, dtype=torch.float64) as fast, ReferenceEngine(model, dtype=torch.float64) as judge:
+        assert fast.unusable(prompts) is None
+        for label, call in CALLS.items():
+            assert differences(call(fast, prompts), call(judge, prompts)) <= 1e-9, label
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_equals_the_judge_for_every_objective(objective):
+    model, prompts = tiny("qwen3"), ragged()
+    with FastEngine(model, dtype=torch.float64) as fast, ReferenceEngine(model, dtype=torch.float64) as judge:
+        for engine_call in (
+            lambda e: e.gradients(prompts, objective),
+            lambda e: e.gradients(prompts, objective, positions="all"),
+            lambda e: e.integrate(prompts, objective, *quadrature("gauss", 3)),
+            lambda e: e.effects(prompts, objective),
+        ):
+            assert differences(engine_call(fast), engine_call(judge)) <= 1e-9
+
+
+@pytest.mark.parametrize("name", REACHED)
+def test_equals_the_judge_in_float32(name):
+    model, prompts = tiny(name, torch.float32), ragged()
+    with FastEngine(model) as fast, ReferenceEngine(model) as judge:
+        assert fast.unusable(prompts) is None
+        for label in ("integrate", "gradient", "gradient everywhere", "effects"):
+            assert differences(CALLS[label](fast, prompts), CALLS[label](judge, prompts)) <= 1e-4, label
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2", "gpt2"])
+@pytest.mark.parametrize("label", ["integrate", "gradient", "gradient everywhere"])
+def test_is_no_worse_than_the_judge_in_bfloat16(name, label):
+    """An error budget: both are compared with the truth, the judge of the same weights in float64."""
+    model, prompts = tiny(name, torch.bfloat16), ragged()
+    call = CALLS[label]
+    with ReferenceEngine(model, dtype=torch.float64) as truth:
+        true = call(truth, prompts)
+    with FastEngine(model) as fast, ReferenceEngine(model) as judge:
+        assert fast.unusable(prompts) is None
+        assert differences(call(fast, prompts), true) <= 2 * differences(call(judge, prompts), true) + 2e-3
+
+
+@pytest.mark.parametrize("name", OUT_OF_REACH)
+def test_a_model_out_of_reach_is_left_to_the_judge_with_a_reason(name, caplog):
+    model, prompts = tiny(name), random_prompts(2)
+    engines._told.clear()
+    with caplog.at_level(logging.INFO, "neuronllm"):
+        for _ in range(2):
+            scores = attribute(model, None, prompts, "gradient", keep="all", progress=False)
+    told = [record.getMessage() for record in caplog.records if "fast -> reference" in record.getMessage()]
+    assert len(told) == 1 and OUT_OF_REACH[name] in told[0]
+    judged = attribute(model, None, prompts, "gradient", keep="all", backend="reference", progress=False)
+    assert torch.equal(scores.per_prompt, judged.per_prompt)
+
+
+def test_a_model_whose_branches_are_not_its_answers_is_left_to_the_judge():
+    """A layer that looks at its position among the rows gives itself away in the self-check."""
+    model = tiny("llama")
+    model.model.layers[1].register_forward_hook(lambda m, a, out: out + 0.1 * torch.arange(out.shape[1])[None, :, None])
+    with FastEngine(model) as fast:
+        assert "differs from the clean answer" in (fast.unusable(random_prompts(1)) or "")
+
+
+def test_a_prompt_of_one_token_is_left_to_the_judge():
+    model = tiny("llama")
+    prompts = [Prompt(input_ids=[5], option_ids=[[3], [4]], answer=0), *random_prompts(1)]
+    with FastEngine(model) as fast:
+        assert "one token" in (fast.unusable(prompts) or "")
+    assert attribute(model, None, prompts, progress=False).values.isfinite().all()
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_batch_size_changes_nothing_beyond_rounding(batch_size):
+    model, prompts = tiny("mistral"), ragged()
+    with FastEngine(model, batch_size=batch_size) as small, FastEngine(model) as large:
+        for label in ("integrate", "gradient", "gradient everywhere", "effects"):
+            assert differences(CALLS[label](small, prompts), CALLS[label](large, prompts)) <= 1e-12, label
+
+
+def test_many_rows_are_cut_into_passes(monkeypatch):
+    """56 neurons in passes of at most 10 rows: the cuts fall inside sites and across them."""
+    from neuronllm.engine import fast as module
+
+    model, prompts = tiny("llama"), ragged()[:2]
+    with FastEngine(model) as engine:
+        whole = engine.effects(prompts, "logp_options")
+        monkeypatch.setattr(module, "ROWS", 20)
+        assert differences(engine.effects(prompts, "logp_options"), whole) <= 1e-12
+
+
+def test_the_attention_implementation_is_given_back_also_after_an_error():
+    model, prompts = tiny("llama"), random_prompts(1)
+    with FastEngine(model) as fast:
+        handle = model.lm_head.register_forward_pre_hook(lambda *_: (_ for _ in ()).throw(KeyError("stop")))
+        with pytest.raises(KeyError):
+            fast.gradients(prompts, "logp_options")
+        handle.remove()
+        assert model.config._attn_implementation == "sdpa"
+        assert not any(module._forward_pre_hooks or module._forward_hooks for module in model.modules())
