@@ -18,6 +18,7 @@ from typing import Any
 _PUBLIC = {
     "load_model": "loading",
     "demo_task": "demo",
+    "demo_tasks": "demo",
     "Question": "questions",
     "load_questions": "questions",
     "save_questions": "questions",

@@ -56,6 +56,8 @@ class Anatomy:
     @classmethod
     def of(cls, model: PreTrainedModel) -> Anatomy:
         """Find the neurons of a Hugging Face decoder."""
+        if not isinstance(model, nn.Module) or not hasattr(model, "config"):
+            raise InputError(f"model: give a loaded Hugging Face model (nl.load_model), not {type(model).__name__}")
         model_type = getattr(model.config, "model_type", "")
         find = _REGISTRY.get(model_type) or _from_entry_points(model_type) or _by_structure
         return cls(tuple(find(model)), model_type)
@@ -113,8 +115,10 @@ class Anatomy:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Anatomy:
-        sites = (Site(**{**site, "ups": tuple(site["ups"])}) for site in data["sites"])
-        return cls(tuple(sites), data["model_type"])
+        sites = tuple(Site(**{**site, "ups": tuple(site["ups"])}) for site in data["sites"])
+        if not sites:
+            raise KeyError("sites")
+        return cls(sites, data["model_type"])
 
     def same_layout(self, other: Anatomy) -> bool:
         """True if both number the same neurons alike, whatever the modules are called."""

@@ -20,6 +20,7 @@ from .engine.objective import check_objective
 from .env import package_version
 from .errors import InputError
 from .files import check_new_folder
+from .loading import public_name
 from .methods import Method, get_method
 from .prompts import Prompt, group_by_question, render, template_hash
 from .questions import Question, fingerprint
@@ -74,7 +75,9 @@ def attribute(
     if output is not None:
         check_new_folder(output, CONFIG)
     anatomy = Anatomy.of(model)
-    prompts = as_prompts(tokenizer, questions, orders or how.orders, template or how.template)
+    prompts = as_prompts(
+        tokenizer, questions, how.orders if orders is None else orders, how.template if template is None else template
+    )
     check_prompts(model, prompts)
     groups = _chosen(model, group_by_question(prompts), items, batch_size, progress)
 
@@ -101,13 +104,13 @@ def attribute(
                     kept.append(raw)
                 bar.update(len(chunk))
     summary = collector.summary()
-    asked_in = None if isinstance(questions[0], Prompt) else orders or how.orders
+    asked_in = None if isinstance(questions[0], Prompt) else how.orders if orders is None else orders
     scores = Scores(
         summary.values.float(),
         summary.stderr.float(),
         summary.sign_consistency.float(),
         anatomy,
-        _provenance(model, tokenizer, questions, how, groups, template or how.template)
+        _provenance(model, tokenizer, questions, how, groups, how.template if template is None else template)
         | {"objective": objective, "positions": positions, "orders": asked_in, "items": items},
         torch.cat(kept).float() if kept else None,
     )
@@ -137,6 +140,8 @@ def as_prompts(
     tokenizer: PreTrainedTokenizerBase | None, questions: Questions, orders: str, template: Any
 ) -> list[Prompt]:
     """Rendered prompts: the given ones, or the questions in every order and template."""
+    if isinstance(questions, (str, os.PathLike)):
+        raise InputError(f"questions={str(questions)!r}: load them first, with nl.load_questions({str(questions)!r})")
     if not isinstance(questions, Sequence):
         raise InputError(f"questions: give a list, not a {type(questions).__name__}")
     if not questions:
@@ -162,7 +167,7 @@ def _checked(how: Method, objective: str | None, positions: str, items: str, kee
         if objective is not None:
             raise InputError(f"objective={objective!r}: method {how.name!r} explains no objective, leave it out")
         return ""
-    objective = check_objective(objective or how.objective)
+    objective = check_objective(how.objective if objective is None else objective)
     how.check_objective(objective)
     return objective
 
@@ -189,7 +194,7 @@ def _provenance(
     asked = [q for q in questions if isinstance(q, Question)]
     first = groups[0][0]
     return {
-        "model": model.config._name_or_path,
+        "model": public_name(model.config._name_or_path),
         "revision": getattr(model.config, "_commit_hash", None),
         "model_type": model.config.model_type,
         "dtype": str(model.dtype).removeprefix("torch."),
@@ -198,6 +203,7 @@ def _provenance(
         "questions": len(groups),
         "prompts": sum(len(group) for group in groups),
         "question_fingerprint": fingerprint(asked) if asked else _prompt_hash(questions),
+        "template": (list(template) if isinstance(template, tuple) else template) if asked else None,
         "template_hash": template_hash(template, tokenizer) if asked else None,
         "option_tokens": [list(ids) for ids in first.option_ids],
         "transformers": package_version("transformers"),

@@ -12,12 +12,19 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from .errors import InputError
 
 DTYPES = ("auto", "float32", "float16", "bfloat16", "float64")
 DEMO = "demo:"
+
+
+class _Parser(argparse.ArgumentParser):
+    """Bad flags get one line too; --help shows the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message} ({self.prog} --help lists the flags)\n")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -121,11 +128,11 @@ def _tune(args: argparse.Namespace) -> None:
 
 def _evaluate(args: argparse.Namespace) -> None:
     from .evaluate import evaluate
-    from .files import write_json
+    from .files import check_new_file, write_json
     from .neurons import NeuronSet
 
-    if args.output and not Path(args.output).parent.is_dir():
-        raise InputError(f"--output {args.output}: its folder does not exist")
+    if args.output:
+        check_new_file(args.output)
     neurons = NeuronSet.from_pretrained(args.neurons) if args.neurons else None
     questions = _questions(args, args.questions)
     unrelated = _questions(args, args.unrelated) if args.unrelated else None
@@ -162,7 +169,8 @@ def _bake(args: argparse.Namespace) -> None:
         bake(model, neurons, args.good, args.bad, mode=args.mode)
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
-        made = {"mode": args.mode, "good": args.good, "bad": args.bad, "provenance": neurons.provenance}
+        good, bad, _ = neurons.factors(args.mode, args.good, args.bad)
+        made = {"mode": args.mode, "good": good, "bad": bad, "provenance": neurons.provenance}
         write_json(temporary / "neuronllm_bake.json", made)
     print(f"{args.output}: {len(neurons)} neurons folded into the weights")
 
@@ -184,14 +192,19 @@ def _env(args: argparse.Namespace) -> None:
 
 def _model(args: argparse.Namespace) -> tuple[Any, Any]:
     import torch
+    from transformers.utils import logging as transformers_logging
 
-    from .loading import load_model
+    from .loading import check_weights, load_model
 
+    if args.quiet:
+        transformers_logging.disable_progress_bar()
     dtype = args.dtype if args.dtype == "auto" else getattr(torch, args.dtype)
     more = {"trust_remote_code": True} if args.trust_remote_code else {}
     if args.revision:
         more["revision"] = args.revision
-    return load_model(args.model, dtype=dtype, device_map=args.device_map, **more)
+    model, tokenizer = load_model(args.model, dtype=dtype, device_map=args.device_map, **more)
+    check_weights(model)
+    return model, tokenizer
 
 
 def _questions(args: argparse.Namespace, source: str) -> list[Any]:
@@ -252,7 +265,7 @@ def _count(text: str) -> int:
 def _parser() -> argparse.ArgumentParser:
     from .env import package_version
 
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="neuronllm", description="Find the good and the bad neurons of a language model and steer it with them."
     )
     parser.add_argument("--version", action="version", version=f"neuronllm {package_version('neuronllm')}")
@@ -275,13 +288,15 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--option", "-o", action="append", default=[], metavar="NAME=VALUE", help="an option of the method"
     )
-    sub.add_argument("--output", required=True, metavar="DIR", help="a new folder for the scores")
+    sub.add_argument("--output", required=True, metavar="DIR", help="folder for the scores, new or of earlier ones")
 
     sub = command("find", _find, "Choose the best and the worst neurons of saved scores.")
     sub.add_argument("scores", metavar="DIR", help="a folder that `neuronllm attribute` wrote")
     sub.add_argument("--good", type=_count, default=100, metavar="N")
     sub.add_argument("--bad", type=_count, default=100, metavar="N")
-    sub.add_argument("--output", required=True, metavar="DIR", help="a new folder for the neuron set")
+    sub.add_argument(
+        "--output", required=True, metavar="DIR", help="folder for the neuron set, new or of an earlier one"
+    )
 
     sub = command("tune", _tune, "Choose how many neurons, factors and positions on validation questions.")
     _model_flags(sub)
@@ -289,7 +304,9 @@ def _parser() -> argparse.ArgumentParser:
     _neurons_flag(sub)
     sub.add_argument("--positions", nargs="+", choices=("all", "answer"), help="positions to try (default: both)")
     sub.add_argument("--criterion", default="accuracy", choices=("accuracy", "p_right"))
-    sub.add_argument("--output", required=True, metavar="DIR", help="a new folder for the tuned set")
+    sub.add_argument(
+        "--output", required=True, metavar="DIR", help="folder for the tuned set, new or of an earlier set"
+    )
 
     sub = command("evaluate", _evaluate, "Judge the model, with a neuron set beside random controls.")
     _model_flags(sub)
@@ -299,13 +316,15 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--positions", choices=("answer", "all"), help="where to edit (default: answer, or as tuned)")
     sub.add_argument("--controls", type=_count, default=20, metavar="N", help="random sets beside the edit")
     sub.add_argument("--unrelated", metavar="FILE", help="unrelated questions, for the PCR")
-    sub.add_argument("--output", metavar="FILE", help="write the report as JSON")
+    sub.add_argument("--output", metavar="FILE", help="a new file for the report, as JSON")
 
     sub = command("bake", _bake, "Fold a neuron set into the weights and save an ordinary model.")
     _model_flags(sub)
     _neurons_flag(sub)
     _factor_flags(sub)
-    sub.add_argument("--output", required=True, metavar="DIR", help="a new folder for the model")
+    sub.add_argument(
+        "--output", required=True, metavar="DIR", help="folder for the model, new or of an earlier baked one"
+    )
 
     sub = command("demo", _demo, "The whole way on the bundled tiny model: find, tune, steer, judge.")
     sub.add_argument("--output", default="neuronllm-demo", metavar="DIR", help="(default: ./neuronllm-demo)")
@@ -322,6 +341,7 @@ def _model_flags(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--dtype", default="auto", choices=DTYPES)
     sub.add_argument("--device-map", "--device_map", help='for instance "auto" or "cuda"')
     sub.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the model")
+    sub.add_argument("--quiet", action="store_true", help="no progress bars")
 
 
 def _question_flags(sub: argparse.ArgumentParser) -> None:
@@ -331,7 +351,6 @@ def _question_flags(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--template", nargs="+", metavar="T", help="default, plain, brief, or a text with {question}")
     sub.add_argument("--apply-chat-template", "--apply_chat_template", action="store_true")
     sub.add_argument("--batch-size", "--batch_size", type=_batch_size, default="auto", metavar="N")
-    sub.add_argument("--quiet", action="store_true", help="no progress bars")
 
 
 def _neurons_flag(sub: argparse.ArgumentParser, required: bool = True) -> None:

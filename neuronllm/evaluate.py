@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 POSITIONS = ("answer", "all")
+ENOUGH_CONTROLS = 20
 
 
 class Answers:
@@ -90,7 +91,9 @@ class Answers:
 
 @dataclass
 class Report:
-    """What `nl.evaluate` returns. Without neurons, only the first five fields, `ci` and `questions` say something.
+    """What `nl.evaluate` returns; `print(report)` shows all of it.
+
+    Without neurons, only the first five fields, `ci` and `questions` say something.
 
     With an edit: `base` holds the same numbers of the unedited model; `rac` and `rcc` are the signed relative changes
     of accuracy and of the right option's mean probability; `flips` counts questions; `pcr` is the change on these
@@ -153,22 +156,28 @@ def evaluate(
         raise InputError(f"positions={positions!r}: known values are {', '.join(POSITIONS)}")
     if isinstance(controls, bool) or not isinstance(controls, int) or controls < 0:
         raise InputError(f"controls={controls!r}: give a whole number, 0 or more")
+    change: Edit | None = None
+    edit: dict[str, Any] = {}
+    if neurons is not None:
+        if controls < ENOUGH_CONTROLS:
+            few = f"controls={controls}: with fewer than {ENOUGH_CONTROLS} random sets their band says little"
+            warnings.warn(few, stacklevel=2)
+        change, edit = _planned(model, neurons, mode, good, bad, positions)
+    elif mode or good is not None or bad is not None or unrelated is not None:
+        raise InputError("neurons=None: mode, good, bad and unrelated need a neuron set")
+    template = template_of(neurons, template)
     prompts = as_prompts(tokenizer, questions, orders, template)
+    warn_if_one_letter(prompts)
     ask = Asker(model, prompts, batch_size)
     base = ask(None, "base", progress)
-    if neurons is None:
-        if mode or good is not None or bad is not None or unrelated is not None:
-            raise InputError("neurons=None: mode, good, bad and unrelated need a neuron set")
+    if change is None:
         return Report(**base.summary(), questions=len(base.groups), ci=_intervals(base, None, seed))
 
-    good, bad, tuned_positions = neurons.factors(mode, good, bad)
-    positions = positions or tuned_positions or "answer"
-    change = Edit(*neurons.edits(model, good, bad), positions)
-    edited = ask(change, mode or "edited", progress)
+    edited = ask(change, edit["mode"] or "edited", progress)
     report = Report(
         **edited.summary(), questions=len(edited.groups), ci=_intervals(base, edited, seed), base=base.summary()
     )
-    report.edit = {"mode": mode, "good": good, "bad": bad, "positions": positions, "neurons": len(change.ids)}
+    report.edit = edit
     report.rac = relative_change(base.accuracy, edited.accuracy)
     report.rcc = relative_change(base.mean_p_right, edited.mean_p_right)
     lost, won = base.question_right & ~edited.question_right, ~base.question_right & edited.question_right
@@ -187,6 +196,35 @@ def evaluate(
             stacklevel=2,
         )
     return report
+
+
+def _planned(
+    model: PreTrainedModel, neurons: NeuronSet, mode: str | None, good: Any, bad: Any, positions: str | None
+) -> tuple[Edit, dict[str, Any]]:
+    """The edit that was asked for, and its description."""
+    good, bad, tuned_positions = neurons.factors(mode, good, bad)
+    positions = positions or tuned_positions or "answer"
+    change = Edit(*neurons.edits(model, good, bad), positions)
+    mode = "tuned" if tuned_positions else mode
+    return change, {"mode": mode, "good": good, "bad": bad, "positions": positions, "neurons": len(change.ids)}
+
+
+def template_of(neurons: NeuronSet | None, template: Any) -> Any:
+    """The template asked for, else the one that the neurons were found with: they are judged as they were chosen."""
+    if template is None and neurons is not None:
+        return neurons.provenance.get("template")
+    return template
+
+
+def warn_if_one_letter(prompts: Sequence[Prompt]) -> None:
+    """Where one letter is nearly always right, liking that letter looks like knowledge."""
+    shares = np.bincount([p.answer for p in prompts]) / len(prompts)
+    if len(prompts) > 1 and shares.max() > 0.8:
+        warnings.warn(
+            f"{LETTERS[shares.argmax()]} is the right letter of {shares.max():.0%} of the prompts, so a model that "
+            'likes this letter looks right; ask with orders="rotate" (--orders rotate)',
+            stacklevel=3,
+        )
 
 
 class Asker:

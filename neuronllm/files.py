@@ -41,7 +41,9 @@ def new_folder(path: str | os.PathLike[str], mark: str) -> Iterator[Path]:
         raise InputError(f"output {target}: cannot be made: {error.strerror}") from error
     try:
         yield temporary
-        temporary.chmod(0o755)  # mkdtemp makes it private
+        temporary.chmod(0o755)  # mkdtemp makes it private, and safetensors its files
+        for file in temporary.rglob("*"):
+            file.chmod(0o755 if file.is_dir() else 0o644)
         if target.exists():
             _exchange(target, temporary)
         else:
@@ -85,8 +87,22 @@ def check_new_folder(path: str | os.PathLike[str], mark: str) -> None:
 
 def write_json(path: Path, data: Any) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(data, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    try:
+        temporary.write_text(json.dumps(data, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        raise InputError(f"output {path}: cannot be written: {error.strerror}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def check_new_file(path: str | os.PathLike[str]) -> None:
+    """Refuse a place for an output file where something stands or nothing can be, before any work is done."""
+    target = Path(path)
+    if target.exists():
+        raise InputError(f"output {target}: something stands there, name a new file")
+    if not os.access(target.parent, os.W_OK):
+        raise InputError(f"output {target}: its folder does not exist or cannot be written to")
 
 
 def read_json(folder: str | os.PathLike[str], name: str, what: str) -> Any:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 DEMO = "demo"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
 
 
 def load_model(
@@ -25,6 +26,7 @@ def load_model(
     >>> model.config.model_type
     'llama'
     """
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     name = str(demo_path()) if str(name_or_path) == DEMO else os.fspath(name_or_path)
@@ -32,14 +34,38 @@ def load_model(
     if looks_local and not os.path.isdir(os.path.expanduser(name)):
         raise InputError(f"model {name}: no such folder")
     name = os.path.expanduser(name) if looks_local else name
+    if os.path.isdir(name) and not any(os.path.exists(os.path.join(name, file)) for file in TOKENIZER_FILES):
+        raise InputError(f"model {name}: no tokenizer there; save it beside the model with tokenizer.save_pretrained")
     shared = {key: kwargs[key] for key in ("revision", "trust_remote_code", "token", "subfolder") if key in kwargs}
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, **shared)
-        model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, device_map=device_map, **kwargs)
-    except (OSError, ValueError, KeyError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            name, dtype=dtype, device_map=device_map, output_loading_info=True, **kwargs
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, AssertionError, ImportError, SafetensorError) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(f"model {name}: cannot be loaded ({first})") from error
+    model, info = loaded
+    if info["missing_keys"]:
+        missing = sorted(info["missing_keys"])
+        raise InputError(
+            f"model {name}: the checkpoint lacks {len(missing)} weights ({missing[0]}), which would be random numbers"
+        )
     return model.eval(), tokenizer
+
+
+def check_weights(model: PreTrainedModel) -> None:
+    """Refuse a model that holds NaN or infinite weights, and name the first one."""
+    for name, parameter in model.named_parameters():
+        if parameter.is_floating_point() and not bool(parameter.isfinite().all()):
+            raise InputError(f"model: weight {name} holds NaN or infinite values; load a sound checkpoint")
+
+
+def public_name(name_or_path: str) -> str:
+    """A model's name as others may see it: of a local folder only its last part."""
+    if os.path.isdir(name_or_path):
+        return DEMO if os.path.samefile(name_or_path, demo_path()) else os.path.basename(os.path.abspath(name_or_path))
+    return name_or_path
 
 
 def demo_path() -> str:

@@ -32,7 +32,7 @@ ROLES = ("good", "bad")
 MODES = {"enhance": (2.0, 0.0), "degrade": (0.0, 2.0)}  # factors of the good and of the bad neurons
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class NeuronSet:
     """Neurons of one model, each good (it helps) or bad (it hurts); strongest first within a role.
 
@@ -82,6 +82,10 @@ class NeuronSet:
         )
 
     # ---- what is in it ----
+
+    def __repr__(self) -> str:
+        good, bad = (int((self.role == role).sum()) for role in ROLES)
+        return f"NeuronSet({good} good and {bad} bad neurons of a {self.anatomy.describe()})"
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -274,11 +278,12 @@ class NeuronSet:
             key: self.provenance[key] for key in ("model", "method", "objective", "positions") if key in self.provenance
         }
         facts = "\n".join(f"- {key}: {value}" for key, value in made.items())
-        counts = {role: int((self.role == role).sum()) for role in ROLES}
+        if self.tuned:
+            facts += "\n- tuned: good x{good:g}, bad x{bad:g}, positions {positions}".format(**self.tuned)
+        steer = "apply" if self.tuned else "enhance"
         return (
-            f"# {name}\n\n{counts['good']} good and {counts['bad']} bad neurons of a {self.anatomy.describe()}, "
-            f"found with neuronllm.\n\n{facts}\n\n```python\nimport neuronllm as nl\n\n"
-            f'neurons = nl.NeuronSet.from_pretrained("{name}")\nwith neurons.enhance(model):\n    ...\n```\n'
+            f"# {name}\n\n{self!r}, found with neuronllm.\n\n{facts}\n\n```python\nimport neuronllm as nl\n\n"
+            f'neurons = nl.NeuronSet.from_pretrained("{name}")\nwith neurons.{steer}(model):\n    ...\n```\n'
         )
 
 

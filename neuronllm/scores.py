@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 CONFIG, TENSORS = "scores.json", "scores.safetensors"
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class Scores:
     """What `nl.attribute` returns.
 
@@ -42,6 +42,10 @@ class Scores:
     def __post_init__(self) -> None:
         if self.values.shape != (self.anatomy.n_neurons,):
             raise InputError(f"values: shape {tuple(self.values.shape)} does not fit a {self.anatomy.describe()}")
+
+    def __repr__(self) -> str:
+        method = self.provenance.get("method", "unknown method")
+        return f"Scores({method}, {self.anatomy.n_neurons} neurons of a {self.anatomy.describe()})"
 
     def find(self, good: int = 100, bad: int = 100) -> NeuronSet:
         """The neurons that help most and hurt most; fewer, with a warning, where the sign does not allow more."""

@@ -6,8 +6,9 @@ A coordinate search, because the full grid is large and each point asks every qu
 2. From the best point, one coordinate at a time (factor of the good, factor of the bad, number of each), until
    nothing improves.
 
-"No edit" takes part, and wins unless an edit answers more validation questions right. Edits that tie are ordered by the
-right option's mean probability. The split that the choice was made on says too much of it: report on another.
+"No edit" takes part, and wins unless the best edit gains more than `margin` standard errors over it, question by
+question: the best of a hundred edits answers a few more questions right by luck alone. Edits that tie are ordered by
+the right option's mean probability. The split that the choice was made on says too much of it: report on another.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from tqdm.auto import tqdm
 from .attribute import Questions, as_prompts
 from .engine.answers import Edit
 from .errors import InputError
-from .evaluate import POSITIONS, Answers, Asker
+from .evaluate import POSITIONS, Answers, Asker, template_of, warn_if_one_letter
 from .neurons import NeuronSet
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ def tune(
     factors: Sequence[float] = FACTORS,
     positions: Sequence[str] | str = ("all", "answer"),
     criterion: str = "accuracy",
+    margin: float = 2.0,
     orders: str = "none",
     template: str | list[str] | None = None,
     batch_size: int | str = "auto",
@@ -70,7 +72,10 @@ def tune(
     """
     positions = (positions,) if isinstance(positions, str) else positions
     _check(ks, factors, positions, criterion)
-    prompts = as_prompts(tokenizer, questions, orders, template)
+    if isinstance(margin, bool) or not isinstance(margin, (int, float)) or not margin >= 0:
+        raise InputError(f"margin={margin!r}: give a number of standard errors, 0 or more")
+    prompts = as_prompts(tokenizer, questions, orders, template_of(neurons, template))
+    warn_if_one_letter(prompts)
     search = _Search(Asker(model, prompts, batch_size), neurons, criterion, progress)
     sizes = {role: int((neurons.role == role).sum()) for role in ("good", "bad")}
     ks = sorted({min(k, max(sizes.values())) for k in ks or _doubling(max(sizes.values()))})
@@ -82,8 +87,12 @@ def tune(
             break
         best = better
     search.close()
+    gain, error = search.gain(best)
+    if gain <= margin * error:
+        best = NO_EDIT
     chosen = neurons.top(best.k_good if best.good != 1 else 0, best.k_bad if best.bad != 1 else 0)
     tuned = {**best._asdict(), "criterion": criterion, "questions": len(search.base.groups), "curve": search.curve()}
+    tuned |= {"margin": margin, "best_gain": gain, "best_gain_stderr": error}
     return NeuronSet(chosen.ids, chosen.role, chosen.score, chosen.anatomy, {**neurons.provenance, "tuned": tuned})
 
 
@@ -111,12 +120,21 @@ class _Search:
         return self.ask(Edit(*subset.edits(self.ask.model, point.good, point.bad), point.positions))
 
     def _value(self, point: Point) -> tuple[float, float]:
-        """Compared in order. An edit that collapses to a letter, or answers no more than no edit, is never better."""
+        """Compared in order. An edit that collapses to a letter, or gains nothing over no edit, is never better."""
         answers = self.seen[point]
         if answers.collapsed and not self.base.collapsed:
             return -1.0, 0.0
         first = answers.accuracy if self.criterion == "accuracy" else answers.mean_p_right
         return round(first, 9), 1.0 if point == NO_EDIT else answers.mean_p_right
+
+    def gain(self, point: Point) -> tuple[float, float]:
+        """What the point gains over no edit, and the standard error of that, over questions."""
+        after, before = self.seen[point], self.base
+        if self.criterion == "accuracy":
+            gained = after.by_question(after.right) - before.by_question(before.right)
+        else:
+            gained = after.by_question(after.p_right) - before.by_question(before.p_right)
+        return float(gained.mean()), float(gained.std(ddof=1) / len(gained) ** 0.5) if len(gained) > 1 else math.inf
 
     def curve(self) -> list[dict[str, Any]]:
         return [

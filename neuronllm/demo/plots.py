@@ -62,7 +62,7 @@ def accuracy_plot(title: str, ks: Sequence[int], curves: dict[str, list[float]],
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
-    axes.fill_between(ks, curves["random low"], curves["random high"], color="0.85", label="random neurons")
+    axes.fill_between(ks, curves["random low"], curves["random high"], color="0.85", label="range of random sets")
     axes.axhline(base, color="0.4", linestyle=":", label="no edit")
     axes.plot(ks, curves["enhance"], "o-", color="tab:blue", label="enhance (good x2, bad x0)")
     axes.plot(ks, curves["degrade"], "o-", color="tab:red", label="degrade (good x0, bad x2)")

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from ..errors import InputError
+from ..loading import check_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -125,9 +126,7 @@ def check_finite(model: PreTrainedModel, logits: Tensor) -> None:
     """Refuse a model whose answers are NaN or infinite, and name the weight at fault where there is one."""
     if bool(logits.isfinite().all()):
         return
-    for name, parameter in model.named_parameters():
-        if parameter.is_floating_point() and not bool(parameter.isfinite().all()):
-            raise InputError(f"model: weight {name} holds NaN or infinite values; load a sound checkpoint")
+    check_weights(model)
     raise InputError(
         "model: its answer logits are NaN or infinite although its weights are finite; try a wider dtype (float32)"
     )

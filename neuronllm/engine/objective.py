@@ -38,7 +38,7 @@ BARE_LETTER = "p_vocab_bare"
 
 def check_objective(name: str) -> str:
     if name not in (*OBJECTIVES, BARE_LETTER):
-        raise InputError(f"objective={name!r}: known objectives are {', '.join((*OBJECTIVES, BARE_LETTER))}")
+        raise InputError(f"objective={name!r}: known objectives are {', '.join(OBJECTIVES)}")
     return name
 
 

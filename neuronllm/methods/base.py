@@ -78,8 +78,8 @@ class Method(ABC):
     def with_options(cls, options: dict[str, Any]) -> Method:
         unknown = sorted(set(options) - set(cls.options()))
         if unknown:
-            known = ", ".join(cls.options()) or "none"
-            raise InputError(f"method {cls.name!r} has no option {unknown[0]!r}: its options are {known}")
+            known = f"its options are {', '.join(cls.options())}" if cls.options() else "it has no options"
+            raise InputError(f"method {cls.name!r} has no option {unknown[0]!r}: {known}")
         return cls(**options)
 
 
