@@ -50,8 +50,8 @@ def refused(capsys, *args: object) -> str:
     """The single line of an error, after checking that it is one and that the exit code says so."""
     capsys.readouterr()
     assert run(*args) == 2
-    lines = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
-    assert len(lines) == 1
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.strip()]
+    assert len(lines) == 1 and "error: " in lines[0], lines
     return lines[0]
 
 
@@ -227,7 +227,74 @@ def test_reading_the_wrong_folder_is_one_line(model_folder, questions, tmp_path,
     assert "neuron set" in refused(capsys, "evaluate", *flags)
 
 
-def test_argparse_errors_have_exit_code_two(capsys):
+@pytest.mark.parametrize("flags", [["--batch-size", "0"], ["--positions", "last"], ["--dtype", "int8"], []])
+def test_flags_that_cannot_be_read_are_one_line(flags, capsys):
     with pytest.raises(SystemExit) as stop:
-        run("attribute", "--batch-size", "0")
-    assert stop.value.code == 2
+        run("attribute", *flags)
+    lines = capsys.readouterr().err.splitlines()
+    assert stop.value.code == 2 and len(lines) == 1 and "neuronllm attribute: error: " in lines[0]
+
+
+def test_a_report_never_takes_the_place_of_a_file(model_folder, questions, tmp_path, capsys):
+    before = questions.read_text()
+    asked = ("evaluate", "--model", model_folder, "--questions", questions, "--quiet")
+    assert "stands there" in refused(capsys, *asked, "--output", questions)
+    assert "stands there" in refused(capsys, *asked, "--output", tmp_path)
+    assert "folder does not exist" in refused(capsys, *asked, "--output", tmp_path / "absent" / "report.json")
+    assert questions.read_text() == before and [path.name for path in tmp_path.iterdir()] == ["questions.jsonl"]
+
+
+def copied(folder: Path, target: Path, change) -> Path:
+    """A copy of a saved model with its weights changed."""
+    target.mkdir()
+    for path in folder.iterdir():
+        (target / path.name).write_bytes(path.read_bytes())
+    weights = load_file(target / "model.safetensors")
+    save_file(change(weights), target / "model.safetensors", metadata={"format": "pt"})
+    return target
+
+
+def test_a_checkpoint_that_lacks_a_weight_is_refused(model_folder, questions, tmp_path, capsys):
+    name = "model.layers.1.mlp.up_proj.weight"
+    model = copied(model_folder, tmp_path / "m", lambda w: {key: value for key, value in w.items() if key != name})
+    capsys.readouterr()
+    assert run("attribute", "--model", model, "--questions", questions, "--quiet", "--output", tmp_path / "out") == 2
+    assert name in capsys.readouterr().err.splitlines()[-1] and not (tmp_path / "out").exists()
+
+
+def test_a_damaged_checkpoint_is_one_line(model_folder, questions, tmp_path, capsys):
+    model = copied(model_folder, tmp_path / "m", lambda w: w)
+    weights = model / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    flags = ("--model", model, "--questions", questions, "--quiet", "--output", tmp_path / "out")
+    assert "cannot be loaded" in refused(capsys, "attribute", *flags)
+
+
+def test_a_folder_without_a_tokenizer_is_one_line(model_folder, questions, tmp_path, capsys):
+    model = copied(model_folder, tmp_path / "m", lambda w: w)
+    for path in model.glob("tokenizer*"):
+        path.unlink()
+    flags = ("--model", model, "--questions", questions, "--quiet", "--output", tmp_path / "out")
+    assert "no tokenizer there" in refused(capsys, "attribute", *flags)
+
+
+def test_nan_weights_are_not_baked(model_folder, questions, tmp_path, capsys):
+    scores, neurons, name = tmp_path / "scores", tmp_path / "neurons", "model.layers.0.mlp.up_proj.weight"
+    asked = ("--questions", questions, "--quiet", "--method", "gradient", "--output", scores)
+    run("attribute", "--model", model_folder, *asked)
+    run("find", scores, "--good", 2, "--bad", 2, "--output", neurons)
+    model = copied(model_folder, tmp_path / "m", lambda w: {**w, name: w[name] * float("nan")})
+    flags = ("--model", model, "--neurons", neurons, "--mode", "enhance", "--quiet", "--output", tmp_path / "out")
+    assert name in refused(capsys, "bake", *flags) and not (tmp_path / "out").exists()
+
+
+def test_what_is_written_can_be_read_by_others_and_names_no_folder(model_folder, questions, tmp_path):
+    scores, neurons = tmp_path / "scores", tmp_path / "neurons"
+    asked = ("--model", model_folder, "--questions", questions, "--quiet", "--method", "gradient", "--output", scores)
+    run("attribute", *asked)
+    run("find", scores, "--good", 2, "--bad", 2, "--output", neurons)
+    for path in [*scores.iterdir(), *neurons.iterdir()]:
+        assert path.stat().st_mode & 0o444 == 0o444
+        assert str(model_folder).encode() not in path.read_bytes()
+    assert NeuronSet.from_pretrained(neurons).provenance["model"] == model_folder.name
+    assert len(repr(NeuronSet.from_pretrained(neurons))) < 100

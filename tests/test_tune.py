@@ -251,3 +251,17 @@ def test_bad_arguments_are_one_line(keywords, parts):
 def test_a_set_of_another_model_is_refused():
     with refused("28", "20"):
         tune(tiny("llama", intermediate_size=20), quiz(2), a_set(tiny("llama"), good=[2]))
+
+
+def test_random_neurons_are_not_tuned_into_an_edit():
+    """The best of many edits with random neurons gains a few questions by luck: the margin sees that."""
+    model, tokenizer = nl.load_model("demo", dtype=torch.float32)
+    validation = nl.load_questions(nl.demo_task("facts", "validation"))
+    prompts = nl.render(tokenizer, validation, "none", "plain")
+    kept = []
+    for seed in range(3):
+        noise = nl.attribute(model, None, prompts[:1], "random", seed=seed, progress=False).find(32, 32)
+        tuned = nl.tune(model, None, noise, prompts, ks=(8, 32), positions="all", progress=False)
+        kept.append(len(tuned))
+        assert tuned.tuned["best_gain"] <= 2 * tuned.tuned["best_gain_stderr"]
+    assert kept == [0, 0, 0]
