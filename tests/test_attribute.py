@@ -253,7 +253,7 @@ def test_an_edit_around_it_is_part_of_the_model():
 BAD = [
     ({"method": "magic"}, ["method='magic'", "ace", "qrnca", "random"]),
     ({"method": "ace", "stepz": 3}, ["'stepz'", "steps, quadrature, mask, tau, z"]),
-    ({"method": "gradient", "steps": 3}, ["'steps'", "options are none"]),
+    ({"method": "gradient", "steps": 3}, ["'steps'", "it has no options"]),
     ({"method": "ace", "steps": 0}, ["steps=0"]),
     ({"method": "ace", "tau": 2}, ["tau=2"]),
     ({"method": "ace", "mask": "all"}, ["mask='all'", "consistent, ambiguous, none"]),
