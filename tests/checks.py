@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,6 +23,15 @@ def refused(*parts: str) -> Iterator[None]:
     assert "\n" not in message
     for part in parts:
         assert part in message
+
+
+def bad(call: Callable[[], object]) -> str:
+    """The message of the InputError that the call must raise, after checking that it is one line."""
+    with pytest.raises(InputError) as caught:
+        call()
+    message = str(caught.value)
+    assert message and "\n" not in message
+    return message
 
 
 def snapshot(model: Any) -> dict[str, Any]:

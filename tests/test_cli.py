@@ -172,19 +172,21 @@ def test_a_letter_that_is_no_single_token_is_named(tmp_path, capsys):
     assert "'F'" in line and not (tmp_path / "out").exists()
 
 
+def copied(folder: Path, target: Path, change) -> Path:
+    """A copy of a saved model with its weights changed."""
+    target.mkdir()
+    for path in folder.iterdir():
+        (target / path.name).write_bytes(path.read_bytes())
+    weights = load_file(target / "model.safetensors")
+    save_file(change(weights), target / "model.safetensors", metadata={"format": "pt"})
+    return target
+
+
 def test_nan_weights_are_named(model_folder, questions, tmp_path, capsys):
-    broken = tmp_path / "broken"
-    broken.mkdir()
-    for path in model_folder.iterdir():
-        (broken / path.name).write_bytes(path.read_bytes())
-    weights = load_file(broken / "model.safetensors")
     name = "model.layers.1.mlp.up_proj.weight"
-    weights[name][0, 0] = float("nan")
-    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
-    line = refused(
-        capsys, "attribute", "--model", broken, "--questions", questions, "--quiet", "--output", tmp_path / "out"
-    )
-    assert name in line and not (tmp_path / "out").exists()
+    model = copied(model_folder, tmp_path / "m", lambda w: {**w, name: w[name] * float("nan")})
+    flags = ("--model", model, "--questions", questions, "--quiet", "--output", tmp_path / "out")
+    assert name in refused(capsys, "attribute", *flags) and not (tmp_path / "out").exists()
 
 
 def test_a_prompt_longer_than_the_context_is_named(model_folder, tmp_path, capsys):
@@ -242,16 +244,6 @@ def test_a_report_never_takes_the_place_of_a_file(model_folder, questions, tmp_p
     assert "stands there" in refused(capsys, *asked, "--output", tmp_path)
     assert "folder does not exist" in refused(capsys, *asked, "--output", tmp_path / "absent" / "report.json")
     assert questions.read_text() == before and [path.name for path in tmp_path.iterdir()] == ["questions.jsonl"]
-
-
-def copied(folder: Path, target: Path, change) -> Path:
-    """A copy of a saved model with its weights changed."""
-    target.mkdir()
-    for path in folder.iterdir():
-        (target / path.name).write_bytes(path.read_bytes())
-    weights = load_file(target / "model.safetensors")
-    save_file(change(weights), target / "model.safetensors", metadata={"format": "pt"})
-    return target
 
 
 def test_a_checkpoint_that_lacks_a_weight_is_refused(model_folder, questions, tmp_path, capsys):

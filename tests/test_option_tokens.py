@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 
 from neuronllm.errors import InputError
 from neuronllm.prompts import option_orders, render
 from neuronllm.questions import Question
 from tests import tiny_tokenizers
+from tests.checks import bad
 
 SKY = Question("Which colour has the sky?", ("red", "blue", "seven", "door"), 1, "nature", "sky")
 SIX = Question("Pick five.", ("one", "two", "three", "four", "five", "six"), 4, None, "six")
@@ -20,14 +19,6 @@ TOKENIZERS = {
     "chat": tiny_tokenizers.chat,
     "glued": tiny_tokenizers.glued,
 }
-
-
-def bad(call: Callable[[], object]) -> str:
-    with pytest.raises(InputError) as caught:
-        call()
-    message = str(caught.value)
-    assert message and "\n" not in message
-    return message
 
 
 def one_by_one(tokenizer: object, count: int, text: str) -> list[list[int]]:

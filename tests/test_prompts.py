@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -23,18 +22,11 @@ from neuronllm.prompts import (
 )
 from neuronllm.questions import Question
 from tests import tiny_tokenizers
+from tests.checks import bad
 
 SKY = Question("Which colour has the sky?", ("red", "blue", "seven", "door"), 1, "nature", "sky")
 WARM = Question("Is fire warm?", ("yes", "no"), 0, "nature", "warm")
 SIX = Question("Pick five.", ("one", "two", "three", "four", "five", "six"), 4, None, "six")
-
-
-def bad(call: Callable[[], object]) -> str:
-    with pytest.raises(InputError) as caught:
-        call()
-    message = str(caught.value)
-    assert message and "\n" not in message
-    return message
 
 
 # -------------------------------------------------------------------------------------------------------------- orders

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import FrozenInstanceError, replace
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from neuronllm.errors import InputError
 from neuronllm.questions import Question, fingerprint, load_questions, save_questions
+from tests.checks import bad
 
 SKY = {
     "id": "sky",
@@ -23,14 +22,6 @@ SKY = {
     "answer": 1,
     "subject": "nature",
 }
-
-
-def bad(call: Callable[[], object]) -> str:
-    with pytest.raises(InputError) as caught:
-        call()
-    message = str(caught.value)
-    assert message and "\n" not in message
-    return message
 
 
 def write(path: Path, *rows: Any) -> Path:

@@ -7,24 +7,14 @@ import os
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from neuronllm.errors import InputError
 from neuronllm.questions import Question
 from neuronllm.transform import from_answers, from_labels, from_true_false, normalise
-
-
-def bad(call: Callable[[], object]) -> str:
-    with pytest.raises(InputError) as caught:
-        call()
-    message = str(caught.value)
-    assert message and "\n" not in message
-    return message
-
+from tests.checks import bad
 
 # -------------------------------------------------------------------------------------------------------------- labels
 
