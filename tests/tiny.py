@@ -71,7 +71,9 @@ def tiny(name: str, dtype: torch.dtype = torch.float64, std: float = 0.2, **extr
     settings = {key: value for key, value in settings.items() if value is not None}
     torch.manual_seed(0)
     config = AutoConfig.for_model(name, **settings)
-    model = AutoModelForCausalLM.from_config(config).to(dtype).eval()
+    # Scaled-dot-product attention leaves Gemma 2's soft cap out, and some versions choose it unasked.
+    attention = {"attn_implementation": "eager"} if name == "gemma2" else {}
+    model = AutoModelForCausalLM.from_config(config, **attention).to(dtype).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim > 1:

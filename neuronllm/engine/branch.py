@@ -69,6 +69,39 @@ def sweep(
         return answer_pass(model, prompts, prefix)
 
 
+def residuals(
+    model: PreTrainedModel,
+    prompts: Sequence[Prompt],
+    prefix: PrefixCache,
+    sites: Sequence[Site],
+    rows: Mapping[str, int],
+    edit: EditRows,
+) -> dict[str, Tensor]:
+    """What a site's edited rows have become right behind its block, (prompts, rows, D) each; they go no further."""
+    out: dict[str, Tensor] = {}
+    with ExitStack() as stack:
+        for site in sites:
+            stack.enter_context(_left(model.get_submodule(site.block), rows[site.down], out, site.down))
+        sweep(model, prompts, prefix, sites, rows, edit)
+    return out
+
+
+@contextmanager
+def _left(block: nn.Module, count: int, out: dict[str, Tensor], name: str) -> Iterator[None]:
+    """The last `count` rows leave the packed rows behind a block."""
+
+    def leave(module: nn.Module, args: Any, output: Any) -> Any:
+        x = output[0] if isinstance(output, tuple) else output
+        out[name], x = x[:, -count:], x[:, :-count]
+        return (x, *output[1:]) if isinstance(output, tuple) else x
+
+    handle = block.register_forward_hook(leave)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
 @contextmanager
 def _joined(block: nn.Module, count: int) -> Iterator[None]:
     """`count` copies of the clean row join the rows that a block is given."""

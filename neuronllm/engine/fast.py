@@ -1,8 +1,8 @@
 """The fast engine: what the reference computes, on answer tokens against a cached prefix, batches at a time.
 
 Edits and gradients of multiple-choice attribution happen at the answer position, and attention is causal, so nothing
-before it ever changes. `unusable` checks on first use that a model lets itself be driven so; where it does not, and for
-what has no fast form yet (`direct`), the reference does the work.
+before it ever changes. `unusable` checks on first use that a model lets itself be driven so; where it does not,
+the reference does the work.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ..steer import HookError, visiting
 from .answers import padded
 from .attention import branch_attention
 from .borrowed import answer_logits, check_prompts
-from .branch import answer_pass, sweep
+from .branch import answer_pass, residuals, sweep
 from .objective import objective_value, option_scores
 from .prefix import PrefixCache, prefill
 from .reference import ReferenceEngine, wide
@@ -161,6 +161,26 @@ class FastEngine(ReferenceEngine):
             found = torch.cat([self._swept(batch, prefix, objective, chunk, factor) for chunk in chunks], 1)
             parts.append(torch.empty_like(found).index_copy_(1, order, found))
         return torch.cat(parts)
+
+    @torch.no_grad()
+    def direct(self, prompts: Sequence[Prompt], objective: str) -> Tensor:
+        rows = {site.down: site.width + 1 for site in self.anatomy.sites}
+
+        def alone(site: Site, h: Tensor) -> Tensor:
+            """Row i keeps neuron i only; the last row keeps none."""
+            return h * torch.eye(site.width + 1, site.width, dtype=h.dtype, device=h.device)
+
+        parts = []
+        for batch, prefix in self._prefixed(prompts, max(rows.values())):
+            after = residuals(self.model, batch, prefix, self.anatomy.sites, rows, alone)
+            for n, prompt in enumerate(batch):
+                scores = []
+                for site in self.anatomy.sites:
+                    chunks = after[site.down][n].split(ROWS)
+                    value = torch.cat([objective_value(objective, self._unembed(rows), prompt) for rows in chunks])
+                    scores.append((value[:-1] - value[-1]).cpu())
+                parts.append(torch.cat(scores))
+        return torch.stack(parts)
 
     # ---- one batch ----
 
