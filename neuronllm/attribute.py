@@ -21,13 +21,15 @@ from .env import package_version
 from .errors import InputError
 from .files import check_new_folder
 from .loading import public_name
-from .methods import Method, get_method
+from .methods import Collector, Method, get_method
 from .prompts import Prompt, group_by_question, render, template_hash
 from .questions import Question, fingerprint
 from .scores import CONFIG, Scores
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from .engine.reference import ReferenceEngine
 
 Questions = Sequence[Question | Prompt]
 ITEMS = ("all", "wrong", "right")
@@ -69,20 +71,20 @@ def attribute(
     """
     how = get_method(method, method_options)
     objective = _checked(how, objective, positions, items, keep)
+    orders = how.orders if orders is None else orders
+    wording = how.template if template is None else template
     check_batch_size(batch_size)
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise InputError(f"dtype={dtype!r}: give a floating type of torch, such as torch.float64")
     if output is not None:
         check_new_folder(output, CONFIG)
     anatomy = Anatomy.of(model)
-    prompts = as_prompts(
-        tokenizer, questions, how.orders if orders is None else orders, how.template if template is None else template
-    )
+    prompts = as_prompts(tokenizer, questions, orders, wording)
     check_prompts(model, prompts)
     groups = _chosen(model, group_by_question(prompts), items, batch_size, progress)
 
     collector = how.collector(anatomy.n_neurons)
-    kept = []
+    kept: list[torch.Tensor] = []
     with open_engine(model, anatomy, prompts, backend, dtype=dtype, batch_size=batch_size) as engine:
         if how.integrates and engine.post_normed(prompts[0]):
             warnings.warn(
@@ -92,31 +94,38 @@ def attribute(
             )
         with tqdm(total=len(groups), desc=method, disable=not progress, unit="question") as bar:
             for chunk in _chunks(groups):
-                flat = [prompt for group in chunk for prompt in group]
-                raw = how.score(engine, flat, objective, positions)
-                sizes = [len(group) for group in chunk]
-                right: Sequence[torch.Tensor | None] = [None] * len(chunk)
-                if how.needs_answers:
-                    right = _answered(engine.option_scores(flat), flat).split(sizes)
-                for scores_of_one, right_of_one in zip(raw.split(sizes), right, strict=True):
-                    collector.add(scores_of_one, right_of_one)
+                raw = _collect(engine, how, chunk, objective, positions, collector)
                 if keep == "all":
                     kept.append(raw)
                 bar.update(len(chunk))
-    summary = collector.summary()
-    asked_in = None if isinstance(questions[0], Prompt) else how.orders if orders is None else orders
-    scores = Scores(
-        summary.values.float(),
-        summary.stderr.float(),
-        summary.sign_consistency.float(),
-        anatomy,
-        _provenance(model, tokenizer, questions, how, groups, how.template if template is None else template)
-        | {"objective": objective, "positions": positions, "orders": asked_in, "items": items},
-        torch.cat(kept).float() if kept else None,
-    )
+    provenance = _provenance(model, tokenizer, questions, how, groups, wording)
+    chosen = None if isinstance(questions[0], Prompt) else orders  # of given prompts, the caller chose the order
+    asked = {"objective": objective, "positions": positions, "orders": chosen, "items": items}
+    values, stderr, consistency = (part.float() for part in collector.summary())
+    scores = Scores(values, stderr, consistency, anatomy, provenance | asked, torch.cat(kept).float() if kept else None)
     if output is not None:
         scores.save(output)
     return scores
+
+
+def _collect(
+    engine: ReferenceEngine,
+    how: Method,
+    chunk: list[list[Prompt]],
+    objective: str,
+    positions: str,
+    collector: Collector,
+) -> torch.Tensor:
+    """Score the prompts of some questions and hand them to the collector question by question; the raw scores."""
+    flat = [prompt for group in chunk for prompt in group]
+    sizes = [len(group) for group in chunk]
+    raw = how.score(engine, flat, objective, positions)
+    right: Sequence[torch.Tensor | None] = [None] * len(chunk)
+    if how.needs_answers:
+        right = _answered(engine.option_scores(flat), flat).split(sizes)
+    for scores, are_right in zip(raw.split(sizes), right, strict=True):
+        collector.add(scores, are_right)
+    return raw
 
 
 def _chunks(groups: list[list[Prompt]]) -> Iterator[list[list[Prompt]]]:
