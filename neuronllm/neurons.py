@@ -146,6 +146,8 @@ class NeuronSet:
         return self.take(~torch.isin(self.ids, self._like(other).ids))
 
     def _like(self, other: NeuronSet) -> NeuronSet:
+        if not isinstance(other, NeuronSet):
+            raise InputError(f"a neuron set combines with another neuron set only, not with {type(other).__name__}")
         if not self.anatomy.same_layout(other.anatomy):
             raise InputError(
                 f"the neuron sets are of different models: {self.anatomy.describe()}, {other.anatomy.describe()}"

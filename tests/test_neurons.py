@@ -290,3 +290,10 @@ def test_a_missing_or_binary_qrnca_file(model, tmp_path):
     with refused(str(binary), "UTF-8"):
         NeuronSet.from_qrnca(binary, model)
     assert issubclass(InputError, ValueError)
+
+
+def test_a_set_combines_with_sets_only():
+    neurons = NeuronSet(torch.tensor([1]), np.array(["good"]), torch.ones(1), Anatomy.of(tiny("llama")))
+    for combine in (lambda: neurons | 3, lambda: neurons & [1], lambda: neurons - None):
+        with refused("another neuron set only"):
+            combine()
