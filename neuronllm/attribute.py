@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 Questions = Sequence[Question | Prompt]
 ITEMS = ("all", "wrong", "right")
 KEEPS = ("mean", "all")
-CHUNK = 32  # prompts that go to the engine at once
 _log = logging.getLogger("neuronllm")
 
 
@@ -93,7 +92,7 @@ def attribute(
                 stacklevel=3,  # past the decorator
             )
         with tqdm(total=len(groups), desc=method, disable=not progress, unit="question") as bar:
-            for chunk in _chunks(groups):
+            for chunk in _chunks(groups, engine.at_once):
                 raw = _collect(engine, how, chunk, objective, positions, collector)
                 if keep == "all":
                     kept.append(raw)
@@ -128,12 +127,12 @@ def _collect(
     return raw
 
 
-def _chunks(groups: list[list[Prompt]]) -> Iterator[list[list[Prompt]]]:
-    """Questions that go to the engine together, so that it can fill its passes."""
+def _chunks(groups: list[list[Prompt]], prompts: int) -> Iterator[list[list[Prompt]]]:
+    """Questions that go to the engine together: at least so many prompts, so that it can fill its passes."""
     chunk: list[list[Prompt]] = []
     for group in groups:
         chunk.append(group)
-        if sum(len(group) for group in chunk) >= CHUNK:
+        if sum(len(group) for group in chunk) >= prompts:
             yield chunk
             chunk = []
     if chunk:

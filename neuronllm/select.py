@@ -38,6 +38,9 @@ class Extremes(NamedTuple):
 def extremes(x: Any, largest: int = 0, smallest: int = 0, *, sorted: bool = True, backend: str = "auto") -> Extremes:
     """The `largest` greatest and `smallest` least elements of a one-dimensional array.
 
+    backend: "ext" (C++), "torch", or "auto" for the best that can take this array. sorted=False leaves the order of the
+    result open; the back ends of today sort it all the same.
+
     >>> extremes([3.0, 1.0, 2.0], largest=2).largest.indices.tolist()
     [0, 2]
     """

@@ -34,7 +34,6 @@ CALLS = {
     "relp everywhere": lambda e, p: e.gradients(p, "logp_options", positions="all", rules="relp-detached"),
     "effects": lambda e, p: e.effects(p, "logp_options"),
     "some effects": lambda e, p: e.effects(p, "p_options", ids=torch.arange(55, 0, -3), factor=2.0),
-    "activations": lambda e, p: e.activations(p),
     "direct": lambda e, p: e.direct(p, "logp_options"),
 }
 
@@ -149,3 +148,17 @@ def test_the_attention_implementation_is_given_back_also_after_an_error():
         handle.remove()
         assert model.config._attn_implementation == "sdpa"
         assert not any(module._forward_pre_hooks or module._forward_hooks for module in model.modules())
+
+
+def test_an_edit_at_one_position_around_it_is_left_to_the_judge():
+    """Positions count the tokens of a pass, and passes of answer tokens have others than the prompt."""
+    from neuronllm.steer import edit
+
+    model, prompts = tiny("llama"), random_prompts(2)
+    for where in (5, -1):
+        with edit(model, [3, 40], 2.0, positions=where):
+            fast, judged = (
+                attribute(model, None, prompts, "exact", backend=backend, progress=False).values
+                for backend in ("fast", "reference")
+            )
+        assert torch.equal(fast, judged)

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from ..anatomy import Site
-from ..errors import InputError
 from ..steer import HookError, visiting
 from .answers import padded
 from .attention import branch_attention
@@ -30,7 +29,8 @@ from .relp import relp_rules
 if TYPE_CHECKING:
     from ..prompts import Prompt
 
-# What the code of a model raises that takes its inputs another way.
+# What the code of a model, or an edit around it, raises that takes its inputs another way. What is wrong with the
+# prompts or the weights themselves, the reference will say.
 DRIVING_ERRORS = (
     HookError,
     AttributeError,
@@ -46,12 +46,16 @@ TOKENS = 4096  # tokens of one full pass
 
 
 class FastEngine(ReferenceEngine):
-    """The reference's answers at about the price of asking the question.
+    """The reference's answers, without running what comes before the answer again for every edit.
 
     `batch_size` bounds the prompts of a pass; "auto" bounds its rows and tokens.
     """
 
     name = "fast"
+
+    @property
+    def at_once(self) -> int:
+        return self.batch_size if isinstance(self.batch_size, int) else 32
 
     def unusable(self, prompts: Sequence[Prompt]) -> str | None:
         """Why this model cannot be driven by answer tokens, or None: a clean branch must equal the clean answer."""
@@ -66,8 +70,6 @@ class FastEngine(ReferenceEngine):
                 logits = sweep(self.model, [prompt], prefix, self.anatomy.sites, rows, lambda site, h: h)[0]
                 with branch_attention(self.model, prefix) as seen:
                     answer_pass(self.model, [prompt], prefix)
-        except InputError:
-            raise  # about the prompts or the weights, not about this engine
         except DRIVING_ERRORS as error:
             text = (str(error).splitlines() or [""])[0]
             return f"it cannot be run on answer tokens ({type(error).__name__}: {text[:120]})"
@@ -177,7 +179,7 @@ class FastEngine(ReferenceEngine):
                 scores = []
                 for site in self.anatomy.sites:
                     chunks = after[site.down][n].split(ROWS)
-                    value = torch.cat([objective_value(objective, self._unembed(rows), prompt) for rows in chunks])
+                    value = torch.cat([objective_value(objective, self._unembed(part), prompt) for part in chunks])
                     scores.append((value[:-1] - value[-1]).cpu())
                 parts.append(torch.cat(scores))
         return torch.stack(parts)

@@ -43,6 +43,11 @@ class ReferenceEngine:
 
     name = "reference"
 
+    @property
+    def at_once(self) -> int:
+        """How many prompts the engine likes to be given together: its progress shows only between such pieces."""
+        return 1
+
     def __init__(
         self,
         model: PreTrainedModel,

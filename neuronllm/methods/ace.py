@@ -34,6 +34,12 @@ MASKS = ("consistent", "ambiguous", "none")
 
 @dataclass(frozen=True)
 class ACE(Method):
+    """The contrastive scores of NeuronLLM: integrated gradients, masked by the agreement of questions.
+
+    >>> ACE.options()  # doctest: +ELLIPSIS
+    [...]
+    """
+
     name: ClassVar[str] = "ace"
     integrates: ClassVar[bool] = True
 

@@ -17,6 +17,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Activation(Method):
+    """h, or how often its gate is positive.
+
+    >>> Activation.options()  # doctest: +ELLIPSIS
+    [...]
+    """
+
     name: ClassVar[str] = "activation"
     positions: ClassVar[tuple[str, ...]] = ("answer", "all")
     objective: ClassVar[None] = None

@@ -20,6 +20,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Contrast(Method):
+    """Mean h over prompts answered right minus wrong.
+
+    >>> Contrast.options()  # doctest: +ELLIPSIS
+    [...]
+    """
+
     name: ClassVar[str] = "contrast"
     positions: ClassVar[tuple[str, ...]] = ("answer", "all")
     objective: ClassVar[None] = None

@@ -17,6 +17,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Exact(Method):
+    """F(clean) - F(neuron times factor), really run.
+
+    >>> Exact.options()  # doctest: +ELLIPSIS
+    [...]
+    """
+
     name: ClassVar[str] = "exact"
 
     factor: float = 0.0  # 0 silences: + means the neuron helps

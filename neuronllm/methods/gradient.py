@@ -17,6 +17,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Gradient(Method):
+    """h dF/dh.
+
+    >>> Gradient.options()  # doctest: +ELLIPSIS
+    [...]
+    """
+
     name: ClassVar[str] = "gradient"
     positions: ClassVar[tuple[str, ...]] = ("answer", "all")
 

@@ -23,6 +23,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Knowledge(Method):
+    """Integrated gradients of P(right), refined over a question's prompts.
+
+    >>> Knowledge.options()  # doctest: +ELLIPSIS
+    [...]
+    """
+
     name: ClassVar[str] = "knowledge"
     objective: ClassVar[str] = "p_vocab"
     integrates: ClassVar[bool] = True

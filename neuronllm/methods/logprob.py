@@ -21,6 +21,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LogProb(Method):
+    """F(unembed(r + h v)) - F(unembed(r)).
+
+    >>> LogProb.options()  # doctest: +ELLIPSIS
+    [...]
+    """
+
     name: ClassVar[str] = "logprob"
 
     def score(self, engine: ReferenceEngine, prompts: Sequence[Prompt], objective: str, positions: str) -> Tensor:

@@ -17,6 +17,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class NeurGrad(Method):
+    """dF/dh sign(h).
+
+    >>> NeurGrad.options()  # doctest: +ELLIPSIS
+    [...]
+    """
+
     name: ClassVar[str] = "neurgrad"
     positions: ClassVar[tuple[str, ...]] = ("answer", "all")
     objective: ClassVar[str] = "p_vocab"

@@ -34,6 +34,12 @@ RELEASED = "released-code"
 
 @dataclass(frozen=True)
 class QRNCA(Method):
+    """Integrated gradients of P(right), weighted by how few questions share a neuron.
+
+    >>> QRNCA.options()  # doctest: +ELLIPSIS
+    [...]
+    """
+
     name: ClassVar[str] = "qrnca"
     objective: ClassVar[str] = "p_vocab"
     orders: ClassVar[str] = "none"

@@ -19,6 +19,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Random(Method):
+    """Seeded normal numbers.
+
+    >>> Random.options()  # doctest: +ELLIPSIS
+    [...]
+    """
+
     name: ClassVar[str] = "random"
     positions: ClassVar[tuple[str, ...]] = ("answer", "all")
     objective: ClassVar[None] = None

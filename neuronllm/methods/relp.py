@@ -21,6 +21,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RelP(Method):
+    """h times a gradient by relevance rules.
+
+    >>> RelP.options()  # doctest: +ELLIPSIS
+    [...]
+    """
+
     name: ClassVar[str] = "relp"
     positions: ClassVar[tuple[str, ...]] = ("answer", "all")
 
