@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Positions: TypeAlias = "str | int | slice | torch.Tensor"
-Visit = Callable[[Site, torch.Tensor], "torch.Tensor | None"]
+# (site, h, routes) -> what h is to be, or None; routes are None in a dense block
+Visit = Callable[[Site, torch.Tensor, "torch.Tensor | None"], "torch.Tensor | None"]
 
 
 class HookError(RuntimeError):
@@ -30,7 +31,7 @@ class HookError(RuntimeError):
 
 @contextmanager
 def visiting(model: PreTrainedModel, sites: Sequence[Site], visit: Visit) -> Iterator[None]:
-    """Call `visit(site, h)` with h (batch, tokens, width) in front of every site's down projection.
+    """Call `visit(site, h, routes)` with h (batch, tokens, width) in front of every site's down projection.
 
     What `visit` returns replaces h; None leaves it. Every forward pass of `model` must reach every site.
     """
@@ -49,7 +50,7 @@ def visiting(model: PreTrainedModel, sites: Sequence[Site], visit: Visit) -> Ite
             fired.add(site.down)
             h = args[0]
             # Some blocks (OPT) flatten batch and tokens before their linear modules.
-            edited = visit(site, h if h.ndim == 3 else h.unflatten(0, shapes[site.block]))
+            edited = visit(site, h if h.ndim == 3 else h.unflatten(0, shapes[site.block]), None)
             return None if edited is None else (edited.reshape(h.shape), *args[1:])
 
         return hook
@@ -93,7 +94,7 @@ def edit(
     # The factors move to a site's device and dtype at the first pass and stay there.
     placed: dict[str, torch.Tensor] = {}
 
-    def scale(site: Site, h: torch.Tensor) -> torch.Tensor:
+    def scale(site: Site, h: torch.Tensor, routes: torch.Tensor | None) -> torch.Tensor:
         factor = placed.get(site.down)
         if factor is None or factor.device != h.device or factor.dtype != h.dtype:
             factor = placed[site.down] = by_site[site.down].to(h)

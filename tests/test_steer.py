@@ -245,7 +245,7 @@ def test_visiting_sees_every_site_once_a_pass():
     for name in ("llama", "opt", "gptj"):
         model, seen = tiny(name), []
         with visiting(
-            model, Anatomy.of(model).sites, lambda site, h, seen=seen: seen.append((site.layer, tuple(h.shape)))
+            model, Anatomy.of(model).sites, lambda site, h, routes, seen=seen: seen.append((site.layer, tuple(h.shape)))
         ):
             logits(model)
         assert seen == [(0, (ROWS, TOKENS, 28)), (1, (ROWS, TOKENS, 28))]

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from ..anatomy import Anatomy
     from ..prompts import Prompt
+    from .batching import Plan
     from .reference import ReferenceEngine
 
 BACKENDS = ("fast", "reference")
@@ -32,8 +33,13 @@ def open_engine(
     *,
     dtype: torch.dtype | None = None,
     batch_size: int | str = "auto",
+    plan: Plan | None = None,
 ) -> Iterator[ReferenceEngine]:
-    """The engine named by `backend`, for these prompts; "fast" falls back to the reference and says why once."""
+    """The engine named by `backend`, for these prompts; "fast" falls back to the reference and says why once.
+
+    `plan` is that of an earlier run, to be followed again.
+    """
+    from .batching import make_plan
     from .fast import FastEngine
     from .reference import ReferenceEngine
 
@@ -41,6 +47,7 @@ def open_engine(
         raise InputError(f"backend={backend!r}: known back ends are {', '.join(BACKENDS)}")
     if backend == "fast":
         fast = FastEngine(model, anatomy, dtype=dtype, batch_size=batch_size)
+        fast.plan = plan or make_plan(model, anatomy, prompts, batch_size=batch_size)
         with fast:
             reason = fast.unusable(prompts)
             if reason is None:
@@ -48,6 +55,7 @@ def open_engine(
                 return
         _tell(f"backend fast -> reference for {type(model).__name__}: {reason}")
     with ReferenceEngine(model, anatomy, dtype=dtype, batch_size=batch_size) as engine:
+        engine.plan = plan or engine.plan
         yield engine
 
 

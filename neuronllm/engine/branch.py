@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
     from ..prompts import Prompt
 
-# (site, its rows of h: prompts x rows x width) -> the rows as they are to be
-EditRows = Callable[[Site, Tensor], Tensor]
+# (site, its rows of h: prompts x rows x width, their routes) -> the rows as they are to be
+EditRows = Callable[[Site, Tensor, "Tensor | None"], Tensor]
 
 
 def answer_pass(model: PreTrainedModel, prompts: Sequence[Prompt], prefix: PrefixCache) -> Tensor:
@@ -57,9 +57,9 @@ def sweep(
     """
     edited = [site for site in sites if rows.get(site.down)]
 
-    def in_front(site: Site, h: Tensor) -> Tensor:
+    def in_front(site: Site, h: Tensor, routes: Tensor | None) -> Tensor:
         count = rows[site.down]
-        return torch.cat([h[:, :-count], edit(site, h[:, -count:])], 1)
+        return torch.cat([h[:, :-count], edit(site, h[:, -count:], None if routes is None else routes[:, -count:])], 1)
 
     with ExitStack() as stack:
         stack.enter_context(branch_attention(model, prefix))

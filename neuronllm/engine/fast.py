@@ -53,10 +53,6 @@ class FastEngine(ReferenceEngine):
 
     name = "fast"
 
-    @property
-    def at_once(self) -> int:
-        return self.batch_size if isinstance(self.batch_size, int) else 32
-
     def unusable(self, prompts: Sequence[Prompt]) -> str | None:
         """Why this model cannot be driven by answer tokens, or None: a clean branch must equal the clean answer."""
         if min(len(p.input_ids) for p in prompts) < 2:
@@ -67,7 +63,7 @@ class FastEngine(ReferenceEngine):
                 plain = answer_logits(self.model, torch.tensor([prompt.input_ids]))
                 prefix = prefill(self.model, [prompt])
                 rows = {self.anatomy.sites[0].down: 1}
-                logits = sweep(self.model, [prompt], prefix, self.anatomy.sites, rows, lambda site, h: h)[0]
+                logits = sweep(self.model, [prompt], prefix, self.anatomy.sites, rows, lambda site, h, routes: h)[0]
                 with branch_attention(self.model, prefix) as seen:
                     answer_pass(self.model, [prompt], prefix)
         except DRIVING_ERRORS as error:
@@ -107,7 +103,13 @@ class FastEngine(ReferenceEngine):
             values: list[Tensor] = []
             deltas: list[Tensor] = []
 
-            def add_zero(site: Site, h: Tensor, values: list[Tensor] = values, deltas: list[Tensor] = deltas) -> Tensor:
+            def add_zero(
+                site: Site,
+                h: Tensor,
+                routes: Tensor | None,
+                values: list[Tensor] = values,
+                deltas: list[Tensor] = deltas,
+            ) -> Tensor:
                 values.append(h.detach())
                 deltas.append(torch.zeros_like(h).requires_grad_(True))
                 return h + deltas[-1]
@@ -134,7 +136,9 @@ class FastEngine(ReferenceEngine):
             clean: list[Tensor] = []
             scaled: list[Tensor] = []
 
-            def scale(site: Site, h: Tensor, clean: list[Tensor] = clean, scaled: list[Tensor] = scaled) -> Tensor:
+            def scale(
+                site: Site, h: Tensor, routes: Tensor | None, clean: list[Tensor] = clean, scaled: list[Tensor] = scaled
+            ) -> Tensor:
                 clean.append(h[:, 0].detach())
                 scaled.append((alphas.to(h)[None, :, None] * h.detach()).requires_grad_(True))
                 return scaled[-1]
@@ -168,7 +172,7 @@ class FastEngine(ReferenceEngine):
     def direct(self, prompts: Sequence[Prompt], objective: str) -> Tensor:
         rows = {site.down: site.width + 1 for site in self.anatomy.sites}
 
-        def alone(site: Site, h: Tensor) -> Tensor:
+        def alone(site: Site, h: Tensor, routes: Tensor | None) -> Tensor:
             """Row i keeps neuron i only; the last row keeps none."""
             return h * torch.eye(site.width + 1, site.width, dtype=h.dtype, device=h.device)
 
@@ -193,7 +197,7 @@ class FastEngine(ReferenceEngine):
         where = self.anatomy.site_of(ids)
         index = {self.anatomy.sites[n].down: ids[where == n] - self.anatomy.offsets[n] for n in where.unique().tolist()}
 
-        def multiply(site: Site, h: Tensor) -> Tensor:
+        def multiply(site: Site, h: Tensor, routes: Tensor | None) -> Tensor:
             h, columns = h.clone(), index[site.down].to(h.device)
             h[:, torch.arange(len(columns), device=h.device), columns] *= factor
             return h

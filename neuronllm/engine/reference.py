@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..anatomy import Anatomy, Site
 from ..steer import visiting
+from .batching import Plan
 from .borrowed import DoublePrecision, answer_logits, borrowed, check_prompts, input_device
 from .objective import objective_value, option_scores
 from .relp import relp_rules, watching_ups
@@ -46,7 +47,7 @@ class ReferenceEngine:
     @property
     def at_once(self) -> int:
         """How many prompts the engine likes to be given together: its progress shows only between such pieces."""
-        return 1
+        return self.plan.window
 
     def __init__(
         self,
@@ -60,6 +61,7 @@ class ReferenceEngine:
         self.dtype = dtype
         self.anatomy = anatomy or Anatomy.of(model)
         self.batch_size = batch_size
+        self.plan = Plan(prompts=1, rows=TOKENS, window=1)
         self._stack = ExitStack()
 
     def __enter__(self) -> ReferenceEngine:
@@ -135,14 +137,14 @@ class ReferenceEngine:
     def _clean(self, prompt: Prompt) -> list[Tensor]:
         """h of every site at the answer position, each (width,)."""
         seen: list[Tensor] = []
-        with torch.no_grad(), visiting(self.model, self.anatomy.sites, lambda site, h: seen.append(h[0, -1])):
+        with torch.no_grad(), visiting(self.model, self.anatomy.sites, lambda site, h, routes: seen.append(h[0, -1])):
             self._forward(prompt)
         return seen
 
     def _edited(self, prompt: Prompt, site: Site, h: Tensor) -> Tensor:
         """Logits of one copy of the prompt per row of h (rows, width), each with that h at the answer position."""
 
-        def replace(_: Site, old: Tensor) -> Tensor:
+        def replace(_: Site, old: Tensor, routes: Tensor | None) -> Tensor:
             return torch.cat([old[:, :-1], h[:, None].to(old)], 1)
 
         with visiting(self.model, [site], replace):
@@ -152,7 +154,7 @@ class ReferenceEngine:
         seen: list[Tensor] = []
         with watching_ups(self.model, self.anatomy.sites) as ups:
 
-            def look(site: Site, h: Tensor) -> None:
+            def look(site: Site, h: Tensor, routes: Tensor | None) -> None:
                 value = h if statistic == "value" else (ups(site, h)[0] > 0).to(h)
                 seen.append(wide(value[0, -1:] if positions == "answer" else value[0]).mean(0).cpu())
 
@@ -164,7 +166,7 @@ class ReferenceEngine:
         values: list[Tensor] = []
         deltas: list[Tensor] = []
 
-        def add_zero(site: Site, h: Tensor) -> Tensor:
+        def add_zero(site: Site, h: Tensor, routes: Tensor | None) -> Tensor:
             """h + 0, where the zero is a leaf: its gradient is the gradient at h."""
             last = h[:, -1:] if positions == "answer" else h
             values.append(last.detach()[0])

@@ -59,7 +59,7 @@ def relp_rules(model: PreTrainedModel, anatomy: Anatomy, *, detach_attention: bo
             if detach_attention:
                 stack.enter_context(_constant_patterns(model))
             ups = stack.enter_context(watching_ups(model, anatomy.sites))
-            stack.enter_context(visiting(model, anatomy.sites, lambda site, h: _relevance(h, ups(site, h))))
+            stack.enter_context(visiting(model, anatomy.sites, lambda site, h, routes: _relevance(h, ups(site, h))))
             yield
     finally:
         for handle in handles:
