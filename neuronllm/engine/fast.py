@@ -55,6 +55,8 @@ class FastEngine(ReferenceEngine):
 
     def unusable(self, prompts: Sequence[Prompt]) -> str | None:
         """Why this model cannot be driven by answer tokens, or None: a clean branch must equal the clean answer."""
+        if self.anatomy.routed:
+            return "its experts have no fast form yet"
         if min(len(p.input_ids) for p in prompts) < 2:
             return "a prompt of one token has no prefix"
         prompt = prompts[0]
