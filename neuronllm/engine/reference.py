@@ -20,7 +20,7 @@ from ..experts import computable
 from ..steer import visiting
 from .batching import Plan
 from .borrowed import DoublePrecision, answer_logits, borrowed, check_prompts, input_device
-from .objective import objective_value, option_scores
+from .objective import objective_value, option_scores, wide
 from .relp import relp_rules, watching_ups
 
 if TYPE_CHECKING:
@@ -158,13 +158,6 @@ class ReferenceEngine:
             self._forward(prompt)
         return seen
 
-    def _blocks(self) -> dict[str, list[Site]]:
-        """The sites of every layer, by the layer's name."""
-        blocks: dict[str, list[Site]] = {}
-        for site in self.anatomy.sites:
-            blocks.setdefault(site.block, []).append(site)
-        return blocks
-
     def _edited(self, prompt: Prompt, rows: dict[str, Tensor]) -> Tensor:
         """Logits of copies of the prompt, each with its row of h at the answer position of the sites in `rows`."""
 
@@ -215,7 +208,7 @@ class ReferenceEngine:
 
     def _integrate(self, prompt: Prompt, objective: str, alphas: Tensor, weights: Tensor) -> Tensor:
         scores, clean = {}, self._clean(prompt)
-        for sites in self._blocks().values():
+        for sites in self.anatomy.blocks.values():
             scaled = {}
             for site in sites:
                 h = clean[site.down][0]
@@ -249,7 +242,7 @@ class ReferenceEngine:
 
     def _direct(self, prompt: Prompt, objective: str) -> Tensor:
         scores, clean = {}, self._clean(prompt)
-        for block, sites in self._blocks().items():
+        for block, sites in self.anatomy.blocks.items():
             for site in sites:
                 h, routes = clean[site.down]
                 found = torch.zeros(site.size, dtype=wide(h).dtype)
@@ -311,11 +304,6 @@ class ReferenceEngine:
     def _rows(self, prompt: Prompt) -> int:
         """How many edited copies of a prompt go into one pass."""
         return self.batch_size if isinstance(self.batch_size, int) else max(1, TOKENS // len(prompt.input_ids))
-
-
-def wide(x: Tensor) -> Tensor:
-    """At least float32, where scores are formed and summed."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def summed(site: Site, values: Tensor, routes: Tensor | None) -> Tensor:
