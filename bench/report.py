@@ -77,7 +77,11 @@ def where(result: dict[str, Any]) -> str:
 def series_rows(result: dict[str, Any], view: dict[str, Any]) -> list[list[str]]:
     names = [name for _, name in view["sides"]]
     return [
-        [f"{x:g}", seconds(y), f"{result['sides'][name]['peak'] / 2**20:.1f} MiB" if "peak" in result["sides"][name] else ""]
+        [
+            f"{x:g}",
+            seconds(y),
+            f"{result['sides'][name]['peak'] / 2**20:.1f} MiB" if "peak" in result["sides"][name] else "",
+        ]
         for (x, y), name in zip(view["points"], names, strict=True)
     ]
 
@@ -136,7 +140,9 @@ def page(results: Sequence[dict[str, Any]]) -> str:
 def _series(result: dict[str, Any]) -> list[str]:
     lines: list[str] = []
     for view in (v for v in result["views"] if v["view"] == "series"):
-        table = markdown_table([view["x"], "time" if not view["flat"] else f"time a {result['unit']}", "peak"], series_rows(result, view))
+        table = markdown_table(
+            [view["x"], "time" if not view["flat"] else f"time a {result['unit']}", "peak"], series_rows(result, view)
+        )
         lines += [f"{view['what']} ({where(result)}); {series_summary(view)}:", "", *table, ""]
     return lines
 
