@@ -63,9 +63,7 @@ def inference(model: Any, ids: Tensor, batch: int, use_cache: bool = False) -> T
     return torch.cat(parts)
 
 
-def gradient(
-    model: Any, ids: Tensor, options: Tensor, answers: Tensor, batch: int, everywhere: bool = False
-) -> Tensor:
+def gradient(model: Any, ids: Tensor, options: Tensor, answers: Tensor, batch: int, everywhere: bool = False) -> Tensor:
     """h * dF/dh of all neurons at the last position, or summed over all positions: one forward and backward a batch."""
     rows = []
     for part, choices, right in zip(ids.split(batch), options.split(batch), answers.split(batch), strict=True):

@@ -63,7 +63,7 @@ def row(result: dict[str, Any], view: dict[str, Any]) -> list[str]:
     """What, where, baseline, ours, ratio, bar."""
     sides, unit = result["sides"], result["unit"]
     if view["view"] == "limit":
-        return [view["what"], "", f"{spread(sides[view['ours']])}", seconds(view["seconds"]), bar(view)]
+        return [view["what"], "", figure(sides[view["ours"]], "time", unit), seconds(view["seconds"]), bar(view)]
     found = [figure(sides[view[name]], view["of"], unit) for name in ("baseline", "ours")]
     kind = " faster" if view["kind"] == "speed-up" else " of it"
     return [view["what"], *found, ratio(view["ratio"]) + kind, bar(view)]
@@ -77,7 +77,11 @@ def where(result: dict[str, Any]) -> str:
 def series_rows(result: dict[str, Any], view: dict[str, Any]) -> list[list[str]]:
     names = [name for _, name in view["sides"]]
     return [
-        [f"{x:g}", seconds(y), f"{result['sides'][name]['peak'] / 2**20:.1f} MiB" if "peak" in result["sides"][name] else ""]
+        [
+            f"{x:g}",
+            seconds(y),
+            f"{result['sides'][name]['peak'] / 2**20:.1f} MiB" if "peak" in result["sides"][name] else "",
+        ]
         for (x, y), name in zip(view["points"], names, strict=True)
     ]
 
@@ -92,7 +96,6 @@ def as_text(result: dict[str, Any]) -> str:
     for name, side in result["sides"].items():
         parts = [f"{spread(side)} a {result['unit']}, {len(side['times'])} runs"] if "median" in side else []
         parts += [f"peak {size(side['peak'])}"] if "peak" in side else []
-        parts += [f"resident {size(side['resident'])}"] if side.get("resident") else []
         lines.append(f"   {name}: {'; '.join(parts)}")
     for view in result["views"]:
         if view["view"] == "series":
@@ -136,7 +139,9 @@ def page(results: Sequence[dict[str, Any]]) -> str:
 def _series(result: dict[str, Any]) -> list[str]:
     lines: list[str] = []
     for view in (v for v in result["views"] if v["view"] == "series"):
-        table = markdown_table([view["x"], "time" if not view["flat"] else f"time a {result['unit']}", "peak"], series_rows(result, view))
+        table = markdown_table(
+            [view["x"], "time" if not view["flat"] else f"time a {result['unit']}", "peak"], series_rows(result, view)
+        )
         lines += [f"{view['what']} ({where(result)}); {series_summary(view)}:", "", *table, ""]
     return lines
 
