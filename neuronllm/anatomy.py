@@ -40,6 +40,7 @@ class Site:
     down: str
     ups: tuple[str, ...]  # the projections into the width, the gate first; one fused module counts once
     transposed: bool = False  # True: the weight is (width, D), as in GPT-2's Conv1D
+    experts: int = 0
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import torch
 
 from neuronllm import engine as engines
 from neuronllm.attribute import attribute
+from neuronllm.engine.batching import Plan
 from neuronllm.engine.fast import FastEngine
 from neuronllm.engine.objective import OBJECTIVES
 from neuronllm.engine.quadrature import quadrature
@@ -128,15 +129,12 @@ def test_batch_size_changes_nothing_beyond_rounding(batch_size):
             assert differences(CALLS[label](small, prompts), CALLS[label](large, prompts)) <= 1e-12, label
 
 
-def test_many_rows_are_cut_into_passes(monkeypatch):
+def test_many_rows_are_cut_into_passes():
     """56 neurons in passes of at most 10 rows: the cuts fall inside sites and across them."""
-    from neuronllm.engine import fast as module
-
     model, prompts = tiny("llama"), ragged()[:2]
-    with FastEngine(model) as engine:
+    with FastEngine(model) as engine, FastEngine(model, plan=Plan(prompts=2, rows=20, window=2)) as small:
         whole = engine.effects(prompts, "logp_options")
-        monkeypatch.setattr(module, "ROWS", 20)
-        assert differences(engine.effects(prompts, "logp_options"), whole) <= 1e-12
+        assert differences(small.effects(prompts, "logp_options"), whole) <= 1e-12
 
 
 def test_the_attention_implementation_is_given_back_also_after_an_error():

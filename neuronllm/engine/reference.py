@@ -19,7 +19,7 @@ from ..anatomy import Anatomy, Site
 from ..steer import visiting
 from .batching import Plan
 from .borrowed import DoublePrecision, answer_logits, borrowed, check_prompts, input_device
-from .objective import objective_value, option_scores
+from .objective import objective_value, option_scores, wide
 from .relp import relp_rules, watching_ups
 
 if TYPE_CHECKING:
@@ -256,8 +256,3 @@ class ReferenceEngine:
     def _rows(self, prompt: Prompt) -> int:
         """How many edited copies of a prompt go into one pass."""
         return self.batch_size if isinstance(self.batch_size, int) else max(1, TOKENS // len(prompt.input_ids))
-
-
-def wide(x: Tensor) -> Tensor:
-    """At least float32, where scores are formed and summed."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
