@@ -103,7 +103,7 @@ def as_text(result: dict[str, Any]) -> str:
         else:
             cells = row(result, view)
             lines.append(f"   -> {cells[0]}: {'; '.join(cell for cell in cells[-2:] if cell)}")
-    lines += [f"   {name}: {value}" for name, value in result["facts"].items()]
+    lines += [f"   {'; '.join(cells)}" for cells in fact_rows(result)]
     return "\n".join(lines)
 
 
@@ -147,10 +147,18 @@ def _series(result: dict[str, Any]) -> list[str]:
 
 
 def _facts(result: dict[str, Any]) -> list[str]:
-    rows = result["facts"].get("rows")
+    rows = fact_rows(result)
     if not rows:
         return []
-    return [f"{result['title']} ({where(result)}):", "", *markdown_table(result["facts"]["columns"], rows), ""]
+    return [f"{result['title']} ({where(result)}):", "", *markdown_table([*result["facts"]["columns"]], rows), ""]
+
+
+def fact_rows(result: dict[str, Any]) -> list[list[str]]:
+    """The further figures of a result as text, each by the kind of its column; n/a where there is none."""
+    shown = {"text": str, "size": size, "ratio": ratio}
+    kinds = result["facts"].get("columns", {}).values()
+    rows = result["facts"].get("rows", [])
+    return [["n/a" if x is None else shown[kind](x) for x, kind in zip(row, kinds, strict=True)] for row in rows]
 
 
 def _conditions(results: Sequence[dict[str, Any]]) -> list[str]:
