@@ -42,14 +42,15 @@ class Setup:
 
 @dataclass(frozen=True)
 class Side:
-    """Something to time. `run(turn)` does the work on the inputs of that turn.
+    """Something to time: `run(*inputs(turn))`, of which the making of the inputs is not timed.
 
     `work` is how many units (prompts, neurons) one run does; times are quoted per unit. `times` is how often it runs in a
     round, `every` 3 lets it run in every third round only. With `own_clock` run returns the seconds itself.
     """
 
     name: str
-    run: Callable[[int], Any]
+    inputs: Callable[[int], tuple[Any, ...]]
+    run: Callable[..., Any]
     work: int = 1
     times: int = 1
     every: int = 1
@@ -58,10 +59,14 @@ class Side:
 
 @dataclass(frozen=True)
 class Choice:
-    """A side with a free setting: each candidate is piloted, the fastest per unit of work is the side that is timed."""
+    """A side with a free setting: each candidate is piloted, the fastest per unit of work is the one that is timed.
+
+    `whole` makes the side to be timed of the fastest candidate, where the pilot had less to do.
+    """
 
     name: str
     candidates: Sequence[Side]
+    whole: Callable[[Side], Side] = lambda side: side
 
 
 @dataclass(frozen=True)
@@ -103,10 +108,11 @@ class Series:
 
 @dataclass(frozen=True)
 class Limit:
-    """A side by itself, with a bar on its seconds per unit of work."""
+    """A side by itself, with a bar on the seconds of `units` units of its work."""
 
     what: str
     ours: str
+    units: int
     bar: Bar
 
 
@@ -162,10 +168,11 @@ def synchronize(device: str) -> None:
 
 def clock(side: Side, turn: int, device: str) -> float:
     """Seconds of one run. The work of a GPU counts whole: it is waited for on both ends."""
+    inputs = side.inputs(turn)
     gc.collect()
     synchronize(device)
     start = time.perf_counter()
-    result = side.run(turn)
+    result = side.run(*inputs)
     synchronize(device)
     seconds = time.perf_counter() - start
     return float(result) if side.own_clock else seconds
@@ -202,21 +209,21 @@ def relative(found: torch.Tensor, right: torch.Tensor) -> float:
 
 
 def choose(choice: Choice, device: str, turns: int = 2) -> tuple[Side, dict[str, Any]]:
-    """The fastest candidate per unit of work, and what each took. The first turn of each only warms up."""
+    """The fastest candidate per unit of work, and what each took at best."""
     times: dict[str, list[float]] = {side.name: [] for side in choice.candidates}
     for turn in range(turns):
         for side in choice.candidates:
             times[side.name].append(clock(side, turn, device))
-    each = {side.name: min(times[side.name][1:] or times[side.name]) / side.work for side in choice.candidates}
+    each = {side.name: min(times[side.name]) / side.work for side in choice.candidates}
     best = min(choice.candidates, key=lambda side: each[side.name])
-    return replace(best, name=choice.name), {"chosen": best.name, "per_unit": each}
+    return replace(choice.whole(best), name=choice.name), {"chosen": best.name, "per_unit": each}
 
 
 def interleave(sides: Sequence[Side], rounds: int, device: str) -> dict[str, list[float]]:
     """Times of every side. Every round runs all of them, so that a slow minute of the machine meets all alike."""
     for side in sides:
         if side.times > 1:  # dear sides were warmed by the check
-            side.run(0)
+            side.run(*side.inputs(0))
     times: dict[str, list[float]] = {side.name: [] for side in sides}
     for number in range(rounds):
         order = sides if number % 2 == 0 else sides[::-1]
@@ -247,7 +254,7 @@ def seen(view: View, sides: dict[str, Any]) -> dict[str, Any] | None:
     if isinstance(view, Series):
         return followed(view, sides)
     if isinstance(view, Limit):
-        seconds = sides[view.ours]["median"]
+        seconds = sides[view.ours]["median"] * view.units
         return {"view": "limit"} | asdict(view) | {"seconds": seconds, "met": view.bar.met(seconds)}
     return compared(view, sides) if {view.baseline, view.ours} <= sides.keys() else None
 

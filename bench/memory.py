@@ -2,15 +2,14 @@
 
 On CUDA it is what PyTorch's allocator counted. On a CPU it is the same thing: the sum of what torch allocated and freed,
 in the order in which it did, as its profiler records it; exact to the byte and the same in every run. (The resident set
-is neither: malloc keeps what was freed, pages come in late, and a model that is loaded leaves room behind. It is
-reported beside it.) Scratch space inside libraries, such as the packing buffers of a matrix product, is not counted.
+is neither: malloc keeps what was freed, pages come in late, and a model that was loaded leaves room behind.) Scratch
+space inside libraries, such as the packing buffers of a matrix product, is not counted.
 """
 
 from __future__ import annotations
 
 import gc
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -43,20 +42,3 @@ def _peak(profiler: Any) -> int:
         held += change
         highest = max(highest, held)
     return highest
-
-
-def resident_peak(call: Callable[[], Any]) -> int | None:
-    """The same from the kernel's high-water mark of the resident set; None where it cannot be reset."""
-    reset, status = Path("/proc/self/clear_refs"), Path("/proc/self/status")
-    try:
-        reset.write_text("5")
-    except OSError:
-        return None
-    before = _field(status, "VmRSS")
-    call()
-    return max(0, _field(status, "VmHWM") - before)
-
-
-def _field(status: Path, name: str) -> int:
-    (line,) = (line for line in status.read_text().splitlines() if line.startswith(name + ":"))
-    return int(line.split()[1]) * 1024

@@ -63,7 +63,7 @@ def row(result: dict[str, Any], view: dict[str, Any]) -> list[str]:
     """What, where, baseline, ours, ratio, bar."""
     sides, unit = result["sides"], result["unit"]
     if view["view"] == "limit":
-        return [view["what"], "", f"{spread(sides[view['ours']])}", seconds(view["seconds"]), bar(view)]
+        return [view["what"], "", figure(sides[view["ours"]], "time", unit), seconds(view["seconds"]), bar(view)]
     found = [figure(sides[view[name]], view["of"], unit) for name in ("baseline", "ours")]
     kind = " faster" if view["kind"] == "speed-up" else " of it"
     return [view["what"], *found, ratio(view["ratio"]) + kind, bar(view)]
@@ -96,7 +96,6 @@ def as_text(result: dict[str, Any]) -> str:
     for name, side in result["sides"].items():
         parts = [f"{spread(side)} a {result['unit']}, {len(side['times'])} runs"] if "median" in side else []
         parts += [f"peak {size(side['peak'])}"] if "peak" in side else []
-        parts += [f"resident {size(side['resident'])}"] if side.get("resident") else []
         lines.append(f"   {name}: {'; '.join(parts)}")
     for view in result["views"]:
         if view["view"] == "series":
@@ -104,7 +103,7 @@ def as_text(result: dict[str, Any]) -> str:
         else:
             cells = row(result, view)
             lines.append(f"   -> {cells[0]}: {'; '.join(cell for cell in cells[-2:] if cell)}")
-    lines += [f"   {name}: {value}" for name, value in result["facts"].items()]
+    lines += [f"   {'; '.join(cells)}" for cells in fact_rows(result)]
     return "\n".join(lines)
 
 
@@ -148,10 +147,18 @@ def _series(result: dict[str, Any]) -> list[str]:
 
 
 def _facts(result: dict[str, Any]) -> list[str]:
-    rows = result["facts"].get("rows")
+    rows = fact_rows(result)
     if not rows:
         return []
-    return [f"{result['title']} ({where(result)}):", "", *markdown_table(result["facts"]["columns"], rows), ""]
+    return [f"{result['title']} ({where(result)}):", "", *markdown_table([*result["facts"]["columns"]], rows), ""]
+
+
+def fact_rows(result: dict[str, Any]) -> list[list[str]]:
+    """The further figures of a result as text, each by the kind of its column; n/a where there is none."""
+    shown = {"text": str, "size": size, "ratio": ratio}
+    kinds = result["facts"].get("columns", {}).values()
+    rows = result["facts"].get("rows", [])
+    return [["n/a" if x is None else shown[kind](x) for x, kind in zip(row, kinds, strict=True)] for row in rows]
 
 
 def _conditions(results: Sequence[dict[str, Any]]) -> list[str]:

@@ -14,7 +14,7 @@ from neuronllm.neurons import NeuronSet
 from neuronllm.steer import HookError, edit, visiting
 from tests.checks import Fuse, blow_after, quiz, refused, untouched
 from tests.experts_by_hand import experts_by_hand, seen_by_hand
-from tests.tiny import EXPERTS, VOCABULARY, random_prompts, tiny
+from tests.tiny import EXPERTS, VOCABULARY, tiny
 
 IMPLEMENTATIONS = ("eager", "grouped_mm")
 LOW = (torch.float32, torch.bfloat16)  # grouped products know no float64
@@ -334,9 +334,3 @@ def test_a_report_of_a_mixture():
     with untouched(model):
         report = nl.evaluate(model, None, quiz(4), neurons, "degrade", controls=20, progress=False)
     assert report.controls is not None and report.controls["sets"] == 20
-
-
-def test_the_fast_engine_leaves_experts_to_the_reference(caplog):
-    with caplog.at_level("INFO", logger="neuronllm"):
-        nl.attribute(tiny("olmoe", torch.float32), None, random_prompts(1), "gradient", progress=False)
-    assert "OlmoeForCausalLM" in caplog.text

@@ -30,9 +30,8 @@ if TYPE_CHECKING:
 
 
 TOKENS = 4096
-Clean = dict[
-    str, tuple[Tensor, "Tensor | None"]
-]  # h at the answer position by site.down, and the experts it belongs to
+# h at the answer position by site.down, and the experts it belongs to
+Clean = dict[str, tuple[Tensor, "Tensor | None"]]
 
 
 class ReferenceEngine:
