@@ -79,13 +79,14 @@ def attribute(
     >>> scores = nl.attribute(model, tokenizer, questions, method="gradient")   # doctest: +SKIP
     >>> scores.find(good=50, bad=50)                                            # doctest: +SKIP
     """
-    how = get_method(method, method_options)
     asked = (objective, positions, orders, template, items, keep, k, keep_dtype, batch_size, backend, dtype)
     with Ranks.here() as ranks:
         with ranks.together():
-            job = Job(model, tokenizer, questions, how, *asked)
+            job = Job(model, tokenizer, questions, get_method(method, method_options), *asked)
             if output is not None:
                 check_output(output, resume)
+            elif resume:
+                raise InputError("resume=True: there is nothing to go on with without output=, the folder of the run")
             job.check()
         return _attributed(job, ranks, progress, output, resume)
 

@@ -22,11 +22,11 @@ from torch import Tensor
 from torch import distributed as dist
 
 from .engine.aggregate import Streaming
+from .env import launched
 from .errors import InputError
 
 M = TypeVar("M", bound=Streaming)
 PATIENCE = timedelta(days=30)
-LAUNCHED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what torchrun puts into the environment
 
 
 class SharedError(InputError):
@@ -149,11 +149,6 @@ def share_out(costs: Sequence[int], size: int) -> list[list[int]]:
         shares[number].append(index)
         heapq.heappush(loads, (load + costs[index], number))
     return [sorted(share) for share in shares]
-
-
-def launched() -> bool:
-    """Whether a launcher such as torchrun started this process as one of several."""
-    return all(name in os.environ for name in LAUNCHED) and os.environ["WORLD_SIZE"] != "1"
 
 
 def _start() -> None:

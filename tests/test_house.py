@@ -45,6 +45,7 @@ FLOORS = (
     ("job",),
     ("attribute", "evaluate"),
     ("tune",),
+    ("flags",),
     ("cli", "demo", "bench", "__main__"),
 )
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
