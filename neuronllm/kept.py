@@ -93,7 +93,7 @@ class Parts:
     def __getitem__(self, rows: Any) -> Tensor:
         from .files import open_tensors
 
-        asked = torch.arange(len(self))[rows]
+        asked = torch.arange(len(self))[torch.as_tensor(rows) if isinstance(rows, list) else rows]
         if asked.ndim > 1:
             raise InputError("per_prompt on disk is indexed by prompts only: per_prompt[rows][:, neurons]")
         index = asked.reshape(-1)
