@@ -308,11 +308,6 @@ def test_contrast_needs_both_kinds_of_answers():
         attribute(model, prompts, "contrast")
 
 
-def test_mixtures_of_experts_are_refused():
-    with refused("MixtralForCausalLM", "mixture of experts"):
-        attribute(tiny("mixtral"), random_prompts(1))
-
-
 def test_post_norms_are_warned_of():
     with pytest.warns(UserWarning, match="Gemma2ForCausalLM normalises .*gradient") as caught:
         attribute(tiny("gemma2"), random_prompts(1), "ace")

@@ -36,7 +36,7 @@ PACKAGE = ROOT / "neuronllm"
 # From the ground up. A room may import its own floor and those below it, and no two modules may import each other.
 FLOORS = (
     ("errors", "env", "files", "tables", "_select"),
-    ("kernels", "anatomy", "rows", "questions", "loading", "statistics"),
+    ("kernels", "anatomy", "experts", "rows", "questions", "loading", "statistics"),
     ("ops", "select", "steer", "templates", "prompts", "transform"),
     ("neurons", "engine", "kept"),
     ("ranks",),
