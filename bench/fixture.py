@@ -1,4 +1,4 @@
-"""What the cases of the engine suites share: a random model, its twin for the plain side, prompts, an engine, judges."""
+"""What the cases of the suites share: a random model, its twin for the plain side, prompts, an engine, judges."""
 
 from __future__ import annotations
 

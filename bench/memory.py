@@ -1,9 +1,9 @@
 """Peak memory of a call.
 
-On CUDA it is what PyTorch's allocator counted. On a CPU it is the same thing: the sum of what torch allocated and freed,
-in the order in which it did, as its profiler records it; exact to the byte and the same in every run. (The resident set
-is neither: malloc keeps what was freed, pages come in late, and a model that was loaded leaves room behind.) Scratch
-space inside libraries, such as the packing buffers of a matrix product, is not counted.
+On CUDA it is what PyTorch's allocator counted. On a CPU it is the same thing: the sum of what torch allocated and
+freed, in the order in which it did, as its profiler records it; exact to the byte and the same in every run. (The
+resident set is neither: malloc keeps what was freed, pages come in late, and a model that was loaded leaves room
+behind.) Scratch space inside libraries, such as the packing buffers of a matrix product, is not counted.
 """
 
 from __future__ import annotations

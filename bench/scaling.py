@@ -122,7 +122,9 @@ def ranks(setup: Setup) -> Case:
         run = partial(difference, processes=processes)
         case.sides.append(Side(name, lambda turn: (turn + 1,), run, work=MORE - FEW, own_clock=True))
     bar = Bar(">=", 1.7)
-    case.views = [Comparison("ace, two processes of one thread; one", "one process", "two processes", bar=bar)]
+    case.views = [
+        Comparison("ace, two processes of one thread each", "one process", "one process", "two processes", bar=bar)
+    ]
     case.check, case.unit, case.rounds = check, "question", 3
     case.settings = {"model": str(shape), "questions": [FEW, MORE]}
     case.notes = ["Each time is that of a longer run less that of a shorter one, so that starting up is left out"]
