@@ -18,9 +18,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .anatomy import Anatomy
-from .attribute import Questions, as_prompts
 from .engine.answers import Edit, answered_right, option_logprobs
 from .errors import InputError
+from .job import Questions, as_prompts
 from .neurons import NeuronSet
 from .prompts import Prompt, group_by_question
 from .statistics import bootstrap_interval, mcnemar, percent_of, relative_change

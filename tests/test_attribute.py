@@ -263,7 +263,7 @@ BAD = [
     ({"method": "activation", "objective": "p_vocab"}, ["objective='p_vocab'", "no objective"]),
     ({"objective": "loss"}, ["objective='loss'", "logp_options, p_options, margin"]),
     ({"items": "hard"}, ["items='hard'", "all, wrong, right"]),
-    ({"keep": "none"}, ["keep='none'", "mean, all"]),
+    ({"keep": "none"}, ["keep='none'", "mean, topk, all"]),
     ({"backend": "cuda"}, ["backend='cuda'", "fast, reference"]),
     *(({"batch_size": size}, ["batch_size=", "positive whole number"]) for size in (0, -1, 1.5, "big", True, None)),
     ({"questions": []}, ["list is empty"]),

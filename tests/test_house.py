@@ -38,10 +38,14 @@ FLOORS = (
     ("errors", "env", "files", "tables", "_select"),
     ("kernels", "anatomy", "experts", "rows", "questions", "loading", "statistics"),
     ("ops", "select", "steer", "templates", "prompts", "transform"),
-    ("neurons", "engine"),
+    ("neurons", "engine", "kept"),
+    ("ranks",),
     ("scores", "methods", "export"),
+    ("provenance", "runs"),
+    ("job",),
     ("attribute", "evaluate"),
     ("tune",),
+    ("flags",),
     ("cli", "demo", "bench", "__main__"),
 )
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

@@ -157,13 +157,6 @@ class ReferenceEngine:
             self._forward(prompt)
         return seen
 
-    def _blocks(self) -> dict[str, list[Site]]:
-        """The sites of every layer, by the layer's name."""
-        blocks: dict[str, list[Site]] = {}
-        for site in self.anatomy.sites:
-            blocks.setdefault(site.block, []).append(site)
-        return blocks
-
     def _edited(self, prompt: Prompt, rows: dict[str, Tensor]) -> Tensor:
         """Logits of copies of the prompt, each with its row of h at the answer position of the sites in `rows`."""
 
@@ -214,7 +207,7 @@ class ReferenceEngine:
 
     def _integrate(self, prompt: Prompt, objective: str, alphas: Tensor, weights: Tensor) -> Tensor:
         scores, clean = {}, self._clean(prompt)
-        for sites in self._blocks().values():
+        for sites in self.anatomy.blocks.values():
             scaled = {}
             for site in sites:
                 h = clean[site.down][0]
@@ -248,7 +241,7 @@ class ReferenceEngine:
 
     def _direct(self, prompt: Prompt, objective: str) -> Tensor:
         scores, clean = {}, self._clean(prompt)
-        for block, sites in self._blocks().items():
+        for block, sites in self.anatomy.blocks.items():
             for site in sites:
                 h, routes = clean[site.down]
                 found = torch.zeros(site.size, dtype=wide(h).dtype)
