@@ -99,7 +99,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Series:
-    """Time of several sides against a size; `flat` quotes time per unit of work, else the whole time."""
+    """Time of several sides against a size. A line is fitted to whole times; `flat` shows times per unit of work."""
 
     what: str
     x: str
@@ -280,9 +280,10 @@ def compared(view: Comparison, sides: dict[str, Any], key: str) -> dict[str, Any
 
 
 def followed(view: Series, sides: dict[str, Any]) -> dict[str, Any]:
-    points = [(x, sides[name]["median"] * (1 if view.flat else sides[name]["work"])) for x, name in view.sides]
+    whole = [(x, sides[name]["median"] * sides[name]["work"]) for x, name in view.sides]
+    points = [(x, sides[name]["median"]) for x, name in view.sides] if view.flat else whole
     spread = max(y for _, y in points) / min(y for _, y in points)
-    found = asdict(view) | {"points": points, "spread": spread} | line(points)
+    found = asdict(view) | {"points": points, "spread": spread} | line(whole)
     return {"view": "series"} | found | {"met": view.bar.met(spread) if view.bar else None}
 
 

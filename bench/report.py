@@ -113,10 +113,10 @@ def series_line(view: dict[str, Any]) -> str:
 
 
 def series_summary(view: dict[str, Any]) -> str:
-    if view["flat"]:
-        return f"the largest is {view['spread']:.2f}x the smallest"
-    slope = "-" * (view["slope"] < 0) + seconds(abs(view["slope"]))
-    return f"{slope} for each more, off a straight line by {view['off']:.1%} at most"
+    """The fitted line, how far from it the points are, and how level times per unit are."""
+    start, slope = (("-" if view[name] < 0 else "") + seconds(abs(view[name])) for name in ("start", "slope"))
+    level = f"; the largest time a piece is {view['spread']:.2f}x the smallest" if view["flat"] else ""
+    return f"{start} and {slope} more for each of {view['x']}, off that line by {view['off']:.1%} at most{level}"
 
 
 def page(results: Sequence[dict[str, Any]]) -> str:

@@ -71,7 +71,7 @@ def prompts(setup: Setup) -> Case:
     bench.case.check = check
     for method in ("gradient", "ace"):
         run = partial(whole, method=method)
-        sides = [bench.ours(f"{method}, {n}", run, n, every=1 if n < COUNTS[-1] else 2) for n in COUNTS]
+        sides = [bench.ours(f"{method}, {n}", run, n, times=5 if n < 100 else 1) for n in COUNTS]
         points = [(float(n), side.name) for n, side in zip(COUNTS, sides, strict=True)]
         bench.case.sides += sides
         bench.case.views.append(Series(f"{method}, all of nl.attribute, against prompts", "prompts", points, flat=True))
@@ -109,7 +109,10 @@ def ranks(setup: Setup) -> Case:
     def difference(turn: int, processes: int) -> float:
         place = f"{processes}-{turn}"
         longer = attribute(processes, MORE, f"more-{place}", turn)
-        return longer - attribute(processes, FEW, f"few-{place}", turn)
+        seconds = longer - attribute(processes, FEW, f"few-{place}", turn)
+        if seconds <= 0:
+            raise RuntimeError(f"{MORE} questions took no longer than {FEW}: the model is too small to be timed so")
+        return seconds
 
     def check() -> list[Check]:
         values = []
