@@ -9,10 +9,6 @@
 #include <type_traits>
 #include <utility>
 
-#ifdef __linux__
-#include <sys/mman.h>
-#endif
-
 namespace neuronllm {
 
 template <typename T>
@@ -57,22 +53,11 @@ class Buffer {
     }
 
    private:
-    static constexpr std::size_t kHugePage = std::size_t{1} << 21;
-
     Buffer(T* data, std::size_t size) : data_(data), size_(size) {}
 
     static T* allocate(std::size_t size) {
         if (size > static_cast<std::size_t>(-1) / 2 / sizeof(T)) throw std::bad_alloc();
-        std::size_t bytes = std::max<std::size_t>(size * sizeof(T), 64);
-        void* memory;
-#ifdef __linux__
-        if (bytes >= 4 * kHugePage) {  // thousands of page faults cost more than the selection
-            bytes = (bytes + kHugePage - 1) / kHugePage * kHugePage;
-            memory = std::aligned_alloc(kHugePage, bytes);
-            if (memory != nullptr) madvise(memory, bytes, MADV_HUGEPAGE);
-        } else
-#endif
-            memory = std::malloc(bytes);
+        void* memory = std::malloc(std::max<std::size_t>(size * sizeof(T), 64));
         if (memory == nullptr) throw std::bad_alloc();
         return static_cast<T*>(memory);
     }

@@ -116,13 +116,18 @@ class Collector {
         return total;
     }
 
-    // More lines than expected by three standard deviations and some: a bound too low only lets more candidates through
-    // until the first cut, one too high costs a pass.
-    Score guess(Sample<Raw>& sample, std::size_t k, int flip, double widening, Score floor) {
+    // A bound that k elements and some reach: too low, it only lets more candidates through, too high, it costs a pass.
+    // The rank in the sample is the expected one, three standard deviations and some, first as if all neighbours were
+    // alike, then as alike as those that reach this first bound are.
+    Score guess(Sample<Raw>& sample, std::size_t k, Score flip, double widening, Score floor) {
         if (k == 0) return floor;
-        const double lines = sample.lines_of(k);
-        const double enough = (lines + 3 * std::sqrt(lines + 1) + 3) * widening;
-        return std::max(floor, sample.score_at(enough, static_cast<Score>(flip), floor));
+        const double expected = sample.expected(k);
+        const auto at = [&](double clustering) {
+            const double enough = expected + 3 * std::sqrt(clustering * (expected + clustering)) + 3 * clustering;
+            return sample.score_at(enough * widening, flip, floor);
+        };
+        const Score first = at(Sample<Raw>::kLine);
+        return std::max(floor, at(sample.clustering(first, flip)));
     }
 
     void pass(const View& view, std::int64_t base, Score largest_bound, Score smallest_bound, const Options& options) {

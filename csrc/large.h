@@ -28,15 +28,15 @@ class LargeEnd {
     Score bound() const { return k_ == 0 ? static_cast<Score>(infinity_ + 1) : lower_; }
     Score flip() const { return flip_; }
 
-    // Four standard deviations and some to either side, in lines.
+    // Four standard deviations and some to either side, as if all neighbours in memory were alike.
     void bracket(Sample<Raw>& sample) {
         lower_ = static_cast<Score>(~infinity_);
         upper_ = static_cast<Score>(infinity_ + 1);
         if (k_ == 0 || sample.is_empty()) return;
-        const double lines = sample.lines_of(k_), share = lines / static_cast<double>(sample.lines());
-        const double margin = 4 * std::sqrt(lines * (1 - share)) + 3;
-        upper_ = sample.score_at(lines - margin, flip_, upper_);
-        lower_ = sample.score_at(lines + margin, flip_, lower_);
+        const double expected = sample.expected(k_), share = expected / sample.size();
+        const double margin = 4 * std::sqrt(expected * (1 - share) * sample.kLine) + 3 * sample.kLine;
+        upper_ = sample.score_at(expected - margin, flip_, upper_);
+        lower_ = sample.score_at(expected + margin, flip_, lower_);
     }
     void bracket_everything() {
         lower_ = static_cast<Score>(~infinity_);

@@ -37,13 +37,14 @@ std::size_t plain_find_outside(const Raw* data, std::size_t n, Bounds<Raw> bound
 }
 
 constexpr unsigned kIsHigh = 1, kIsLow = 2, kIsNan = 4;
+constexpr std::uint64_t kAnyWanted = 0x0101010101010101u * (kIsHigh | kIsLow);
 
-// What one element is, as bits that are gathered eight at a time below.
+// What one element is, as a byte; for a NaN nothing else.
 template <typename Raw>
 std::uint8_t kind_of(Raw bits, Bounds<Raw> bounds, Key<Raw> infinity) {
     const Key<Raw> x = order_of(bits);
-    const unsigned nan = is_nan(bits, infinity) ? kIsNan : 0;
-    return static_cast<std::uint8_t>((x >= bounds.high ? kIsHigh : 0u) | (x <= bounds.low ? kIsLow : 0u) | nan);
+    const unsigned wanted = (x >= bounds.high ? kIsHigh : 0u) | (x <= bounds.low ? kIsLow : 0u);
+    return static_cast<std::uint8_t>(is_nan(bits, infinity) ? kIsNan : wanted);
 }
 
 // Appends base + i for every bit i of the mask.
@@ -61,26 +62,28 @@ Classified plain_classify(const Raw* data, std::size_t n, Bounds<Raw> bounds, Ke
     std::uint32_t *next_high = high, *next_low = low;
     std::size_t nan = 0;
     for (std::size_t i = 0; i < n; i += 64) {
-        const std::size_t m = n - i < 64 ? n - i : 64;
         std::uint8_t kinds[64] = {};
-        if (m == 64) {
+        if (n - i >= 64) {
             for (std::size_t j = 0; j < 64; ++j) kinds[j] = kind_of(data[i + j], bounds, infinity);
         } else {
-            for (std::size_t j = 0; j < m; ++j) kinds[j] = kind_of(data[i + j], bounds, infinity);
+            for (std::size_t j = 0; i + j < n; ++j) kinds[j] = kind_of(data[i + j], bounds, infinity);
         }
-        unsigned any = 0, nans = 0;
+        unsigned nans = 0, wanted = 0;
         for (std::size_t j = 0; j < 64; ++j) {
-            any |= kinds[j];
             nans += kinds[j] / kIsNan;
+            wanted |= kinds[j];
         }
         nan += nans;
-        if (!(any & (kIsHigh | kIsLow))) continue;
-        for (std::size_t j = 0; j < m; ++j) {  // without branches: the place is written, and kept or overwritten
-            const std::uint32_t at = static_cast<std::uint32_t>(i + j);
-            *next_high = at;
-            *next_low = at;
-            next_high += kinds[j] == kIsHigh || kinds[j] == (kIsHigh | kIsLow);
-            next_low += kinds[j] == kIsLow || kinds[j] == (kIsHigh | kIsLow);
+        if (!(wanted & (kIsHigh | kIsLow))) continue;
+        for (std::size_t j = 0; j < 64; j += 8) {
+            std::uint64_t eight;
+            __builtin_memcpy(&eight, kinds + j, sizeof eight);
+            if (!(eight & kAnyWanted)) continue;
+            for (std::size_t l = j; l < j + 8; ++l) {  // without branches: a place is written, and kept or overwritten
+                *next_high = *next_low = static_cast<std::uint32_t>(i + l);
+                next_high += kinds[l] & kIsHigh;
+                next_low += (kinds[l] & kIsLow) / kIsLow;
+            }
         }
     }
     return {static_cast<std::size_t>(next_high - high), static_cast<std::size_t>(next_low - low), nan};

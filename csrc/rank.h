@@ -76,12 +76,12 @@ Entry* radix_sort(Entry* entries, Entry* scratch, std::size_t n, int width, cons
         std::sort(entries, entries + n);
         return entries;
     }
-    const int widest = n < 4096 ? 8 : 11, passes = (width + widest - 1) / widest;
+    const int widest = n < 4096 ? 8 : n < 1 << 17 ? 11 : 12, passes = (width + widest - 1) / widest;
     for (int pass = 0; pass < passes; ++pass) {
         check();
         const int digits = (width + passes - 1) / passes, shift = pass * digits;
         const std::uint64_t mask = (std::uint64_t{1} << digits) - 1;
-        std::size_t places[1 << 11] = {};
+        std::size_t places[1 << 12] = {};
         for (std::size_t i = 0; i < n; ++i) ++places[entries[i].distance() >> shift & mask];
         std::size_t total = 0;
         for (std::size_t& place : places) {

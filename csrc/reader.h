@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 
 #include "buffer.h"
 #include "keys.h"
@@ -41,47 +42,66 @@ class Reader {
     Buffer<Raw> gathered_;
 };
 
-// Keys of random cache lines. What a rank in the sample says about a rank in the whole is reckoned in lines, not in
-// elements: neighbours may well be alike, as in sorted data.
+// Keys of random cache lines.
 template <typename Raw>
 class Sample {
    public:
+    using Score = Key<Raw>;
     static constexpr std::size_t kLine = 64 / sizeof(Raw);
 
-    Sample(const View& view, std::size_t max_lines, Key<Raw> infinity) : n_(static_cast<std::size_t>(view.n)) {
+    Sample(const View& view, std::size_t max_lines, Score infinity) : n_(static_cast<std::size_t>(view.n)) {
         const std::size_t all = n_ / kLine;
         lines_ = std::min(max_lines, all / 8);
         if (lines_ < 16) lines_ = 0;  // too small to be worth it
         keys_.reserve(lines_ * kLine);
-        scratch_.reserve(lines_ * kLine);
+        scores_.reserve(lines_ * kLine);
         Reader<Raw> reader(view);
         for (std::size_t i = 0; i < lines_; ++i) {
             if (reader.is_direct() && i + 16 < lines_) __builtin_prefetch(reader.chunk(place(i + 16, all), kLine));
             const Raw* line = reader.chunk(place(i, all), kLine);
             for (std::size_t j = 0; j < kLine; ++j) {
-                keys_[size_] = key_of(line[j]);
-                size_ += !is_nan(line[j], infinity);
+                const bool nan = is_nan(line[j], infinity);
+                keys_[i * kLine + j] = nan ? kNan : key_of(line[j]);
+                valid_ += !nan;
             }
         }
     }
 
     bool is_empty() const { return lines_ == 0; }
+    double size() const { return static_cast<double>(lines_ * kLine); }
 
-    // The expected number of sampled lines that hold the k best, were they side by side.
-    double lines_of(std::size_t k) const {
-        return static_cast<double>(k) / static_cast<double>(n_) * static_cast<double>(lines_);
+    // How many of the k best are expected in the sample.
+    double expected(std::size_t k) const { return static_cast<double>(k) / static_cast<double>(n_) * size(); }
+
+    // The score of a rank in the sample, counted from the best; `otherwise` where the sample does not reach so far.
+    Score score_at(double rank, Score flip, Score otherwise) {
+        const double whole = std::ceil(rank);
+        if (!(whole >= 1) || whole > static_cast<double>(valid_)) return otherwise;
+        const std::size_t size = lines_ * kLine;
+        for (std::size_t i = 0; i < size; ++i) scores_[i] = score(keys_[i], flip);
+        return kth_greatest(scores_.data(), size, static_cast<std::size_t>(whole));
     }
-    std::size_t lines() const { return lines_; }
 
-    // The score so many lines from the best one; `otherwise` where the sample does not reach so far.
-    Key<Raw> score_at(double lines, Key<Raw> flip, Key<Raw> otherwise) {
-        const double rank = std::ceil(lines * static_cast<double>(kLine));
-        if (!(rank >= 1) || rank > static_cast<double>(size_)) return otherwise;
-        for (std::size_t i = 0; i < size_; ++i) scratch_[i] = static_cast<Key<Raw>>(keys_[i] ^ flip);
-        return kth_greatest(scratch_.data(), size_, static_cast<std::size_t>(rank));
+    // By how much the variance of the number of sampled scores that reach a bound exceeds that of single elements drawn
+    // at random: 1 for elements that have nothing to do with their neighbours, kLine for those that are like them.
+    double clustering(Score bound, Score flip) const {
+        double sum = 0, squares = 0;
+        for (std::size_t i = 0; i < lines_; ++i) {
+            int count = 0;
+            for (std::size_t j = 0; j < kLine; ++j) count += score(keys_[i * kLine + j], flip) >= bound;
+            sum += count;
+            squares += count * count;
+        }
+        return sum > 0 ? squares / sum : kLine;
     }
 
    private:
+    static constexpr Score kNan = -1;  // which is no key
+
+    static Score score(Score key, Score flip) {
+        return key == kNan ? std::numeric_limits<Score>::min() : static_cast<Score>(key ^ flip);
+    }
+
     // Always the same places for the same size: the time of a call does not depend on chance, and its result never
     // does.
     static std::size_t place(std::size_t i, std::size_t all) {
@@ -92,8 +112,8 @@ class Sample {
         return static_cast<std::size_t>(z % all) * kLine;
     }
 
-    std::size_t n_, lines_ = 0, size_ = 0;
-    Buffer<Key<Raw>> keys_, scratch_;
+    std::size_t n_, lines_ = 0, valid_ = 0;
+    Buffer<Score> keys_, scores_;
 };
 
 }  // namespace neuronllm
