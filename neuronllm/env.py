@@ -10,12 +10,14 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import json
+import os
 import platform
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 PACKAGES = ("torch", "transformers", "triton", "numpy", "safetensors", "tokenizers", "pybind11", "ninja")
+LAUNCHED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what torchrun puts into the environment
 BUILD_RECORD = Path(__file__).resolve().with_name("_build.json")
 
 
@@ -69,6 +71,16 @@ def cuda_library() -> str:
     if record.get("built"):
         return f"neuronllm/_select_cuda.so, built with {record.get('compiler', 'an unrecorded compiler')}"
     return f"torch (the CUDA library was not built: {record.get('reason', 'the installation left no record')})"
+
+
+def launched() -> bool:
+    """Whether a launcher such as torchrun started this process as one of several."""
+    return all(name in os.environ for name in LAUNCHED) and os.environ["WORLD_SIZE"] != "1"
+
+
+def first_process() -> bool:
+    """False in all but one of the processes that a launcher started: one of them speaks for all."""
+    return not launched() or os.environ["RANK"] == "0"
 
 
 def report() -> dict[str, Any]:

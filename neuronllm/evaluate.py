@@ -18,9 +18,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .anatomy import Anatomy
-from .attribute import Questions, as_prompts
 from .engine.answers import Edit, answered_right, option_logprobs
 from .errors import InputError
+from .job import Questions, as_prompts
 from .neurons import NeuronSet
 from .prompts import Prompt, group_by_question
 from .statistics import bootstrap_interval, mcnemar, percent_of, relative_change
@@ -248,12 +248,15 @@ class Asker:
 
 
 def random_like(ids: Tensor, anatomy: Anatomy, generator: torch.Generator) -> Tensor:
-    """As many random neurons in each block as `ids` has there, in the same order of blocks."""
+    """As many random neurons in each block, and of each expert, as `ids` has there, in the same order of blocks."""
     where, drawn = anatomy.site_of(ids), torch.empty_like(ids)
-    for n in where.unique().tolist():
-        here = where == n
-        picked = torch.randperm(anatomy.sites[n].width, generator=generator)[: int(here.sum())]
-        drawn[here] = picked + anatomy.offsets[n]
+    widths = torch.tensor([site.width for site in anatomy.sites])[where]
+    # The first neuron of the block, or of the expert, that each id lies in.
+    first = ids - (ids - anatomy.offsets[where]) % widths
+    for start in first.unique().tolist():
+        here = first == start
+        picked = torch.randperm(int(widths[here][0]), generator=generator)[: int(here.sum())]
+        drawn[here] = picked + start
     return drawn
 
 

@@ -9,12 +9,13 @@ import torch
 
 from neuronllm import engine as engines
 from neuronllm.attribute import attribute
+from neuronllm.engine.batching import Plan
 from neuronllm.engine.fast import FastEngine
 from neuronllm.engine.objective import OBJECTIVES
 from neuronllm.engine.quadrature import quadrature
 from neuronllm.engine.reference import ReferenceEngine
 from neuronllm.prompts import Prompt
-from tests.tiny import DENSE, random_prompts, tiny
+from tests.tiny import DENSE, EXPERTS, random_prompts, tiny
 
 OUT_OF_REACH = {  # what the reason must say
     "lfm2": "cannot be run on answer tokens",  # convolutions keep a state that no key or value holds
@@ -22,7 +23,7 @@ OUT_OF_REACH = {  # what the reason must say
     "gptj": "cannot be run on answer tokens",
     "bloom": "cannot be run on answer tokens",
 }
-REACHED = [name for name in DENSE if name not in OUT_OF_REACH]
+REACHED = [name for name in DENSE + EXPERTS if name not in OUT_OF_REACH]
 
 CALLS = {
     "integrate": lambda e, p: e.integrate(p, "logp_options", *quadrature("midpoint", 4)),
@@ -35,6 +36,9 @@ CALLS = {
     "effects": lambda e, p: e.effects(p, "logp_options"),
     "some effects": lambda e, p: e.effects(p, "p_options", ids=torch.arange(55, 0, -3), factor=2.0),
     "direct": lambda e, p: e.direct(p, "logp_options"),
+    "activations": lambda e, p: e.activations(p),
+    "activations everywhere": lambda e, p: e.activations(p, "all"),
+    "gates everywhere": lambda e, p: e.activations(p, "all", "frequency"),
 }
 
 
@@ -128,15 +132,12 @@ def test_batch_size_changes_nothing_beyond_rounding(batch_size):
             assert differences(CALLS[label](small, prompts), CALLS[label](large, prompts)) <= 1e-12, label
 
 
-def test_many_rows_are_cut_into_passes(monkeypatch):
+def test_many_rows_are_cut_into_passes():
     """56 neurons in passes of at most 10 rows: the cuts fall inside sites and across them."""
-    from neuronllm.engine import fast as module
-
     model, prompts = tiny("llama"), ragged()[:2]
-    with FastEngine(model) as engine:
+    with FastEngine(model) as engine, FastEngine(model, plan=Plan(prompts=2, rows=20, window=2)) as small:
         whole = engine.effects(prompts, "logp_options")
-        monkeypatch.setattr(module, "ROWS", 20)
-        assert differences(engine.effects(prompts, "logp_options"), whole) <= 1e-12
+        assert differences(small.effects(prompts, "logp_options"), whole) <= 1e-12
 
 
 def test_the_attention_implementation_is_given_back_also_after_an_error():

@@ -34,12 +34,16 @@ PACKAGE = ROOT / "neuronllm"
 # From the ground up. A room may import its own floor and those below it, and no two modules may import each other.
 FLOORS = (
     ("errors", "env", "files", "tables", "_select"),
-    ("kernels", "anatomy", "rows", "questions", "loading", "statistics"),
+    ("kernels", "anatomy", "experts", "rows", "questions", "loading", "statistics"),
     ("ops", "select", "steer", "templates", "prompts", "transform"),
-    ("neurons", "engine"),
+    ("neurons", "engine", "kept"),
+    ("ranks",),
     ("scores", "methods", "export"),
+    ("provenance", "runs"),
+    ("job",),
     ("attribute", "evaluate"),
     ("tune",),
+    ("flags",),
     ("cli", "demo", "bench", "__main__"),
 )
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

@@ -39,15 +39,13 @@ def open_engine(
 
     `plan` is that of an earlier run, to be followed again.
     """
-    from .batching import make_plan
     from .fast import FastEngine
     from .reference import ReferenceEngine
 
     if backend not in BACKENDS:
         raise InputError(f"backend={backend!r}: known back ends are {', '.join(BACKENDS)}")
     if backend == "fast":
-        fast = FastEngine(model, anatomy, dtype=dtype, batch_size=batch_size)
-        fast.plan = plan or make_plan(model, anatomy, prompts, batch_size=batch_size)
+        fast = FastEngine(model, anatomy, dtype=dtype, batch_size=batch_size, plan=plan)
         with fast:
             reason = fast.unusable(prompts)
             if reason is None:

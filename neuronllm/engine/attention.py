@@ -1,15 +1,16 @@
-"""Attention of answer tokens: each attends to its prompt's cached prefix and to itself, never to another row.
+"""Attention over a prefix that stands in a tree: of its own pieces, and of answer tokens.
 
-Registered with transformers under the name BRANCH, so that a model's own layers call it. What the layers hand over as
-keyword arguments (scaling, soft cap, sliding window, sinks) is honoured here; windows count true positions.
+Registered with transformers under the name TREE, so that a model's own layers call it. What the layers hand over as
+keyword arguments (scaling, soft cap, sliding window, sinks) is honoured here; windows count true positions. A piece of
+the prefix attends to the pieces above it and causally to itself; an answer token attends to its prompt's prefix and to
+itself, never to another row. Keys and values of shared pieces are shared: no row and no prompt has a copy of its own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -17,45 +18,64 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from .prefix import PrefixCache
+    from .prefix import Level, Prefix
 
-BRANCH = "neuronllm_branch"
-
-
-@dataclass
-class _Pass:
-    """What the attention of the pass under way needs to know, and which layers it has seen."""
-
-    prefix: PrefixCache
-    constant_patterns: bool = False
-    seen: set[int] = field(default_factory=set)
+TREE = "neuronllm_tree"
 
 
-_passes: list[_Pass] = []
+class Enough(Exception):
+    """The pass has computed all that was wanted of it."""
+
+
+class Asked(NamedTuple):
+    """How a layer wants its attention."""
+
+    scale: float
+    softcap: float | None
+    window: int | None
+    sinks: Tensor | None
+
+
+class Pass(Protocol):
+    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor, asked: Asked) -> Tensor:
+        """(batch, heads, rows, d) of the pass under way."""
+
+
+_passes: list[Pass] = []
 
 
 @contextmanager
-def branch_attention(
-    model: PreTrainedModel, prefix: PrefixCache, *, constant_patterns: bool = False
-) -> Iterator[set[int]]:
-    """Let the model's layers attend to `prefix`; yields the set of layers that have done so."""
-    _register()
-    own = model.config._attn_implementation
-    _passes.append(_Pass(prefix, constant_patterns))
-    try:
-        model.set_attn_implementation(BRANCH)
-        yield _passes[-1].seen
-    finally:
-        _passes.pop()
-        model.set_attn_implementation(own)
+def piece_attention(model: PreTrainedModel, level: Level, above: list[Level], last: int | None) -> Iterator[None]:
+    """Let the model's layers compute a level of the tree; the pass ends with `Enough` at layer `last`."""
+    with _attending(model, _Pieces(level, above, last)):
+        yield
 
 
-def _register() -> None:
+@contextmanager
+def branch_attention(model: PreTrainedModel, prefix: Prefix, *, constant_patterns: bool = False) -> Iterator[set[int]]:
+    """Let answer tokens attend to `prefix`; yields the set of layers that have done so."""
+    rows = _Rows(prefix, constant_patterns)
+    with _attending(model, rows):
+        yield rows.seen
+
+
+@contextmanager
+def _attending(model: PreTrainedModel, how: Pass) -> Iterator[None]:
     from transformers import AttentionInterface
     from transformers.masking_utils import AttentionMaskInterface
 
-    AttentionInterface.register(BRANCH, _attend)
-    AttentionMaskInterface.register(BRANCH, lambda *args, **kwargs: None)
+    AttentionInterface.register(TREE, _attend)
+    AttentionMaskInterface.register(TREE, lambda *args, **kwargs: None)
+    own = model.config._attn_implementation
+    _passes.append(how)
+    try:
+        if own != TREE:
+            model.set_attn_implementation(TREE)
+        yield
+    finally:
+        _passes.pop()
+        if own != TREE:
+            model.set_attn_implementation(own)
 
 
 def _attend(
@@ -69,31 +89,154 @@ def _attend(
     softcap: float | None = None,
     sliding_window: int | None = None,
     s_aux: Tensor | None = None,
+    position_bias: Tensor | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """query (prompts, heads, rows, d), key, value (prompts, groups, rows, d): a row sees the prefix and itself."""
-    now = _passes[-1]
-    layer = int(module.layer_idx)  # type: ignore[arg-type]
-    now.seen.add(layer)
-    if now.constant_patterns:
-        query, key = query.detach(), key.detach()
-    keys, values = now.prefix.layer(layer)
-    visible = now.prefix.visible(sliding_window).to(query.device)
-    prompts, heads, rows, width = query.shape
-    groups = key.shape[1]
-    grouped = query.reshape(prompts, groups, heads // groups, rows, width)
-    scale = width**-0.5 if scaling is None else scaling
-    to_prefix = torch.einsum("bkgnd,bktd->bkgnt", grouped, keys) * scale
-    to_self = (grouped * key[:, :, None]).sum(-1, keepdim=True) * scale
-    scores = torch.cat([to_prefix, to_self], -1)
-    if softcap is not None:
-        scores = torch.tanh(scores / softcap) * softcap
-    scores = scores.masked_fill(~visible[:, None, None, None, :], float("-inf"))
-    if s_aux is not None:
-        sinks = s_aux.reshape(1, groups, -1, 1, 1).expand(prompts, -1, -1, rows, 1).to(scores)
-        scores = torch.cat([scores, sinks], -1)
-    weights = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(values.dtype)
-    length = keys.shape[2]
-    mixed = torch.einsum("bkgnt,bktd->bkgnd", weights[..., :length], values)
-    mixed = mixed + weights[..., length : length + 1] * value[:, :, None]
-    return mixed.reshape(prompts, heads, rows, -1).transpose(1, 2).contiguous(), None
+    if position_bias is not None:
+        raise NotImplementedError("attention with a learned position bias")
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    asked = Asked(scale, softcap, sliding_window, s_aux)
+    mixed = _passes[-1](int(module.layer_idx), query, key, value, asked)  # type: ignore[arg-type]
+    return mixed.transpose(1, 2).contiguous(), None
+
+
+class _Pieces:
+    """Pieces of one level, causal in themselves, below the pieces above them."""
+
+    def __init__(self, level: Level, above: list[Level], last: int | None) -> None:
+        self.level, self.last = level, last
+        firsts = torch.zeros(len(level.lengths), dtype=torch.int64)
+        firsts[level.piece.flip(0)] = torch.arange(len(level.piece)).flip(0)  # a piece's first prompt
+        self.above = [(upper, upper.piece[firsts]) for upper in above]
+        self._masks: dict[tuple[int | None, torch.device], Tensor | None] = {}
+
+    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor, asked: Asked) -> Tensor:
+        self.level.layers[layer] = (key, value)
+        if layer == self.last:
+            raise Enough
+        mask = self._mask(asked.window, query.device)
+        if self.above:
+            uppers = [_of_pieces(upper.layers[layer], piece) for upper, piece in self.above]
+            key = torch.cat([upper[0] for upper in uppers] + [key], 2)
+            value = torch.cat([upper[1] for upper in uppers] + [value], 2)
+        if asked.softcap is None and asked.sinks is None:
+            return nn.functional.scaled_dot_product_attention(
+                query,
+                key,
+                value,
+                attn_mask=mask,
+                is_causal=mask is None,
+                scale=asked.scale,
+                enable_gqa=query.shape[1] != key.shape[1],
+            )
+        if mask is None:
+            mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device).tril()[None, None]
+        grouped = query.unflatten(1, (key.shape[1], -1))
+        scores = torch.einsum("bkgnd,bktd->bkgnt", grouped, key)
+        weights = _softmax(scores, mask[:, :, None], asked).to(value.dtype)
+        return torch.einsum("bkgnt,bktd->bkgnd", weights, value).flatten(1, 2)
+
+    def _mask(self, window: int | None, device: torch.device) -> Tensor | None:
+        """(pieces, 1, tokens, tokens above and here), None where plain causal attention says the same."""
+        if (window, device) not in self._masks:
+            here = self.level.positions
+            causal = torch.ones(self.level.width, self.level.width, dtype=torch.bool).tril()
+            seen = [upper.real[piece][:, None].expand(-1, self.level.width, -1) for upper, piece in self.above]
+            places = [upper.positions[piece] for upper, piece in self.above]
+            mask = torch.cat([*seen, causal.expand(len(here), -1, -1)], 2)
+            plain = not self.above
+            if window is not None:
+                near = torch.cat([*places, here], 1)[:, None] > here[:, :, None] - window
+                plain = plain and bool(near[mask].all())
+                mask = mask & near
+            self._masks[window, device] = None if plain else mask[:, None].to(device)
+        return self._masks[window, device]
+
+
+class _Rows:
+    """Answer tokens, any number of rows a prompt: each sees its prompt's prefix and itself."""
+
+    def __init__(self, prefix: Prefix, constant_patterns: bool) -> None:
+        self.prefix, self.constant_patterns = prefix, constant_patterns
+        self.seen: set[int] = set()
+
+    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor, asked: Asked) -> Tensor:
+        self.seen.add(layer)
+        if self.constant_patterns:
+            query, key = query.detach(), key.detach()
+        prompts, heads, rows, _ = query.shape
+        grouped = query.unflatten(1, (key.shape[1], -1))  # (prompts, groups, heads a group, rows, d)
+        pieces = [(level, *level.layers[layer]) for level in self.prefix.levels]
+        scores = [_to_pieces(grouped, keys, level.piece) for level, keys, _ in pieces]
+        to_self = (grouped * key[:, :, None]).sum(-1, keepdim=True)
+        visible = self.prefix.visible(asked.window, query.device)
+        mask = None if visible is None else visible[:, None, None, None]
+        weights = _softmax(torch.cat([*scores, to_self], -1), mask, asked)
+        weights = weights.to(torch.promote_types(query.dtype, value.dtype))
+        mixed = weights[..., -1:] * value[:, :, None]
+        start = 0
+        for level, _, values in pieces:
+            part = weights[..., start : start + level.width]
+            mixed = mixed + _from_pieces(part, values, level.piece)
+            start += level.width
+        return mixed.reshape(prompts, heads, rows, -1)
+
+
+def _softmax(scores: Tensor, mask: Tensor | None, asked: Asked) -> Tensor:
+    """Attention weights (batch, groups, heads a group, rows, keys) of raw products, without those of the sinks."""
+    scores = scores * asked.scale
+    if asked.softcap is not None:
+        scores = torch.tanh(scores / asked.softcap) * asked.softcap
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf"))
+    keys = scores.shape[-1]
+    if asked.sinks is not None:
+        batch, groups, _, rows, _ = scores.shape
+        sinks = asked.sinks.reshape(1, groups, -1, 1, 1).expand(batch, -1, -1, rows, 1)
+        scores = torch.cat([scores, sinks.to(scores)], -1)
+    return scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32))[..., :keys]
+
+
+def _of_pieces(keys_values: tuple[Tensor, Tensor], piece: Tensor) -> tuple[Tensor, Tensor]:
+    """The keys and values that each row of a batch has in its piece."""
+    keys, values = keys_values
+    if len(keys) == 1:
+        return keys.expand(len(piece), -1, -1, -1), values.expand(len(piece), -1, -1, -1)
+    index = piece.to(keys.device)
+    return keys[index], values[index]
+
+
+def _to_pieces(query: Tensor, keys: Tensor, piece: Tensor) -> Tensor:
+    """Products of every row (prompts, groups, heads a group, rows, d) with the keys of its prompt's piece."""
+    dtype = torch.promote_types(query.dtype, keys.dtype)
+    shared, unshared = _by_piece(query.to(dtype), keys.to(dtype), piece)
+    return _by_prompt(shared @ unshared.mT, query)
+
+
+def _from_pieces(weights: Tensor, values: Tensor, piece: Tensor) -> Tensor:
+    """The values of its prompt's piece, mixed by every row's weights."""
+    dtype = torch.promote_types(weights.dtype, values.dtype)
+    shared, unshared = _by_piece(weights.to(dtype), values.to(dtype), piece)
+    return _by_prompt(shared @ unshared, weights)
+
+
+def _by_piece(rows: Tensor, pieces: Tensor, piece: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows (pieces, groups, rows of all that share the piece, x) beside pieces (pieces, groups, tokens, d).
+
+    Where pieces have different numbers of prompts they are copied for each.
+    """
+    prompts, groups = rows.shape[:2]
+    count = prompts // len(pieces)
+    if count * len(pieces) != prompts or not torch.equal(piece, torch.arange(prompts) // count):
+        pieces, count = pieces[piece.to(pieces.device)], 1
+    if count == 1:
+        return rows.flatten(2, 3), pieces
+    together = rows.unflatten(0, (-1, count)).transpose(1, 2)  # (pieces, groups, prompts, heads a group, rows, x)
+    return together.reshape(len(pieces), groups, -1, rows.shape[-1]), pieces
+
+
+def _by_prompt(rows: Tensor, like: Tensor) -> Tensor:
+    """The inverse of `_by_piece`'s order."""
+    prompts, groups, heads, count, _ = like.shape
+    together = rows.reshape(len(rows), groups, prompts // len(rows), heads, count, rows.shape[-1])
+    return together.transpose(1, 2).reshape(prompts, groups, heads, count, rows.shape[-1])

@@ -6,9 +6,17 @@ takes it from there.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import gc
+import logging
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+from .prefix import root_length, siblings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -16,6 +24,7 @@ if TYPE_CHECKING:
     from ..anatomy import Anatomy
     from ..prompts import Prompt
 
+_log = logging.getLogger("neuronllm")
 ROWS = 2048  # answer tokens of one pass
 TOKENS = 4096  # tokens of one full pass
 
@@ -31,6 +40,8 @@ class Plan:
     prompts: int  # of one batch, at most
     rows: int  # answer tokens of one pass, at most
     window: int  # prompts that the engine is handed at once
+    root: int = 0  # tokens that all prompts start with, computed once
+    recompute: bool = False  # with positions="all", blocks run again on the way back
     estimate: dict[str, int] = field(default_factory=dict)  # bytes: what -> how many
     backoffs: list[str] = field(default_factory=list)  # what ran out of memory, and what was done
 
@@ -51,4 +62,64 @@ def make_plan(
     """The plan for these prompts on this model."""
     longest = max(len(p.input_ids) for p in prompts)
     size = batch_size if isinstance(batch_size, int) else max(1, min(TOKENS // longest, len(prompts)))
-    return Plan(prompts=size, rows=ROWS, window=size if isinstance(batch_size, int) else 32)
+    return Plan(prompts=size, rows=ROWS, window=max(32, size), root=root_length(prompts))
+
+
+def run_batches(
+    prompts: Sequence[Prompt], score: Callable[[Sequence[Prompt]], Tensor], plan: Plan, rows: int = 1
+) -> Tensor:
+    """Scores (prompts, ...) from those of batches, in the order given; `rows` answer tokens a prompt and pass.
+
+    A batch that runs out of memory is cut in half, and the plan with it; what is done stays done.
+    """
+    waiting = in_batches(prompts, plan, rows)
+    found: dict[int, Tensor] = {}
+    while waiting:
+        places = waiting.pop(0)
+        part = _unless_memory_ends(score, [prompts[n] for n in places])
+        if part is None:
+            smaller(plan, len(places))
+            rest = [n for batch in [places, *waiting] for n in batch]
+            waiting = cut(rest, plan, rows)
+        else:
+            found.update(zip(places, part, strict=True))
+    return torch.stack([found[n] for n in range(len(prompts))])
+
+
+def in_batches(prompts: Sequence[Prompt], plan: Plan, rows: int = 1) -> list[list[int]]:
+    """Places of prompts, batch by batch: like lengths beside each other, siblings together."""
+    groups = siblings(prompts, plan.root)
+    groups.sort(key=lambda group: max(len(prompts[n].input_ids) for n in group))
+    return cut([n for group in groups for n in group], plan, rows)
+
+
+def cut(places: list[int], plan: Plan, rows: int) -> list[list[int]]:
+    size = max(1, min(plan.prompts, plan.rows // rows))
+    return [places[start : start + size] for start in range(0, len(places), size)]
+
+
+def smaller(plan: Plan, prompts: int) -> None:
+    """Halve what ran out of memory, and say so."""
+    if prompts > 1:
+        plan.prompts = prompts // 2
+        said = f"out of memory with {prompts} prompts: now {plan.prompts} at a time"
+    elif plan.rows > 1:
+        plan.rows //= 2
+        said = f"out of memory with one prompt: now {plan.rows} answer tokens a pass"
+    else:
+        raise InputError("out of memory with a single answer token: use a smaller dtype or a device with more memory")
+    plan.backoffs.append(said)
+    _log.warning("%s", said)
+
+
+def _unless_memory_ends(score: Callable[[Sequence[Prompt]], Tensor], batch: Sequence[Prompt]) -> Tensor | None:
+    """The scores, or None out of memory; by then the frames that held the memory are gone."""
+    try:
+        return score(batch)
+    except RuntimeError as error:  # torch.OutOfMemoryError is one too
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return None

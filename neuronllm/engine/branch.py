@@ -1,14 +1,20 @@
 """The branch sweep: one pass of answer tokens through the layers serves the edits of every layer.
 
-Row 0 of each prompt is the clean answer token. In front of a block with edits, copies of it join the packed rows, and
-in front of its down projection each copy's h is edited. A row attends to its prompt's prefix and to itself only, so a
-row IS the full forward pass with that edit, at the price of one token through the layers from there on.
+Row 0 of each prompt is the clean answer token; edited copies of it join the packed rows at the block that they are
+edited in. A row attends to its prompt's prefix and to itself only, so a row IS the full forward pass with that edit, at
+the price of one token through the layers from there on.
+
+Where a block adds W h to the residual stream as it is, a row needs not run through the block at all: it joins behind
+it, as the clean output plus W (h' - h). `plain_blocks` finds out by trying. In every other block (norms behind the FFN,
+multipliers, experts) the copies join in front of it and their h is edited in front of the down projection.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,84 +22,184 @@ from torch import Tensor, nn
 
 from ..anatomy import Site
 from ..steer import visiting
+from .answer import answer_pass
 from .attention import branch_attention
-from .borrowed import check_finite, input_device
-from .prefix import PrefixCache, answer_cache
+from .objective import wide
+from .prefix import Prefix
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from ..anatomy import Anatomy
     from ..prompts import Prompt
 
-# (site, its rows of h: prompts x rows x width, their routes) -> the rows as they are to be
+# (site, the rows of h that belong to its block: prompts x rows x width, their routes) -> the rows as they are to be
 EditRows = Callable[[Site, Tensor, "Tensor | None"], Tensor]
+# (site, clean output of its block: prompts x D, clean h: prompts x width) -> rows (prompts x rows x D) from there on
+RowsBehind = Callable[[Site, Tensor, Tensor], Tensor]
 
 
-def answer_pass(model: PreTrainedModel, prompts: Sequence[Prompt], prefix: PrefixCache) -> Tensor:
-    """Logits (prompts, rows, vocabulary) of the answer tokens, inside `branch_attention`."""
-    last = torch.tensor([[p.input_ids[-1]] for p in prompts], device=input_device(model))
-    logits = model(
-        input_ids=last,
-        position_ids=prefix.lengths[:, None].to(last.device),
-        past_key_values=answer_cache(prefix),
-        use_cache=True,
-    ).logits
-    check_finite(model, logits)
-    # Some models (GPT-2) give their hidden states back in the shape of the input ids, one token a row.
-    return logits.reshape(len(prompts), -1, logits.shape[-1])
+@dataclass
+class Batch:
+    """Prompts whose prefixes are there, and all that is needed to ask the model about their answer tokens."""
+
+    model: PreTrainedModel
+    anatomy: Anatomy
+    prompts: Sequence[Prompt]
+    prefix: Prefix
+    plain: frozenset[str]  # blocks behind which rows may join
+    value: Callable[[Tensor], Tensor]  # logits (prompts, rows, ids) -> the objective (prompts, rows)
+    rows: int  # answer tokens of one pass, at most
+
+    @property
+    def blocks(self) -> dict[str, list[Site]]:
+        """The sites of every block, by its name."""
+        blocks: dict[str, list[Site]] = {}
+        for site in self.anatomy.sites:
+            blocks.setdefault(site.block, []).append(site)
+        return blocks
+
+    def in_order(self, found: dict[str, Tensor]) -> Tensor:
+        """One column a neuron, of what was found at every site."""
+        return torch.cat([found[site.down].cpu() for site in self.anatomy.sites], -1)
 
 
 def sweep(
-    model: PreTrainedModel,
-    prompts: Sequence[Prompt],
-    prefix: PrefixCache,
+    batch: Batch,
     sites: Sequence[Site],
-    rows: Mapping[str, int],
-    edit: EditRows,
+    *,
+    rows: Mapping[str, int] | None = None,
+    edit: EditRows | None = None,
+    behind: Mapping[str, RowsBehind] | None = None,
 ) -> Tensor:
-    """Logits (prompts, 1 + rows, vocabulary): the clean answer, then the rows of every site in the order of sites.
+    """Logits (prompts, 1 + rows, ids): the clean answer, then the rows of every block from the first to the last.
 
-    `rows` says how many a site has, by the name of its down projection; `edit` sees a site's own rows.
+    `rows` says how many copies join in front of a block, and `edit` sees them at its sites; `behind` makes the rows
+    that join behind a block. Both go by the block's name.
     """
-    edited = [site for site in sites if rows.get(site.down)]
+    model = batch.model
+    rows, behind = rows or {}, behind or {}
+    clean: dict[str, Tensor] = {}
 
-    def in_front(site: Site, h: Tensor, routes: Tensor | None) -> Tensor:
-        count = rows[site.down]
-        return torch.cat([h[:, :-count], edit(site, h[:, -count:], None if routes is None else routes[:, -count:])], 1)
+    def in_front(site: Site, h: Tensor, routes: Tensor | None) -> Tensor | None:
+        if site.block in behind:
+            clean[site.block] = h[:, 0].detach()
+            return None
+        count = rows[site.block]
+        assert edit is not None
+        edited = edit(site, h[:, -count:], None if routes is None else routes[:, -count:])
+        return torch.cat([h[:, :-count], edited.to(h)], 1)
 
     with ExitStack() as stack:
-        stack.enter_context(branch_attention(model, prefix))
-        for site in edited:  # before `visiting`, which looks at the shape that a block is given
-            stack.enter_context(_joined(model.get_submodule(site.block), rows[site.down]))
-        stack.enter_context(visiting(model, edited, in_front))
-        return answer_pass(model, prompts, prefix)
+        stack.enter_context(branch_attention(model, batch.prefix))
+        visited = [site for site in sites if rows.get(site.block) or site.block in behind]
+        for block in dict.fromkeys(site.block for site in visited if site.block not in behind):
+            # before `visiting`, which looks at the shape that a block is given
+            stack.enter_context(_joining(model.get_submodule(block), rows[block]))
+        for site in visited:
+            if site.block in behind:
+                make = behind[site.block]
+                append = lambda x, site=site, make=make: make(site, x, clean.pop(site.block))  # noqa: E731
+                stack.enter_context(joining_behind(model.get_submodule(site.block), append))
+        stack.enter_context(visiting(model, visited, in_front))
+        return answer_pass(model, batch.prompts, batch.prefix)
 
 
-def residuals(
-    model: PreTrainedModel,
-    prompts: Sequence[Prompt],
-    prefix: PrefixCache,
-    sites: Sequence[Site],
-    rows: Mapping[str, int],
-    edit: EditRows,
-) -> dict[str, Tensor]:
-    """What a site's edited rows have become right behind its block, (prompts, rows, D) each; they go no further."""
-    out: dict[str, Tensor] = {}
-    with ExitStack() as stack:
-        for site in sites:
-            stack.enter_context(_left(model.get_submodule(site.block), rows[site.down], out, site.down))
-        sweep(model, prompts, prefix, sites, rows, edit)
-    return out
+def clean_states(batch: Batch, sites: Sequence[Site]) -> dict[str, tuple[Tensor, Tensor]]:
+    """The clean answer token at sites with a block of their own: the block's output (prompts, D) and h, by `down`."""
+    states: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def keep(site: Site, x: Tensor, h: Tensor) -> Tensor:
+        states[site.down] = (x, h)
+        return x[:, None][:, :0]
+
+    sweep(batch, sites, behind={site.block: keep for site in sites})
+    return states
+
+
+def clean_routes(batch: Batch) -> dict[str, Tensor]:
+    """The experts that each answer token is routed to, (prompts, K), by the routed site's `down`."""
+    found: dict[str, Tensor] = {}
+
+    def look(site: Site, h: Tensor, routes: Tensor | None) -> None:
+        assert routes is not None
+        found[site.down] = routes[:, 0]
+
+    routed = [site for site in batch.anatomy.sites if site.experts]
+    if not routed:
+        return found
+    with visiting(batch.model, routed, look), branch_attention(batch.model, batch.prefix):
+        answer_pass(batch.model, batch.prompts, batch.prefix)
+    return found
+
+
+def residuals(batch: Batch, sites: Sequence[Site], count: int, edit: EditRows) -> Tensor:
+    """What `count` edited rows of the sites of one block have become right behind it, (prompts, rows, D)."""
+    out: list[Tensor] = []
+    with _leaving(batch.model.get_submodule(sites[0].block), count, out):
+        sweep(batch, sites, rows={sites[0].block: count}, edit=edit)
+    return out[0]
+
+
+def vectors(model: PreTrainedModel, site: Site, ids: Tensor | None = None) -> Tensor:
+    """What each neuron of a dense site writes when its h is 1: (neurons, D), in float32 or better; all without ids."""
+    weight: Any = model.get_submodule(site.down).weight
+    if ids is None:
+        return wide(weight if site.transposed else weight.T)
+    index = ids.to(weight.device)
+    return wide(weight.index_select(0, index) if site.transposed else weight.index_select(1, index).T)
+
+
+def plain_blocks(batch: Batch) -> frozenset[str]:
+    """The blocks whose only site adds W h to the residual stream and nothing more, found by halving h."""
+    count = Counter(site.block for site in batch.anatomy.sites)
+    alone = [site for site in batch.anatomy.sites if count[site.block] == 1 and _readable(batch.model, site)]
+    plain = set()
+    for site, (x, h) in zip(alone, clean_states(batch, alone).values(), strict=True):
+        moved = residuals(batch, [site], 1, lambda site, h, routes: h / 2)[:, 0]
+        step = wide(h) @ vectors(batch.model, site) / -2
+        tolerance = 0.05 if torch.finfo(moved.dtype).eps > 1e-4 else 1e-4  # the block's own rounding
+        if bool((wide(moved) - wide(x) - step).norm() <= tolerance * step.norm()):
+            plain.add(site.block)
+    return frozenset(plain)
+
+
+def _readable(model: PreTrainedModel, site: Site) -> bool:
+    """Whether a site's down projection is one plain matrix at hand."""
+    weight = getattr(model.get_submodule(site.down), "weight", None)
+    return (
+        not site.experts
+        and weight is not None
+        and weight.is_floating_point()
+        and weight.ndim == 2
+        and not weight.is_meta
+    )
 
 
 @contextmanager
-def _left(block: nn.Module, count: int, out: dict[str, Tensor], name: str) -> Iterator[None]:
+def joining_behind(block: nn.Module, make: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """`make(clean row)` gives rows that join the packed rows behind a block, in their own type if it is wider."""
+
+    def join(module: nn.Module, args: Any, output: Any) -> Any:
+        x = output[0] if isinstance(output, tuple) else output
+        x = torch.cat([x, make(x[:, 0].detach()).to(x)], 1)
+        return (x, *output[1:]) if isinstance(output, tuple) else x
+
+    handle = block.register_forward_hook(join)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def _leaving(block: nn.Module, count: int, out: list[Tensor]) -> Iterator[None]:
     """The last `count` rows leave the packed rows behind a block."""
 
     def leave(module: nn.Module, args: Any, output: Any) -> Any:
         x = output[0] if isinstance(output, tuple) else output
-        out[name], x = x[:, -count:], x[:, :-count]
-        return (x, *output[1:]) if isinstance(output, tuple) else x
+        out.append(x[:, -count:])
+        return (x[:, :-count], *output[1:]) if isinstance(output, tuple) else x[:, :-count]
 
     handle = block.register_forward_hook(leave)
     try:
@@ -103,7 +209,7 @@ def _left(block: nn.Module, count: int, out: dict[str, Tensor], name: str) -> It
 
 
 @contextmanager
-def _joined(block: nn.Module, count: int) -> Iterator[None]:
+def _joining(block: nn.Module, count: int) -> Iterator[None]:
     """`count` copies of the clean row join the rows that a block is given."""
 
     def join(module: nn.Module, args: Any, kwargs: Any) -> Any:

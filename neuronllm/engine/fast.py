@@ -8,27 +8,35 @@ the reference does the work.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
-from functools import partial
-from typing import TYPE_CHECKING
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from ..anatomy import Site
+from ..anatomy import Anatomy, Site, decoder_layers
 from ..steer import HookError, visiting
-from .answers import padded
+from .answer import answer_pass, watching_gradients
 from .attention import branch_attention
-from .borrowed import answer_logits, check_prompts
-from .branch import answer_pass, residuals, sweep
-from .objective import objective_value, option_scores
-from .prefix import PrefixCache, prefill
-from .reference import ReferenceEngine, wide
-from .relp import relp_rules
+from .batching import Plan, make_plan, run_batches
+from .borrowed import answer_logits, check_prompts, input_device
+from .branch import Batch, plain_blocks, sweep
+from .direct import direct
+from .effects import effects, rounding
+from .full import full_pass, recomputing
+from .integrals import integral
+from .objective import Choices, needs_vocabulary, only_options, wide
+from .prefix import Level, Prefix, prefill, prefill_root, siblings
+from .reference import ReferenceEngine, summed
+from .relp import relp_rules, watching_ups
+from .stream import float32_stream
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from ..prompts import Prompt
 
+Score = Callable[[Sequence["Prompt"]], Tensor]
 # What the code of a model, or an edit around it, raises that takes its inputs another way. What is wrong with the
 # prompts or the weights themselves, the reference will say.
 DRIVING_ERRORS = (
@@ -41,52 +49,94 @@ DRIVING_ERRORS = (
     TypeError,
     ValueError,
 )
-ROWS = 2048  # answer tokens of one pass
-TOKENS = 4096  # tokens of one full pass
 
 
 class FastEngine(ReferenceEngine):
-    """The reference's answers, without running what comes before the answer again for every edit.
-
-    `batch_size` bounds the prompts of a pass; "auto" bounds its rows and tokens.
-    """
+    """The reference's answers, without running what comes before the answer again for every edit."""
 
     name = "fast"
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        anatomy: Anatomy | None = None,
+        *,
+        dtype: torch.dtype | None = None,
+        batch_size: int | str = "auto",
+        plan: Plan | None = None,
+    ) -> None:
+        super().__init__(model, anatomy, dtype=dtype, batch_size=batch_size)
+        self._planned = plan is not None
+        self.plan = plan or self.plan
+        self._root: tuple[list[int], Level] | None = None
+        self._plain: frozenset[str] | None = None  # blocks behind which rows may join
+        self.options_head = True  # whether the head may compute the options' logits alone
+        self.noise = 0.0  # what a rounding of h did to an objective, at most
+
+    # ---- the self-check ----
 
     def unusable(self, prompts: Sequence[Prompt]) -> str | None:
         """Why this model cannot be driven by answer tokens, or None: a clean branch must equal the clean answer."""
         if min(len(p.input_ids) for p in prompts) < 2:
             return "a prompt of one token has no prefix"
-        prompt = prompts[0]
+        self._make_plan(prompts)
+        longest = max(range(len(prompts)), key=lambda n: len(prompts[n].input_ids))
+        family = next(group for group in siblings(prompts, self.plan.root) if longest in group)
         try:
-            with torch.no_grad():
-                plain = answer_logits(self.model, torch.tensor([prompt.input_ids]))
-                prefix = prefill(self.model, [prompt])
-                rows = {self.anatomy.sites[0].down: 1}
-                logits = sweep(self.model, [prompt], prefix, self.anatomy.sites, rows, lambda site, h, routes: h)[0]
-                with branch_attention(self.model, prefix) as seen:
-                    answer_pass(self.model, [prompt], prefix)
+            return self._differs([prompts[n] for n in dict.fromkeys([longest, family[0], family[-1]])])
         except DRIVING_ERRORS as error:
             text = (str(error).splitlines() or [""])[0]
             return f"it cannot be run on answer tokens ({type(error).__name__}: {text[:120]})"
-        if len(seen) != len(prefix.layers):
-            return f"{len(prefix.layers) - len(seen)} of its {len(prefix.layers)} layers attend in a way of their own"
+
+    @torch.no_grad()
+    def _differs(self, prompts: Sequence[Prompt]) -> str | None:
+        plain = torch.stack([answer_logits(self.model, torch.tensor([p.input_ids]))[0] for p in prompts])
+        batch = self._batch(prompts, lambda logits: logits[..., 0])
+        first = batch.blocks[self.anatomy.sites[0].block]
+        logits = sweep(batch, first, rows={first[0].block: 1}, edit=lambda site, h, routes: h)
+        with branch_attention(self.model, batch.prefix) as seen:
+            answer_pass(self.model, prompts, batch.prefix)
+        layers = len(decoder_layers(self.model)[1])
+        if len(seen) != layers:
+            return f"{layers - len(seen)} of its {layers} layers attend in a way of their own"
         # Many models compute norms and softmax in float32 whatever their type.
-        eps = max(torch.finfo(kind).eps for kind in (plain.dtype, torch.float32))
-        if not bool(((logits - plain).abs() <= 1000 * eps * plain.abs().max()).all()):
-            return f"a clean branch differs from the clean answer by {float((logits - plain).abs().max()):.1e}"
+        eps = 1000 * max(torch.finfo(kind).eps for kind in (plain.dtype, torch.float32))
+        tolerance = min(eps, 0.1) * plain.abs().max()
+        distance = (logits - plain[:, None]).abs().max()
+        if not bool(distance <= tolerance):
+            return f"a clean branch differs from the clean answer by {float(distance):.1e}"
+        self.options_head = self._head_can_be_cut(batch, plain, tolerance)
+        self._find_plain_blocks(prompts[0])
         return None
+
+    def _head_can_be_cut(self, batch: Batch, plain: Tensor, tolerance: Tensor) -> bool:
+        ids, _ = Choices.of(batch.prompts).columns()
+        try:
+            with only_options(self.model, ids), branch_attention(self.model, batch.prefix):
+                few = answer_pass(self.model, batch.prompts, batch.prefix)[:, 0]
+        except DRIVING_ERRORS:
+            return False
+        return few.shape[-1] == len(ids) and bool(((few - plain[:, ids.to(plain.device)]).abs() <= tolerance).all())
+
+    @torch.no_grad()
+    def _find_plain_blocks(self, prompt: Prompt) -> None:
+        with self._in_float32():
+            self._plain = plain_blocks(self._batch([prompt], lambda logits: logits[..., 0]))
 
     # ---- the reference's questions, answered in batches ----
 
     @torch.no_grad()
     def option_scores(self, prompts: Sequence[Prompt]) -> list[Tensor]:
-        found: list[Tensor] = []
-        for batch, prefix in self._prefixed(prompts, 1):
-            with branch_attention(self.model, prefix):
-                logits = answer_pass(self.model, batch, prefix)[:, 0]
-            found += [option_scores(row, p.option_ids).cpu() for row, p in zip(logits, batch, strict=True)]
-        return found
+        def score(batch: Sequence[Prompt]) -> Tensor:
+            with self._asking(batch) as choices:
+                return choices.scores(full_pass(self.model, batch))[:, 0].cpu()
+
+        found = self._batched(prompts, score)
+        return [row[: len(p.option_ids)] for row, p in zip(found, prompts, strict=True)]
+
+    @torch.no_grad()
+    def activations(self, prompts: Sequence[Prompt], positions: str = "answer", statistic: str = "value") -> Tensor:
+        return self._batched(prompts, lambda batch: self._held(batch, positions == "all", statistic))
 
     def gradients(
         self,
@@ -97,145 +147,181 @@ class FastEngine(ReferenceEngine):
         weight: str = "activation",
         rules: str | None = None,
     ) -> Tensor:
-        detached = rules == "relp-detached"
-        parts = []
-        for batch, forward in self._passes(prompts, positions, detached):
-            values: list[Tensor] = []
-            deltas: list[Tensor] = []
+        def score(batch: Sequence[Prompt]) -> Tensor:
+            with self._asking(batch, objective) as choices:
+                value = lambda logits: choices.value(objective, logits)  # noqa: E731
+                return self._gradient(batch, value, 1, positions == "all", weight, rules)[:, 0]
 
-            def add_zero(
-                site: Site,
-                h: Tensor,
-                routes: Tensor | None,
-                values: list[Tensor] = values,
-                deltas: list[Tensor] = deltas,
-            ) -> Tensor:
-                values.append(h.detach())
-                deltas.append(torch.zeros_like(h).requires_grad_(True))
-                return h + deltas[-1]
+        return self._batched(prompts, score)
 
-            with ExitStack() as stack:
-                if rules:
-                    attention = detached and positions == "all"  # answer passes have an attention of their own
-                    stack.enter_context(relp_rules(self.model, self.anatomy, detach_attention=attention))
-                stack.enter_context(visiting(self.model, self.anatomy.sites, add_zero))
-                stack.enter_context(torch.enable_grad())
-                logits = forward()
-                value = torch.stack([objective_value(objective, row, p) for row, p in zip(logits, batch, strict=True)])
-                grads = torch.autograd.grad(value.sum(), deltas)
-            scale = torch.sign if weight == "sign" else torch.clone
-            # Padding stands after the answer, so its gradient is 0 and it adds nothing to the sum over tokens.
-            scores = [(wide(scale(h)) * wide(g)).sum(1).cpu() for h, g in zip(values, grads, strict=True)]
-            parts.append(torch.cat(scores, -1))
-        return torch.cat(parts)
+    def option_gradients(self, prompts: Sequence[Prompt]) -> Tensor:
+        """(prompts, options, n_neurons): h times the gradient of every option's score; 0 where there is no option.
+
+        The K gradients come from one backward pass: the answer token runs in K copies, each of which answers for one
+        option.
+        """
+        most = max(len(p.option_ids) for p in prompts)
+
+        def score(batch: Sequence[Prompt]) -> Tensor:
+            with self._asking(batch) as choices:
+                found = self._gradient(batch, choices.each, choices.real.shape[1], False, "activation", None)
+            return torch.nn.functional.pad(found, (0, 0, 0, most - found.shape[1]))
+
+        return self._batched(prompts, score)
 
     def integrate(self, prompts: Sequence[Prompt], objective: str, alphas: Tensor, weights: Tensor) -> Tensor:
-        rows = {site.down: len(alphas) for site in self.anatomy.sites}
-        parts = []
-        for batch, prefix in self._prefixed(prompts, 1 + sum(rows.values())):
-            clean: list[Tensor] = []
-            scaled: list[Tensor] = []
+        def score(batch: Sequence[Prompt]) -> Tensor:
+            with self._asking(batch, objective) as choices:
+                return integral(self._batch(batch, lambda logits: choices.value(objective, logits)), alphas, weights)
 
-            def scale(
-                site: Site, h: Tensor, routes: Tensor | None, clean: list[Tensor] = clean, scaled: list[Tensor] = scaled
-            ) -> Tensor:
-                clean.append(h[:, 0].detach())
-                scaled.append((alphas.to(h)[None, :, None] * h.detach()).requires_grad_(True))
-                return scaled[-1]
-
-            with torch.enable_grad():
-                logits = sweep(self.model, batch, prefix, self.anatomy.sites, rows, scale)
-                pairs = zip(logits, batch, strict=True)
-                value = torch.stack([objective_value(objective, row[1:], p) for row, p in pairs])
-                grads = torch.autograd.grad(value.sum(), scaled)
-            scores = []
-            for h, grad in zip(clean, grads, strict=True):
-                mean = (weights.to(grad.device)[None, :, None] * grad.double()).sum(1)
-                scores.append((mean.to(wide(h).dtype) * wide(h)).cpu())
-            parts.append(torch.cat(scores, -1))
-        return torch.cat(parts)
+        blocks = {site.block for site in self.anatomy.sites}
+        return self._batched(prompts, score, 1 + len(alphas) * len(blocks))
 
     @torch.no_grad()
     def effects(
         self, prompts: Sequence[Prompt], objective: str, *, ids: Tensor | None = None, factor: float = 0.0
     ) -> Tensor:
-        ids = torch.arange(self.anatomy.n_neurons) if ids is None else self.anatomy.checked(ids)
-        order = ids.argsort(stable=True)  # a sweep meets the sites from the first to the last
-        parts = []
-        for batch, prefix in self._prefixed(prompts, ROWS // 4):
-            chunks = ids[order].split(max(1, ROWS // len(batch)))
-            found = torch.cat([self._swept(batch, prefix, objective, chunk, factor) for chunk in chunks], 1)
-            parts.append(torch.empty_like(found).index_copy_(1, order, found))
-        return torch.cat(parts)
+        ids = None if ids is None else self.anatomy.checked(ids)
+
+        def score(prompts: Sequence[Prompt]) -> Tensor:
+            with self._in_float32(), self._asking(prompts, objective) as choices:
+                batch = self._batch(prompts, lambda logits: choices.value(objective, logits))
+                self.noise = max(self.noise, rounding(batch))
+                return effects(batch, ids, factor)
+
+        rows = self.anatomy.n_neurons if ids is None else len(ids)
+        return self._batched(prompts, score, rows)
 
     @torch.no_grad()
     def direct(self, prompts: Sequence[Prompt], objective: str) -> Tensor:
-        rows = {site.down: site.width + 1 for site in self.anatomy.sites}
+        def score(prompts: Sequence[Prompt]) -> Tensor:
+            with self._asking(prompts, objective) as choices:
+                batch = self._batch(prompts, lambda logits: choices.value(objective, logits))
+                return direct(batch, self._unembed_rows)
 
-        def alone(site: Site, h: Tensor, routes: Tensor | None) -> Tensor:
-            """Row i keeps neuron i only; the last row keeps none."""
-            return h * torch.eye(site.width + 1, site.width, dtype=h.dtype, device=h.device)
-
-        parts = []
-        for batch, prefix in self._prefixed(prompts, max(rows.values())):
-            after = residuals(self.model, batch, prefix, self.anatomy.sites, rows, alone)
-            for n, prompt in enumerate(batch):
-                scores = []
-                for site in self.anatomy.sites:
-                    chunks = after[site.down][n].split(ROWS)
-                    value = torch.cat([objective_value(objective, self._unembed(part), prompt) for part in chunks])
-                    scores.append((value[:-1] - value[-1]).cpu())
-                parts.append(torch.cat(scores))
-        return torch.stack(parts)
+        return self._batched(prompts, score, max(site.width for site in self.anatomy.sites))
 
     # ---- one batch ----
 
-    def _swept(
-        self, batch: Sequence[Prompt], prefix: PrefixCache, objective: str, ids: Tensor, factor: float
+    def _held(self, prompts: Sequence[Prompt], everywhere: bool, statistic: str) -> Tensor:
+        found: dict[str, Tensor] = {}
+        real = [len(p.input_ids) if everywhere else 1 for p in prompts]
+
+        with watching_ups(self.model, self.anatomy.sites) as ups, self._asking(prompts):
+
+            def look(site: Site, h: Tensor, routes: Tensor | None) -> None:
+                value = wide(h if statistic == "value" else (ups(site, h)[0] > 0).to(h))
+                means = [
+                    summed(site, value[n, :count], None if routes is None else routes[n, :count]) / count
+                    for n, count in enumerate(real)
+                ]
+                found[site.down] = torch.stack(means)
+
+            batch = None if everywhere else self._batch(prompts, lambda logits: logits)
+            with visiting(self.model, self.anatomy.sites, look):
+                if batch is None:
+                    full_pass(self.model, prompts)
+                else:
+                    with branch_attention(self.model, batch.prefix):
+                        answer_pass(self.model, prompts, batch.prefix)
+        return torch.cat([found[site.down].cpu() for site in self.anatomy.sites], -1)
+
+    def _gradient(
+        self,
+        prompts: Sequence[Prompt],
+        value: Callable[[Tensor], Tensor],
+        rows: int,
+        everywhere: bool,
+        weight: str,
+        rules: str | None,
     ) -> Tensor:
-        """(prompts, ids): F(clean) - F(edited) for neurons in the order of their sites."""
-        where = self.anatomy.site_of(ids)
-        index = {self.anatomy.sites[n].down: ids[where == n] - self.anatomy.offsets[n] for n in where.unique().tolist()}
+        """(prompts, rows, n_neurons): weight times the gradient of every row's value, or summed over all tokens."""
+        found: dict[str, Tensor] = {}
+        scale = torch.sign if weight == "sign" else torch.Tensor.detach
 
-        def multiply(site: Site, h: Tensor, routes: Tensor | None) -> Tensor:
-            h, columns = h.clone(), index[site.down].to(h.device)
-            h[:, torch.arange(len(columns), device=h.device), columns] *= factor
-            return h
+        def keep(site: Site, h: Tensor, grad: Tensor, routes: Tensor | None) -> None:
+            parts = []
+            for n in range(len(h)):  # so that products in float32 stay small; behind the answer the gradient is 0
+                product, of = wide(scale(h[n])) * wide(grad[n]), None if routes is None else routes[n]
+                parts.append(summed(site, product, of)[None] if rows == 1 else site.spread(product, of))
+            found[site.down] = torch.stack(parts).cpu()
 
-        rows = {down: len(columns) for down, columns in index.items()}
-        logits = sweep(self.model, batch, prefix, self.anatomy.sites, rows, multiply)
-        values = torch.stack([objective_value(objective, row, p) for row, p in zip(logits, batch, strict=True)])
-        return (values[:, :1] - values[:, 1:]).cpu()
+        with ExitStack() as stack:
+            detached = rules == "relp-detached"
+            if rules:  # answer passes have an attention of their own
+                rule = relp_rules(self.model, self.anatomy, detach_attention=detached and everywhere)
+                stack.enter_context(rule)
+            if everywhere:
+                stack.enter_context(recomputing(self.model, self.plan.recompute))
+            else:
+                prefix = self._prefill(prompts)
+                stack.enter_context(branch_attention(self.model, prefix, constant_patterns=detached))
+            anchor = stack.enter_context(watching_gradients(self.model, self.anatomy.sites, keep))
+            logits = full_pass(self.model, prompts) if everywhere else answer_pass(self.model, prompts, prefix, rows)
+            torch.autograd.grad(value(logits).sum(), anchor)
+        return torch.cat([found[site.down] for site in self.anatomy.sites], -1)
+
+    def _unembed_rows(self, rows: Tensor) -> Tensor:
+        """Logits of residual rows (prompts, rows, D), by the model's own final norm, head and scale."""
+
+        def put(module: Any, args: Any, output: Any) -> Any:
+            first = output[0] if isinstance(output, tuple) else output
+            placed = rows.reshape(1, -1, rows.shape[-1]).to(first)
+            return (placed, *output[1:]) if isinstance(output, tuple) else placed
+
+        handle = decoder_layers(self.model)[1][-1].register_forward_hook(put)
+        try:
+            ids = torch.zeros(1, 1, dtype=torch.int64, device=input_device(self.model))
+            return self.model(input_ids=ids, use_cache=False).logits.reshape(*rows.shape[:2], -1)
+        finally:
+            handle.remove()
 
     # ---- batches ----
 
-    def _passes(
-        self, prompts: Sequence[Prompt], positions: str, detached: bool
-    ) -> Iterator[tuple[Sequence[Prompt], Callable[[], Tensor]]]:
-        """Batches, each with the pass that gives its answer logits: of answer tokens, or of all tokens."""
-        if positions == "answer":
-            for batch, prefix in self._prefixed(prompts, 1):
-
-                def of_answers(batch: Sequence[Prompt] = batch, prefix: PrefixCache = prefix) -> Tensor:
-                    with branch_attention(self.model, prefix, constant_patterns=detached):
-                        return answer_pass(self.model, batch, prefix)[:, 0]
-
-                yield batch, of_answers
-        else:
-            check_prompts(self.model, prompts)
-            for batch in self._batches(prompts, 1):
-                yield batch, partial(answer_logits, self.model, *padded(batch))
-
-    def _prefixed(self, prompts: Sequence[Prompt], rows: int) -> Iterator[tuple[Sequence[Prompt], PrefixCache]]:
-        """Batches of prompts with their prefixes; a pass over one has about `rows` answer tokens a prompt."""
+    def _batched(self, prompts: Sequence[Prompt], score: Score, rows: int = 1) -> Tensor:
+        """Scores of all prompts, (prompts, ...), batch by batch; a pass has about `rows` answer tokens a prompt."""
         check_prompts(self.model, prompts)
-        for batch in self._batches(prompts, rows):
-            yield batch, prefill(self.model, batch)
+        self._make_plan(prompts)
+        if self._plain is None:
+            self._find_plain_blocks(min(prompts, key=lambda p: len(p.input_ids)))
+        return run_batches(prompts, score, self.plan, min(rows, self.plan.rows))
 
-    def _batches(self, prompts: Sequence[Prompt], rows: int) -> Iterator[Sequence[Prompt]]:
-        size = self.batch_size
-        if not isinstance(size, int):
-            longest = max(len(p.input_ids) for p in prompts)
-            size = max(1, min(TOKENS // longest, ROWS // rows))
-        for start in range(0, len(prompts), size):
-            yield prompts[start : start + size]
+    def _make_plan(self, prompts: Sequence[Prompt]) -> None:
+        if not self._planned:
+            self.plan = make_plan(self.model, self.anatomy, prompts, batch_size=self.batch_size)
+            self._planned = True
+
+    def _batch(self, prompts: Sequence[Prompt], value: Callable[[Tensor], Tensor]) -> Batch:
+        plain = self._plain or frozenset()
+        return Batch(self.model, self.anatomy, prompts, self._prefill(prompts), plain, value, self.plan.rows)
+
+    def _prefill(self, prompts: Sequence[Prompt]) -> Prefix:
+        """Their prefixes; what all prompts of the run start with is computed once."""
+        start = prompts[0].input_ids[: self.plan.root]
+        shared = start and all(len(p.input_ids) > len(start) and p.input_ids[: len(start)] == start for p in prompts)
+        if not shared:
+            return prefill(self.model, prompts)
+        if self._root is None or self._root[0] != start:
+            self._root = (list(start), prefill_root(self.model, start))
+        return prefill(self.model, prompts, self._root[1])
+
+    @contextmanager
+    def _in_float32(self) -> Iterator[None]:
+        """Float32 whatever the weights; keys and values from elsewhere are not used here, nor the other way round."""
+        outside, self._root = self._root, None
+        try:
+            with float32_stream(self.model):
+                yield
+        finally:
+            self._root = outside
+
+    @contextmanager
+    def _asking(self, prompts: Sequence[Prompt], objective: str = "") -> Iterator[Choices]:
+        """The choices of a batch, with a head that computes their logits alone where that is enough."""
+        choices = Choices.of(prompts, objective)
+        if needs_vocabulary(objective) or not self.options_head:
+            yield choices
+        else:
+            ids, choices = choices.columns()
+            with only_options(self.model, ids):
+                yield choices

@@ -1,13 +1,16 @@
 """Objectives: one number of the answer logits that attribution explains.
 
 Every objective is a function of the option scores (for each option, the logsumexp of the logits of its token ids), the
-log of the vocabulary's normaliser, and the right option.
+log of the vocabulary's normaliser, and the right option. All but the vocabulary's need a handful of logits, so
+`only_options` lets the model's head compute those alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -15,22 +18,30 @@ from torch import Tensor
 from ..errors import InputError
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from ..prompts import Prompt
 
-Formula = Callable[[Tensor, Tensor, int], Tensor]
+# (option scores (..., options), log of the vocabulary's normaliser (...), right option (..., 1)) -> (...)
+Formula = Callable[[Tensor, Tensor, Tensor], Tensor]
+NEVER = -1e30  # the score of an option that a prompt does not have: no -inf, whose gradients are NaN
 
 
-def _margin(options: Tensor, log_z: Tensor, right: int) -> Tensor:
-    others = [n for n in range(options.shape[-1]) if n != right]
-    return options[..., right] - options[..., others].logsumexp(-1)
+def _at(values: Tensor, right: Tensor) -> Tensor:
+    return values.gather(-1, right.expand(*values.shape[:-1], 1))[..., 0]
+
+
+def _margin(options: Tensor, log_z: Tensor, right: Tensor) -> Tensor:
+    others = options.scatter(-1, right.expand(*options.shape[:-1], 1), NEVER)
+    return _at(options, right) - others.logsumexp(-1)
 
 
 OBJECTIVES: dict[str, Formula] = {
-    "logp_options": lambda s, log_z, right: s.log_softmax(-1)[..., right],
-    "p_options": lambda s, log_z, right: s.softmax(-1)[..., right],
+    "logp_options": lambda s, log_z, right: _at(s.log_softmax(-1), right),
+    "p_options": lambda s, log_z, right: _at(s.softmax(-1), right),
     "margin": _margin,
-    "logp_vocab": lambda s, log_z, right: s[..., right] - log_z,
-    "p_vocab": lambda s, log_z, right: (s[..., right] - log_z).exp(),
+    "logp_vocab": lambda s, log_z, right: _at(s, right) - log_z,
+    "p_vocab": lambda s, log_z, right: (_at(s, right) - log_z).exp(),
 }
 # The probability of the bare letter alone ("A", never " A"), which QRNCA's released code explains.
 BARE_LETTER = "p_vocab_bare"
@@ -42,22 +53,99 @@ def check_objective(name: str) -> str:
     return name
 
 
+def needs_vocabulary(objective: str) -> bool:
+    return "vocab" in objective
+
+
+@dataclass(frozen=True)
+class Choices:
+    """Which logits are whose: the option token ids of a batch of prompts, padded, and the right options.
+
+    >>> choices = Choices.of([prompt])                # doctest: +SKIP
+    >>> choices.value("logp_options", logits)         # doctest: +SKIP
+    """
+
+    ids: Tensor  # (prompts, options, forms)
+    real: Tensor  # the same shape: no padding
+    right: Tensor  # (prompts, 1)
+
+    @classmethod
+    def of(cls, prompts: Sequence[Prompt], objective: str = "") -> Choices:
+        """The options of prompts; the bare letter's objective knows an option's first form only."""
+        forms = 1 if objective == BARE_LETTER else None
+        options = [[list(ids[:forms]) for ids in p.option_ids] for p in prompts]
+        shape = (len(options), max(len(o) for o in options), max(len(ids) for o in options for ids in o))
+        ids, real = torch.zeros(shape, dtype=torch.int64), torch.zeros(shape, dtype=torch.bool)
+        for n, option in enumerate(options):
+            for k, forms_of in enumerate(option):
+                ids[n, k, : len(forms_of)] = torch.tensor(forms_of)
+                real[n, k, : len(forms_of)] = True
+        return cls(ids, real, torch.tensor([[p.answer] for p in prompts]))
+
+    def columns(self) -> tuple[Tensor, Choices]:
+        """The token ids that occur, and the same choices numbered by their places among those."""
+        wanted, places = self.ids.unique(return_inverse=True)
+        return wanted, Choices(places, self.real, self.right)
+
+    def to(self, device: torch.device) -> Choices:
+        return Choices(self.ids.to(device), self.real.to(device), self.right.to(device))
+
+    def scores(self, logits: Tensor) -> Tensor:
+        """(prompts, rows, tokens) -> (prompts, rows, options), the logsumexp over each option's token ids."""
+        here = self.to(logits.device)
+        prompts, rows, _ = logits.shape
+        index = here.ids.reshape(prompts, 1, -1).expand(-1, rows, -1)
+        found = logits.gather(-1, index).unflatten(-1, here.ids.shape[1:])
+        return wide(found).masked_fill(~here.real[:, None], NEVER).logsumexp(-1)
+
+    def value(self, objective: str, logits: Tensor) -> Tensor:
+        """The objective of every row, (prompts, rows), in float32 or better."""
+        formula = OBJECTIVES["p_vocab" if objective == BARE_LETTER else objective]
+        options = self.scores(logits)
+        log_z = wide(logits).logsumexp(-1) if needs_vocabulary(objective) else options.new_zeros(())
+        return formula(options, log_z, self.right.to(logits.device)[:, None])
+
+    def each(self, logits: Tensor) -> Tensor:
+        """Row k's score of option k, (prompts, options): its gradient is that of one option alone."""
+        return self.scores(logits).diagonal(dim1=1, dim2=2)
+
+
+def wide(x: Tensor) -> Tensor:
+    """At least float32, where scores are formed and summed."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def option_scores(logits: Tensor, option_ids: list[list[int]]) -> Tensor:
     """(..., vocabulary) -> (..., options): the logsumexp over each option's token ids, in float32 or better.
 
     >>> option_scores(torch.zeros(10), [[1, 2], [3]])
     tensor([0.6931, 0.0000])
     """
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return torch.stack([logits[..., ids].logsumexp(-1) for ids in option_ids], -1)
+    return torch.stack([wide(logits[..., list(ids)]).logsumexp(-1) for ids in option_ids], -1)
 
 
 def objective_value(name: str, logits: Tensor, prompt: Prompt) -> Tensor:
     """The objective of answer logits (..., vocabulary) for a prompt, one value a row, in float32 or better."""
-    option_ids = [list(ids) for ids in prompt.option_ids]
-    if name == BARE_LETTER:
-        name, option_ids = "p_vocab", [ids[:1] for ids in option_ids]
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    options = option_scores(logits, option_ids)
-    log_z = logits.logsumexp(-1) if "vocab" in name else logits.new_zeros(logits.shape[:-1])
-    return OBJECTIVES[name](options, log_z, prompt.answer)
+    rows = logits.reshape(1, -1, logits.shape[-1])
+    return Choices.of([prompt], name).value(name, rows).reshape(logits.shape[:-1])
+
+
+@contextmanager
+def only_options(model: PreTrainedModel, ids: Tensor) -> Iterator[None]:
+    """Let the model's head compute the logits of these token ids only, in this order.
+
+    The head's weight is cut, so whatever the model does to logits (scale, cap, bias) it goes on doing itself.
+    """
+    head: Any = model.get_output_embeddings()
+    index = ids.to(head.weight.device)
+    weight = wide(head.weight[index])  # few rows: float32 costs nothing and rounds no difference away
+    bias = None if getattr(head, "bias", None) is None else wide(head.bias[index])
+    own = head.__dict__.get("forward")
+    head.forward = lambda x: torch.nn.functional.linear(x.to(weight.dtype), weight, bias)
+    try:
+        yield
+    finally:
+        if own is None:
+            del head.forward
+        else:
+            head.forward = own

@@ -1,17 +1,22 @@
 """The prefix of a prompt: every token before the answer position, whose keys and values no edit there can change.
 
-It is computed once, without a graph; everything else then runs on answer tokens alone. Prompts of a batch are padded on
-the right, and what is padding is known from their lengths, never guessed from token ids.
+Prompts share prefixes: instructions and demonstration are common to all, the stem to a question's variants. So the
+prefixes of a batch form a tree of three levels (root, stems, tails) and every piece is computed once, without a graph.
+A piece attends to the pieces above it and to itself. Pieces are padded on the right; what is padding, and where a
+token stands, is known from lengths and starts, never guessed from token ids.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from ..anatomy import decoder_layers
 from .borrowed import input_device
 
 if TYPE_CHECKING:
@@ -19,55 +24,153 @@ if TYPE_CHECKING:
 
     from ..prompts import Prompt
 
+WORTH_SHARING = 32  # tokens saved, below which another pass costs more
 
-class PrefixCache:
-    """Keys and values (prompts, groups, tokens, d) of every layer, and how many tokens of each prompt are real."""
 
-    def __init__(self, layers: list[tuple[Tensor, Tensor]], lengths: Tensor) -> None:
-        self.layers, self.lengths = layers, lengths
-        self._visible: dict[int | None, Tensor] = {}
+@dataclass
+class Level:
+    """Pieces of one depth of the tree, with the keys and values of every layer: (pieces, groups, tokens, d)."""
 
-    def layer(self, number: int) -> tuple[Tensor, Tensor]:
-        return self.layers[number]
+    starts: Tensor  # (pieces,) position of the first token
+    lengths: Tensor  # (pieces,) real tokens
+    piece: Tensor  # (prompts,) which piece is a prompt's
+    layers: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
-    def visible(self, window: int | None) -> Tensor:
-        """(prompts, tokens + 1): which prefix tokens an answer token sees, within a sliding window; last, itself."""
-        if window not in self._visible:
-            place = torch.arange(int(self.lengths.max()))
-            seen = place < self.lengths[:, None]
-            if window is not None:
-                seen &= place > self.lengths[:, None] - window
-            self._visible[window] = torch.nn.functional.pad(seen, (0, 1), value=True)
-        return self._visible[window]
+    @property
+    def width(self) -> int:
+        return int(self.lengths.max())
+
+    @property
+    def positions(self) -> Tensor:
+        """(pieces, width) where each token stands in its prompt."""
+        return self.starts[:, None] + torch.arange(self.width)
+
+    @property
+    def real(self) -> Tensor:
+        """(pieces, width) which tokens are no padding."""
+        return torch.arange(self.width) < self.lengths[:, None]
+
+    def for_prompts(self, count: int) -> Level:
+        """The same single piece, shared by so many prompts."""
+        return Level(self.starts, self.lengths, torch.zeros(count, dtype=torch.int64), self.layers)
+
+
+class Prefix:
+    """The levels above the answer tokens of a batch, and how many tokens each prompt has there."""
+
+    def __init__(self, levels: list[Level], lengths: Tensor) -> None:
+        self.levels, self.lengths = levels, lengths
+        self._visible: dict[tuple[int | None, torch.device], Tensor | None] = {}
+
+    def n_layers(self) -> int:
+        return len(self.levels[-1].layers)
+
+    def visible(self, window: int | None, device: torch.device) -> Tensor | None:
+        """(prompts, tokens + 1): what an answer token sees within a sliding window; last, itself. None: everything."""
+        if (window, device) not in self._visible:
+            parts = []
+            for level in self.levels:
+                seen = level.real[level.piece]
+                if window is not None:
+                    seen = seen & (level.positions[level.piece] > self.lengths[:, None] - window)
+                parts.append(seen)
+            seen = torch.nn.functional.pad(torch.cat(parts, 1), (0, 1), value=True)
+            self._visible[window, device] = None if bool(seen.all()) else seen.to(device)
+        return self._visible[window, device]
+
+
+def common(sequences: Sequence[list[int]]) -> int:
+    """How many tokens all sequences start with, always leaving each its last one."""
+    first, last = min(sequences), max(sequences)  # what these two share, all share
+    longest = min(len(s) for s in sequences) - 1
+    return next((n for n in range(longest) if first[n] != last[n]), longest)
+
+
+def root_length(prompts: Sequence[Prompt]) -> int:
+    """How many tokens of all prompts are worth computing once for all."""
+    shared = common([p.input_ids for p in prompts])
+    return shared if shared * (len(prompts) - 1) >= WORTH_SHARING else 0
+
+
+def siblings(prompts: Sequence[Prompt], root: int) -> list[list[int]]:
+    """Places of neighbours that share a stem, such as the variants of a question."""
+    groups: list[list[int]] = []
+    for n, prompt in enumerate(prompts):
+        before = prompts[groups[-1][0]] if groups else None
+        if before is not None and common([before.input_ids, prompt.input_ids]) - root >= WORTH_SHARING // 4:
+            groups[-1].append(n)
+        else:
+            groups.append([n])
+    return groups
+
+
+def prefill_root(model: PreTrainedModel, ids: Sequence[int]) -> Level:
+    """The piece that all prompts of a run start with."""
+    root = Level(torch.tensor([0]), torch.tensor([len(ids)]), torch.tensor([0]))
+    _compute(model, root, [], [ids])
+    return root
+
+
+def prefill(model: PreTrainedModel, prompts: Sequence[Prompt], root: Level | None = None) -> Prefix:
+    """Keys and values of everything before the last tokens; `root` is what all the prompts are known to start with."""
+    ends = [len(p.input_ids) - 1 for p in prompts]
+    levels = [] if root is None else [root.for_prompts(len(prompts))]
+    start = 0 if root is None else int(root.lengths)
+    groups = siblings(prompts, start)
+    stems = [_stem(prompts, group, start) for group in groups]
+    longest = max(stems)
+    begins = [start] * len(prompts)
+    if sum(length * (len(group) - 1) for length, group in zip(stems, groups, strict=True)) >= WORTH_SHARING:
+        # A prompt without siblings puts as much into its stem as the others do, so that tails stay short.
+        stems = [length or min(longest, ends[group[0]] - start) for length, group in zip(stems, groups, strict=True)]
+        piece = torch.tensor([n for n, group in enumerate(groups) for _ in group])
+        stem = Level(torch.full((len(groups),), start), torch.tensor(stems), piece)
+        first = [prompts[group[0]].input_ids[start : start + n] for group, n in zip(groups, stems, strict=True)]
+        _compute(model, stem, levels, first)
+        levels.append(stem)
+        begins = [start + stems[int(n)] for n in piece]
+    if any(end > begin for begin, end in zip(begins, ends, strict=True)):
+        lengths = torch.tensor([end - begin for begin, end in zip(begins, ends, strict=True)])
+        tail = Level(torch.tensor(begins), lengths, torch.arange(len(prompts)))
+        _compute(model, tail, levels, [p.input_ids[b:e] for p, b, e in zip(prompts, begins, ends, strict=True)])
+        levels.append(tail)
+    return Prefix(levels, torch.tensor(ends))
+
+
+def _stem(prompts: Sequence[Prompt], group: list[int], start: int) -> int:
+    """How long the stem of siblings is behind the root; 0 for an only child."""
+    return common([prompts[n].input_ids for n in group]) - start if len(group) > 1 else 0
 
 
 @torch.no_grad()
-def prefill(model: PreTrainedModel, prompts: Sequence[Prompt]) -> PrefixCache:
-    """Run the prompts without their last tokens and keep the keys and values."""
-    from transformers import DynamicCache
+def _compute(model: PreTrainedModel, level: Level, above: list[Level], pieces: Sequence[Sequence[int]]) -> None:
+    """Fill in a level's keys and values: one pass of its pieces, which ends as soon as the last layer has them."""
+    from .attention import Enough, piece_attention
 
-    lengths = torch.tensor([len(p.input_ids) - 1 for p in prompts])
-    ids = torch.zeros(len(prompts), int(lengths.max()), dtype=torch.int64)
-    for row, prompt in zip(ids, prompts, strict=True):
-        row[: len(prompt.input_ids) - 1] = torch.tensor(prompt.input_ids[:-1])
-    mask = torch.arange(ids.shape[1]) < lengths[:, None]
-    inputs: dict[str, Any] = {"input_ids": ids.to(input_device(model)), "use_cache": True}
-    if not bool(mask.all()):
-        inputs["attention_mask"] = mask.long().to(input_device(model))
-    # A cache without a configuration keeps every key: a windowed one would drop keys that shorter prompts still see.
-    cache = DynamicCache()
-    model.get_decoder()(**inputs, past_key_values=cache)
-    layers: Any = cache.layers
-    return PrefixCache([(layer.keys, layer.values) for layer in layers], lengths)
+    ids = torch.zeros(len(pieces), level.width, dtype=torch.int64)
+    for row, piece in zip(ids, pieces, strict=True):
+        row[: len(piece)] = torch.tensor(piece)
+    device = input_device(model)
+    last = None if _offloaded(model) else len(decoder_layers(model)[1]) - 1
+    with piece_attention(model, level, above, last), suppress(Enough):
+        model.get_decoder()(
+            input_ids=ids.to(device),
+            position_ids=level.positions.to(device),
+            past_key_values=passing_cache(int(level.starts.max())),
+            use_cache=True,
+        )
 
 
-def answer_cache(prefix: PrefixCache) -> Any:
+def _offloaded(model: PreTrainedModel) -> bool:
+    """Whether a hook must bring weights back behind each layer, so that a pass has to run to its end."""
+    return any(str(place) in ("cpu", "disk") for place in getattr(model, "hf_device_map", {}).values())
+
+
+def passing_cache(length: int) -> Any:
     """A cache that says how long the prefix is and hands a layer its own new keys and values back."""
     from transformers import DynamicCache
 
-    length = int(prefix.lengths.max())
-
-    class AnswerCache(DynamicCache):
+    class PassingCache(DynamicCache):
         def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
             return key_states, value_states
 
@@ -81,4 +184,4 @@ def answer_cache(prefix: PrefixCache) -> Any:
             rows = query_length if isinstance(query_length, int) else len(query_length)
             return length + rows, 0
 
-    return AnswerCache()
+    return PassingCache()

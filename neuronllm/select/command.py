@@ -3,37 +3,22 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from ..files import check_new_file
-
-HELP = "The largest and smallest numbers of .safetensors and .npy files, however large."
-
-
-def add_flags(sub: argparse.ArgumentParser) -> None:
-    """The flags of the command."""
-    sub.add_argument("files", nargs="+", metavar="FILE", help=".safetensors or .npy; several count as one array")
-    sub.add_argument("--largest", type=int, default=0, metavar="K")
-    sub.add_argument("--smallest", type=int, default=0, metavar="K")
-    sub.add_argument("--tensor", metavar="NAME", help="of a safetensors file (default: all of its floats)")
-    sub.add_argument("--threads", type=int, metavar="N", help="(default: as many as torch uses)")
-    sub.add_argument("--output", metavar="FILE", help="a new file for the result, as JSON")
-    sub.add_argument("--quiet", action="store_true", help="no progress bar")
+from ..files import check_new_file, write_json
+from .files import extremes_of_files, parts_of
 
 
 def run(args: argparse.Namespace) -> None:
     """Select, print a table of both ends, and write it if asked to."""
-    from ..files import write_json
-
-    if args.largest <= 0 and args.smallest <= 0:
+    if args.largest == 0 and args.smallest == 0:
         raise InputError("give --largest K or --smallest K, or both")
     if args.output:
         check_new_file(args.output)
     report = select(args)
     if args.output:
-        from pathlib import Path
-
         write_json(Path(args.output), report)
     for end in ("largest", "smallest"):
         if not report[end]:
@@ -47,8 +32,6 @@ def run(args: argparse.Namespace) -> None:
 
 def select(args: argparse.Namespace) -> dict[str, Any]:
     """The result as plain data, ready for JSON."""
-    from .files import extremes_of_files, parts_of
-
     parts = [part for path in args.files for part in parts_of(path, args.tensor)]
     found = extremes_of_files(parts, args.largest, args.smallest, threads=args.threads, progress=not args.quiet)
     report: dict[str, Any] = {"n_valid": found.extremes.n_valid, "n_nan": found.extremes.n_nan}

@@ -1,0 +1,143 @@
+"""python -m bench list | run NAME... | report"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+# Before torch is loaded: threads that spin while they wait make a busy machine many times slower, and nothing downloads.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("KINETO_LOG_LEVEL", "5")
+
+PEAK = "peak"  # the command by which a run measures a side's memory in a process of its own
+
+
+def main() -> int:
+    args = _parser().parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s", stream=sys.stderr)
+    return {"list": _list, "run": _run, "report": _report, PEAK: _peak}[args.command](args)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m bench", description="Benchmarks: checked first, then timed.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("list", help="the benchmarks, by suite")
+    run = commands.add_parser("run", help="run benchmarks, suites, quick or all")
+    run.add_argument("names", nargs="+", metavar="NAME")
+    run.add_argument("--threads", nargs="+", type=int, default=[1], help="numbers of threads to run at, one by one")
+    run.add_argument("--shape", nargs="+", help="models by name, see bench/shapes.py (default: the benchmark's own)")
+    run.add_argument("--rounds", type=int, help="rounds of timing (default: the benchmark's own)")
+    run.add_argument("--no-peaks", action="store_true", help="leave peak memory out")
+    report = commands.add_parser("report", help="write docs/performance.md from the JSON files")
+    report.add_argument("--check", action="store_true", help="only say whether it is up to date")
+    peak = commands.add_parser(PEAK)
+    peak.add_argument("name")
+    peak.add_argument("side")
+    peak.add_argument("--threads", type=int, default=1)
+    peak.add_argument("--shape", default="small")
+    for command in (run, peak):
+        command.add_argument("--device", default="cpu", help="cpu or cuda")
+        command.add_argument("--seed", type=int, default=0)
+    run.add_argument("--output", type=Path, help="folder for the JSON files (default: bench/results)")
+    return parser
+
+
+def _list(args: argparse.Namespace) -> int:
+    from .suites import ALL
+
+    for bench in ALL.values():
+        shapes = "; ".join(f"{device}: {', '.join(names)}" for device, names in bench.shapes.items())
+        print(f"{bench.name:<24}{bench.title}{'' if bench.quick else ' (not in quick)'}  [{shapes}]")
+    return 0
+
+
+def _run(args: argparse.Namespace) -> int:
+    from .harness import Setup, WrongResult
+    from .record import RESULTS, file_name, write
+    from .report import as_text
+    from .suites import chosen
+
+    failed = 0
+    for bench in chosen(args.names):
+        for shape in args.shape or bench.shapes.get(args.device.split(":")[0], ()):
+            for threads in args.threads:
+                setup = Setup(args.device, threads, shape, args.rounds, args.seed)
+                try:
+                    result = _measured(bench, setup, peaks=not args.no_peaks)
+                except WrongResult as error:
+                    print(f"{bench.name}, {shape}, {threads} threads: {error}", file=sys.stderr)
+                    failed += 1
+                    continue
+                write(args.output or RESULTS, file_name(bench.name, setup), result)
+                print(as_text(result), flush=True)
+    return 1 if failed else 0
+
+
+def _measured(bench: Any, setup: Any, peaks: bool = True) -> dict[str, Any]:
+    import torch
+
+    from .harness import run_case
+    from .record import stamp
+
+    torch.set_num_threads(setup.threads)
+    load = os.getloadavg()[0]
+    case = bench.build(setup)
+    if not peaks:
+        case.peaks = []
+
+    def peak_of(side: str) -> dict[str, int]:
+        options = [f"--{name}={getattr(setup, name)}" for name in ("threads", "shape", "device", "seed")]
+        command = [sys.executable, "-m", "bench", PEAK, bench.name, side, *options]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr}")
+        return dict(json.loads(done.stdout.splitlines()[-1]))
+
+    with case.stack:
+        figures = run_case(case, setup, peak_of)
+    return stamp(bench, setup, load) | figures
+
+
+def _peak(args: argparse.Namespace) -> int:
+    import torch
+
+    from .harness import Choice, Setup
+    from .memory import peak_memory
+    from .suites import ALL
+
+    torch.set_num_threads(args.threads)
+    setup = Setup(args.device, args.threads, args.shape, None, args.seed)
+    case = ALL[args.name].build(setup)
+    with case.stack:
+        (side,) = (side for side in case.sides if side.name == args.side)
+        if isinstance(side, Choice):
+            raise SystemExit(f"bench: {side.name} is a choice of several sides, name one of them")
+        inputs = side.inputs(0)
+        found = {"peak": peak_memory(lambda: side.run(*inputs), args.device)}
+    print(json.dumps(found))
+    return 0
+
+
+def _report(args: argparse.Namespace) -> int:
+    from .record import RESULTS, ROOT, read
+    from .report import page
+
+    path, text = ROOT / "docs" / "performance.md", page(read(RESULTS))
+    if args.check:
+        fresh = path.exists() and path.read_text(encoding="utf-8") == text
+        print(f"{path.relative_to(ROOT)} is {'up to date' if fresh else 'NOT what the JSON files say'}")
+        return 0 if fresh else 1
+    path.write_text(text, encoding="utf-8")
+    print(f"wrote {path.relative_to(ROOT)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,178 @@
+"""Suite `engine`: every neuron at the price of asking.
+
+Ours runs through the public way: `open_engine` and the pieces that methods use, or `nl.attribute` as a whole. Plain
+inference is the floor, the plain method of plain.py the baseline. The plain side runs on a model object of its own with
+the same weights, and every turn has other prompts, so that nothing can be remembered from the turn before.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import neuronllm as nl
+from neuronllm.engine import open_engine
+from neuronllm.engine.quadrature import quadrature
+
+from . import plain
+from .fixture import DENSE_GPU, GPU, OBJECTIVE, Bench, bar_for, spearman
+from .harness import Bar, Benchmark, Case, Check, Choice, Comparison, Limit, Setup, Side, relative
+from .shapes import twin
+
+STEPS = 16
+SAMPLE = 2000  # neurons of a model whose effects are compared in rank
+
+
+def ig(setup: Setup) -> Case:
+    """Integrated gradients of all neurons, 16 steps."""
+    bench = Bench(setup)
+    alphas, weights = quadrature("midpoint", STEPS)
+    many = min(16, bench.count) if setup.device == "cpu" else bench.count
+
+    def by_engine(prompts: list[nl.Prompt], engine: Any = None) -> Tensor:
+        return (engine or bench.engine).integrate(prompts, OBJECTIVE, alphas, weights)
+
+    def by_hand(ids: Tensor, options: Tensor, answers: Tensor) -> Tensor:
+        return plain.integrated_gradients(bench.plain, ids, options, answers, STEPS)
+
+    def check() -> list[Check]:
+        return bench.agreement(f"IG, {STEPS} steps", by_engine, by_hand, count=1)
+
+    batched = bench.ours(f"ours, {many} prompts", by_engine, many)
+    floor = bench.inference("inference", many, many)
+    sides = [bench.by_hand("plain", by_hand, 1), bench.ours("ours", by_engine, 1, times=5), batched, floor]
+    if bench.shape.moe:  # no plain way through a mixture of experts is pinned
+        del sides[0]
+    gpu = {shape: Bar("<=", 2.5) for shape in DENSE_GPU} | {"qwen3-30b-a3b": Bar("<=", 3.0)}
+    cpu = {"small 1": Bar(">=", 60), "small 2": Bar(">=", 45)}
+    bench.case.sides, bench.case.check = [*sides], check
+    bench.case.views = [
+        Comparison("IG, 16 steps; plain IG", "plain", "ours", bar=bar_for(setup, cpu)),
+        Comparison(f"IG, 16 steps, {many} prompts at once; plain IG", "plain", batched.name),
+        Comparison("IG, 16 steps; inference", floor.name, batched.name, "cost", bar=bar_for(setup, gpu)),
+    ]
+    bench.case.rounds, bench.case.peaks = 2, [side.name for side in sides]
+    bench.case.settings = bench.settings(steps=STEPS, quadrature="midpoint")
+    bench.case.notes = ["Plain IG: one prompt; per layer one full forward and backward with all alphas in a batch"]
+    return bench.case
+
+
+def exact(setup: Setup) -> Case:
+    """Silencing effects of all neurons, each really run."""
+    bench = Bench(setup, prompts=1)
+    n = bench.anatomy.n_neurons
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(setup.seed))
+
+    def ours(prompts: list[nl.Prompt]) -> Tensor:
+        return bench.engine.effects(prompts, OBJECTIVE)
+
+    def candidate(batch: int) -> Side:
+        count = min(n, max(batch, 16))
+
+        def inputs(turn: int) -> tuple[Any, ...]:
+            return *bench.tensors(turn, 1), _addresses(bench, order.roll(-turn * count)[:count])
+
+        def run(ids: Tensor, options: Tensor, answers: Tensor, neurons: list[tuple[int, int]]) -> Tensor:
+            return plain.effects(bench.plain, ids, options, answers, neurons, batch)
+
+        return Side(f"batch {batch}", inputs, run, work=count, times=2)
+
+    loop = Choice("plain", [candidate(size) for size in bench.shape.copies])
+    bench.case.sides, bench.case.check = (
+        [loop, bench.ours("ours", ours, 1, work=n)],
+        partial(_check_effects, bench, order),
+    )
+    bar = bar_for(setup, {"small": Bar(">=", 150)})
+    bench.case.views = [Comparison("silencing effects; plain loop", "plain", "ours", bar=bar)]
+    if setup.shape in DENSE_GPU:
+        bench.case.views.append(Limit("silencing effects of all neurons of a prompt", "ours", n, Bar("<=", 15)))
+    bench.case.unit, bench.case.rounds, bench.case.peaks = "neuron", 3, ["ours"]
+    bench.case.settings = bench.settings(sample=min(SAMPLE, n))
+    bench.case.notes = ["Plain loop: timed on a sample of neurons at its best batch size, quoted per neuron"]
+    return bench.case
+
+
+def _addresses(bench: Bench, ids: Tensor) -> list[tuple[int, int]]:
+    layers, _, indices = bench.anatomy.locate(ids)
+    return list(zip(layers.tolist(), indices.tolist(), strict=True))
+
+
+def _check_effects(bench: Bench, order: Tensor) -> list[Check]:
+    """The sweep in float32 against the plain loop; and in the type that is timed, by ranks against a wider one."""
+    prompts, few, more = bench.prompts(0, 1), order[:64], order[:SAMPLE]
+    found = bench.engine.effects(prompts, OBJECTIVE).cpu()[:, more]
+    single = bench.single()
+    with open_engine(single, bench.anatomy, prompts) as engine:
+        truth = engine.effects(prompts, OBJECTIVE, ids=more).cpu()
+    by_hand = plain.effects(twin(single), *bench.tensors(0, 1), _addresses(bench, few), 16)[None]
+    if single is bench.model:
+        with open_engine(single, bench.anatomy, prompts, dtype=torch.float64) as engine:
+            truth = engine.effects(prompts, OBJECTIVE, ids=more).cpu()
+        by_hand, near = by_hand.cpu(), found[:, : len(few)]
+    else:
+        near = truth[:, : len(few)]
+    return [
+        Check("effects in float32: relative difference from the plain loop", relative(near, by_hand), 1e-3),
+        Check("effects: Spearman with the wider type", spearman(found[0], truth[0]), 0.99, at_least=True),
+    ]
+
+
+def _first_order(bench: Bench, what: str, bar: Bar | None, positions: str = "answer") -> Case:
+    """Gradient times activation against inference of the same prompts, and against the same by hand."""
+    count, everywhere, gpu = bench.count, positions == "all", bench.setup.device != "cpu"
+
+    def by_engine(prompts: list[nl.Prompt], engine: Any = None) -> Tensor:
+        return (engine or bench.engine).gradients(prompts, OBJECTIVE, positions=positions)
+
+    def whole(prompts: list[nl.Prompt]) -> Tensor:
+        return nl.attribute(bench.model, None, prompts, "gradient", positions=positions, progress=False).values
+
+    def by_hand(ids: Tensor, options: Tensor, answers: Tensor) -> Tensor:
+        return plain.gradient(bench.plain, ids, options, answers, len(ids) if gpu else 8, everywhere)
+
+    def check() -> list[Check]:
+        return bench.agreement(what, by_engine, by_hand, count=min(8, count))
+
+    sides: list[Side | Choice] = [bench.best_inference(), bench.ours("ours", by_engine, count)]
+    sides.append(bench.ours("nl.attribute", whole, count, every=2))
+    if not bench.shape.moe:
+        sides.append(bench.by_hand("plain", by_hand, min(count, 32 if gpu else 16), every=2))
+    bench.case.sides, bench.case.check = sides, check
+    bench.case.views = [
+        Comparison(f"{what}; inference", "inference", "ours", "cost", bar=bar),
+        Comparison(f"{what}, all of nl.attribute; inference", "inference", "nl.attribute", "cost"),
+        Comparison(f"{what}; plain gradient", "plain", "ours"),
+    ]
+    bench.case.settings = bench.settings(positions=positions)
+    bench.case.notes = ["Inference: no_grad, sdpa, logits of the last position, no cache, its best batch size"]
+    return bench.case
+
+
+def gradient(setup: Setup) -> Case:
+    """Gradient times activation of all neurons at the answer position."""
+    bars = {"small": Bar("<=", 1.10)} | {shape: Bar("<=", 1.05) for shape in GPU}
+    return _first_order(Bench(setup), "grad x act", bar_for(setup, bars))
+
+
+def gradient_shared(setup: Setup) -> Case:
+    """The same, of four variants of each question: half of every prompt common to all, a sixth to a question's."""
+    bench = Bench(setup, shared=True)
+    return _first_order(bench, "grad x act, shared prefixes", bar_for(setup, {"small": Bar("<=", 0.5)}))
+
+
+def everywhere(setup: Setup) -> Case:
+    """Gradient times activation summed over all positions."""
+    return _first_order(Bench(setup), "grad x act, all positions", bar_for(setup, {"small": Bar("<=", 2.4)}), "all")
+
+
+ON_CPU_AND_GPU = {"cpu": ("small",), "cuda": GPU}
+BENCHMARKS = [
+    Benchmark("engine.ig", "integrated gradients of all neurons", ig, ON_CPU_AND_GPU),
+    Benchmark("engine.exact", "silencing effects of all neurons", exact, {"cpu": ("small",), "cuda": DENSE_GPU}),
+    Benchmark("engine.gradient", "grad x act at the answer position", gradient, ON_CPU_AND_GPU),
+    Benchmark("engine.gradient_shared", "grad x act with shared prefixes", gradient_shared, ON_CPU_AND_GPU),
+    Benchmark("engine.everywhere", "grad x act at all positions", everywhere, ON_CPU_AND_GPU),
+]

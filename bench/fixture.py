@@ -1,0 +1,119 @@
+"""What the cases of the engine suites share: a random model, its twin for the plain side, prompts, an engine, judges."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import neuronllm as nl
+from neuronllm.anatomy import Anatomy
+from neuronllm.engine import open_engine
+
+from . import plain
+from .harness import Bar, Case, Check, Choice, Setup, Side, relative
+from .shapes import SHAPES, random_model, random_prompts, shared_prompts, twin
+
+OBJECTIVE = "logp_options"
+GPU = ("llama-2-7b", "llama-3.1-8b", "qwen3-30b-a3b")
+DENSE_GPU = GPU[:2]
+
+
+class Bench:
+    """The model, its twin for the plain side, and an engine that stays open until the case is closed."""
+
+    def __init__(self, setup: Setup, prompts: int | None = None, shared: bool = False, **options: Any) -> None:
+        self.setup, self.shape, self.shared = setup, SHAPES[setup.shape], shared
+        self.count = prompts or self.shape.prompts
+        self.model = random_model(self.shape, setup.device, setup.seed)
+        self.plain = twin(self.model)
+        self.anatomy = Anatomy.of(self.model)
+        self.case = Case(sides=[], check=list, views=[])
+        self.engine = self.open(self.model, **options)
+        if self.engine.name != "fast":
+            raise RuntimeError("the fast engine refused this model, its log says why: there is nothing to compare")
+
+    def open(self, model: Any, backend: str = "fast", **options: Any) -> Any:
+        engine = open_engine(model, self.anatomy, self.prompts(0, self.count), backend, **options)
+        return self.case.stack.enter_context(engine)
+
+    def prompts(self, turn: int, count: int) -> list[nl.Prompt]:
+        """The prompts of a turn."""
+        seed = self.setup.seed + 1 + turn
+        if self.shared:
+            return shared_prompts(self.shape, max(1, count // 4), 4, seed)
+        return random_prompts(self.shape, count, seed)
+
+    def tensors(self, turn: int, count: int) -> tuple[Tensor, Tensor, Tensor]:
+        """The same as the plain side takes them: token ids, option ids, right options."""
+        return plain.tensors(self.prompts(turn, count), self.setup.device)
+
+    def ours(self, name: str, run: Callable[..., Any], count: int, **more: Any) -> Side:
+        """A side that takes `count` prompts."""
+        return Side(name, lambda turn: (self.prompts(turn, count),), run, **({"work": count} | more))
+
+    def by_hand(self, name: str, run: Callable[..., Any], count: int, **more: Any) -> Side:
+        """A side that takes the tensors of `count` prompts."""
+        return Side(name, lambda turn: self.tensors(turn, count), run, **({"work": count} | more))
+
+    def inference(self, name: str, batch: int, count: int, use_cache: bool = False) -> Side:
+        """Plain batched inference of `count` prompts."""
+
+        def run(ids: Tensor, options: Tensor, answers: Tensor) -> Tensor:
+            return plain.inference(self.plain, ids, batch, use_cache)
+
+        return self.by_hand(name, run, count)
+
+    def best_inference(self) -> Choice:
+        """Inference of all prompts at the best batch size, found on at least sixteen of them."""
+        sizes = {f"batch {n}": n for n in sorted({min(n, self.count) for n in self.shape.batches})}
+        pilots = [self.inference(name, n, min(self.count, max(n, 16))) for name, n in sizes.items()]
+        return Choice("inference", pilots, lambda best: self.inference(best.name, sizes[best.name], self.count))
+
+    def settings(self, **more: Any) -> dict[str, Any]:
+        shape = {"model": str(self.shape), "neurons": self.anatomy.n_neurons, "tokens": self.shape.tokens}
+        return shape | {"prompts": self.count, "objective": OBJECTIVE, "plan": str(self.engine.plan)} | more
+
+    def agreement(
+        self, what: str, by_engine: Callable[..., Tensor], by_hand: Callable[..., Tensor], count: int
+    ) -> list[Check]:
+        """In float32 ours is held to the plain result. In less both are held to float32: rounding is not ours alone.
+
+        A mixture of experts has no plain way here, and one that fills the device leaves no room for a wider copy: the
+        reference engine judges it in its own type.
+        """
+        prompts = self.prompts(1, count)  # not those that the engine was opened with
+        ours = by_engine(prompts)
+        if self.shape.moe:
+            with open_engine(self.model, self.anatomy, prompts, "reference") as engine:
+                difference = relative(ours, by_engine(prompts, engine))
+            return [Check(f"{what}: relative difference from the reference", difference, 0.1)]
+        right = by_hand(*self.tensors(1, count))
+        if self.shape.dtype == torch.float32:
+            return [Check(f"{what}: relative difference from the plain way", relative(ours, right), 1e-4)]
+        with open_engine(self.single(), self.anatomy, prompts, "reference") as engine:
+            truth = by_engine(prompts, engine)
+        limit = max(0.01, 1.5 * relative(right, truth))
+        return [Check(f"{what}: relative difference from float32", relative(ours, truth), limit)]
+
+    def single(self) -> Any:
+        """The model in float32, a copy if it is in something else."""
+        return self.model if self.shape.dtype == torch.float32 else copy.deepcopy(self.model).float()
+
+
+def bar_for(setup: Setup, bars: dict[str, Bar]) -> Bar | None:
+    """The bar set for a shape, or for a shape at a number of threads ("small 2"); None where none was set."""
+    return bars.get(f"{setup.shape} {setup.threads}") or bars.get(setup.shape)
+
+
+def spearman(a: Tensor, b: Tensor) -> float:
+    """Correlation of ranks.
+
+    >>> spearman(torch.tensor([1.0, 5.0, 9.0]), torch.tensor([0.1, 0.2, 7.0]))
+    1.0
+    """
+    ranks = torch.stack([x.double().cpu().argsort().argsort().double() for x in (a, b)])
+    return round(float(torch.corrcoef(ranks)[0, 1]), 12)

@@ -1,0 +1,22 @@
+"""Which benchmarks there are. A new one is a file with a list BENCHMARKS, named here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from . import engine, footprint, scaling
+from .harness import Benchmark
+
+FILES = (engine, footprint, scaling)
+ALL: dict[str, Benchmark] = {bench.name: bench for file in FILES for bench in file.BENCHMARKS}
+
+
+def chosen(names: Sequence[str]) -> list[Benchmark]:
+    """The benchmarks of some names: "engine.ig", a suite's name, "quick" or "all"."""
+    found: dict[str, Benchmark] = {}
+    for name in names:
+        here = [b for b in ALL.values() if name in (b.name, b.suite, "all") or (name == "quick" and b.quick)]
+        if not here:
+            raise SystemExit(f"bench: no benchmark or suite called {name!r}; python -m bench list shows them")
+        found |= {b.name: b for b in here}
+    return list(found.values())

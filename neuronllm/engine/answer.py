@@ -1,0 +1,68 @@
+"""One-token passes: the answer tokens of a batch run forward, and backward where asked, against their cached prefix."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..anatomy import Site
+from ..steer import visiting
+from .borrowed import check_finite, input_device
+from .prefix import Prefix, passing_cache
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from ..prompts import Prompt
+
+# (site, h, dF/dh, routes): what to do with the gradient of a site as soon as the backward pass has it
+Keep = Callable[[Site, Tensor, Tensor, "Tensor | None"], None]
+
+
+def answer_pass(model: PreTrainedModel, prompts: Sequence[Prompt], prefix: Prefix, copies: int = 1) -> Tensor:
+    """Logits (prompts, rows, ids) of the answer tokens, inside `branch_attention`."""
+    last = torch.tensor([[p.input_ids[-1]] * copies for p in prompts], device=input_device(model))
+    logits = model(
+        input_ids=last,
+        position_ids=prefix.lengths[:, None].expand(-1, copies).to(last.device),
+        past_key_values=passing_cache(int(prefix.lengths.max())),
+        use_cache=True,
+    ).logits
+    check_finite(model, logits)
+    # Some models (GPT-2) give their hidden states back in the shape of the input ids, one token a row.
+    return logits.reshape(len(prompts), -1, logits.shape[-1])
+
+
+class _Watched(torch.autograd.Function):
+    """h itself; on the way back its gradient is handed over, so that no layer's gradients wait for another's."""
+
+    @staticmethod
+    def forward(ctx: Any, h: Tensor, anchor: Tensor, keep: Callable[[Tensor, Tensor], None]) -> Tensor:
+        ctx.keep = keep
+        ctx.save_for_backward(h)
+        return h.view_as(h)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor, None]:
+        (h,), grad = ctx.saved_tensors, grads[0]
+        ctx.keep(h.detach(), grad)
+        return (grad if ctx.needs_input_grad[0] else None), grad.new_zeros(()), None
+
+
+@contextmanager
+def watching_gradients(model: PreTrainedModel, sites: Sequence[Site], keep: Keep) -> Iterator[Tensor]:
+    """Yields the anchor: `torch.autograd.grad(value, anchor)` gives `keep` the gradient at every site's h, last first.
+
+    Parameters may stay frozen; what grows the graph is the anchor, a zero that every site depends on.
+    """
+    anchor = torch.zeros((), requires_grad=True)
+
+    def watch(site: Site, h: Tensor, routes: Tensor | None) -> Tensor:
+        return _Watched.apply(h, anchor.to(h), lambda h, grad: keep(site, h, grad, routes))
+
+    with visiting(model, sites, watch), torch.enable_grad():
+        yield anchor

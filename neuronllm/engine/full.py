@@ -1,0 +1,47 @@
+"""All positions: a full forward and backward of a batch with frozen parameters.
+
+The score of a layer is formed inside its FFN's backward, as soon as the gradient is there, so that gradients of
+different layers never stand beside each other. Where memory asks for it, a block keeps its input only and runs again on
+the way back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from ..anatomy import decoder_layers
+from .answers import padded
+from .borrowed import answer_logits
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from ..prompts import Prompt
+
+
+def full_pass(model: PreTrainedModel, prompts: Sequence[Prompt]) -> Tensor:
+    """Logits (prompts, 1, ids) at the answer positions of whole prompts."""
+    return answer_logits(model, *padded(prompts))[:, None]
+
+
+@contextmanager
+def recomputing(model: PreTrainedModel, wanted: bool = True) -> Iterator[None]:
+    """Blocks keep their inputs only, and run again on the way back."""
+    blocks = list(decoder_layers(model)[1]) if wanted else []
+    owns = [block.__dict__.get("forward") for block in blocks]
+    try:
+        for block in blocks:
+            block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+        yield
+    finally:
+        for block, own in zip(blocks, owns, strict=True):
+            if own is None:
+                block.__dict__.pop("forward", None)
+            else:
+                block.forward = own
