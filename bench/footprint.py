@@ -6,6 +6,7 @@ without that cache. Answer-only methods need the keys and values too, so the fir
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -81,7 +82,7 @@ def estimate(setup: Setup) -> Case:
     plans: dict[str, Plan] = {}
     sides = []
     for name, asked, count, tokens in sizes:
-        prompts = random_prompts(shape, count, setup.seed + 1, tokens)
+        prompts = random_prompts(replace(shape, tokens=tokens), count, setup.seed + 1)
         plans[name] = make_plan(model, anatomy, prompts)
         run = partial(nl.attribute, model, None, prompts, progress=False, **asked)
         sides.append(Side(name, lambda turn: (), run, work=count))
@@ -108,5 +109,11 @@ def estimated(plan: Plan, asked: dict[str, Any]) -> int | None:
 
 BENCHMARKS = [
     Benchmark("engine.memory", "peak memory of a batch", memory, {"cpu": ("small",), "cuda": GPU}),
-    Benchmark("engine.estimate", "estimated and measured peak memory", estimate, {"cpu": ("small",), "cuda": GPU[:1]}),
+    Benchmark(
+        "engine.estimate",
+        "estimated and measured peak memory",
+        estimate,
+        {"cpu": ("small",), "cuda": GPU[:1]},
+        quick=False,
+    ),
 ]
