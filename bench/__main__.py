@@ -14,7 +14,6 @@ from typing import Any
 # Before torch is loaded. Threads that spin while they wait make a busy machine many times slower; nothing downloads.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("KINETO_LOG_LEVEL", "5")
 
 PEAK = "peak"  # the command by which a run measures a side's memory in a process of its own
 
@@ -108,8 +107,9 @@ def _measured(bench: Any, setup: Any, peaks: bool = True) -> dict[str, Any]:
 def _peak(args: argparse.Namespace) -> int:
     import torch
 
+    from neuronllm.engine.memory import peak_memory
+
     from .harness import Choice, Setup
-    from .memory import peak_memory
     from .suites import ALL
 
     torch.set_num_threads(args.threads)
