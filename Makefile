@@ -68,11 +68,11 @@ test-gpu: $(VENV)/.dev-stamp
 # A quick look, a few rounds only: its JSON stays out of the tree.
 bench: $(VENV)/.dev-stamp
 	$(NINJA_BUILD)
-	$(BIN)/python -m bench run quick --threads 2 --output .benchmarks
+	$(BIN)/python -m bench run quick --threads 2
 
 bench-full: $(VENV)/.dev-stamp
 	$(NINJA_BUILD)
-	$(BIN)/python -m bench run all --rounds 7 --threads 1 2
+	$(BIN)/python -m bench run all --rounds 7 --threads 1 2 --output bench/results
 	$(BIN)/python -m bench report
 
 style: $(VENV)/.dev-stamp

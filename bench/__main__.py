@@ -44,7 +44,8 @@ def _parser() -> argparse.ArgumentParser:
     for command in (run, peak):
         command.add_argument("--device", default="cpu", help="cpu or cuda")
         command.add_argument("--seed", type=int, default=0)
-    run.add_argument("--output", type=Path, help="folder for the JSON files (default: bench/results)")
+    default = Path(".benchmarks")  # ignored by git: results are committed on purpose only
+    run.add_argument("--output", type=Path, default=default, help="folder for the JSON files (default: .benchmarks)")
     return parser
 
 
@@ -59,7 +60,7 @@ def _list(args: argparse.Namespace) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     from .harness import Setup, WrongResult
-    from .record import RESULTS, file_name, write
+    from .record import file_name, write
     from .report import as_text
     from .suites import chosen
 
@@ -74,7 +75,7 @@ def _run(args: argparse.Namespace) -> int:
                     print(f"{bench.name}, {shape}, {threads} threads: {error}", file=sys.stderr)
                     failed += 1
                     continue
-                write(args.output or RESULTS, file_name(bench.name, setup), result)
+                write(args.output, file_name(bench.name, setup), result)
                 print(as_text(result), flush=True)
     return 1 if failed else 0
 

@@ -283,5 +283,11 @@ def test_the_page_shows_every_figure(bench: Any) -> None:
     assert "what did not run" not in page and "not met" in bench.report.as_text(result)
 
 
+def test_results_of_another_format_are_refused(bench: Any, tmp_path: Path) -> None:
+    bench.record.write(tmp_path, "old.json", known(bench) | {"format": 0})
+    with pytest.raises(SystemExit, match=r"old.json was written in another format"):
+        bench.record.read(tmp_path)
+
+
 def test_an_empty_page_says_so(bench: Any) -> None:
     assert "No results" in bench.report.page([])
