@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-# Before torch is loaded: threads that spin while they wait make a busy machine many times slower, and nothing downloads.
+# Before torch is loaded. Threads that spin while they wait make a busy machine many times slower; nothing downloads.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("KINETO_LOG_LEVEL", "5")

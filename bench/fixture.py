@@ -1,4 +1,4 @@
-"""What the cases of the engine suites share: a random model, its twin for the plain side, prompts, an engine, judges."""
+"""What the cases of the suites share: a random model, its twin for the plain side, prompts, an engine, judges."""
 
 from __future__ import annotations
 
@@ -90,7 +90,8 @@ class Bench:
         if self.shape.moe:
             with open_engine(self.model, self.anatomy, prompts, "reference") as engine:
                 difference = relative(ours, by_engine(prompts, engine))
-            return [Check(f"{what}: relative difference from the reference", difference, 0.1)]
+            limit = 1e-4 if self.shape.dtype == torch.float32 else 0.1
+            return [Check(f"{what}: relative difference from the reference", difference, limit)]
         right = by_hand(*self.tensors(1, count))
         if self.shape.dtype == torch.float32:
             return [Check(f"{what}: relative difference from the plain way", relative(ours, right), 1e-4)]

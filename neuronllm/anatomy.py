@@ -103,6 +103,14 @@ class Anatomy:
     def sizes(self) -> list[int]:
         return [site.size for site in self.sites]
 
+    @cached_property
+    def blocks(self) -> dict[str, list[Site]]:
+        """The sites of every decoder layer, by the layer's name, in order."""
+        blocks: dict[str, list[Site]] = {}
+        for site in self.sites:
+            blocks.setdefault(site.block, []).append(site)
+        return blocks
+
     @property
     def routed(self) -> bool:
         """True for a mixture of experts."""

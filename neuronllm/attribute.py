@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import fields
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -108,6 +109,7 @@ def dry_run(
     how = get_method(method, {name: value for name, value in arguments.items() if name not in known})
     job = Job(model, tokenizer, questions, how, **asked).check()
     with _engine(job) as engine:
+        engine.fit(partial(_raw, job, engine), job.prompts, always=True)
         name, plan = engine.name, engine.plan
     lengths = [len(prompt.input_ids) for prompt in job.prompts]
     some = "" if job.items == "all" else f", of which only those that it answers {job.items} are scored"
@@ -181,6 +183,8 @@ def _scored(
     begun = False
     try:
         with _engine(job, plan) as engine:
+            if plan is None:
+                engine.fit(partial(_raw, job, engine), job.prompts)
             if ranks.size > 1:
                 engine.plan = Plan.from_dict(ranks.gather(engine.plan.to_dict())[0])
             _warn_of_post_norms(job, engine)
@@ -210,7 +214,7 @@ def _through(
         for window in windows[progress.windows :]:
             flat = [prompt for share in window for prompt in share.prompts]
             sizes = [len(share.prompts) for share in window]
-            raw = job.how.score(engine, flat, job.objective or "", job.positions)
+            raw = _raw(job, engine, flat)
             right: Sequence[Tensor | None] = [None] * len(window)
             if job.how.needs_answers:
                 right = _answered(engine.option_scores(flat), flat).split(sizes)
@@ -231,6 +235,10 @@ def _through(
         raise Interrupted(
             f"interrupted, {done} of {total} questions are done; go on with resume=True (--resume)"
         ) from None
+
+
+def _raw(job: Job, engine: ReferenceEngine, prompts: Sequence[Prompt]) -> Tensor:
+    return job.how.score(engine, prompts, job.objective or "", job.positions)
 
 
 def _engine(job: Job, plan: Plan | None = None) -> AbstractContextManager[ReferenceEngine]:

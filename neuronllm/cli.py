@@ -1,4 +1,4 @@
-"""The command line: neuronllm attribute | find | tune | evaluate | bake | demo | env.
+"""The command line: neuronllm attribute | find | tune | evaluate | bake | select | demo | env.
 
 Exit codes: 0 done, 2 bad input (one line, nothing written), 130 interrupted, 1 anything else. Of several processes
 under a launcher such as torchrun the first one speaks for all.
@@ -25,7 +25,7 @@ DEMO = "demo:"
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code."""
     commands = {"attribute": _attribute, "find": _find, "tune": _tune, "evaluate": _evaluate}
-    args = parser(commands | {"bake": _bake, "demo": _demo, "env": _env}).parse_args(argv)
+    args = parser(commands | {"bake": _bake, "select": _select, "demo": _demo, "env": _env}).parse_args(argv)
     # Before torch is loaded: threads that spin while they wait make a busy machine many times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -183,6 +183,12 @@ def _demo(args: argparse.Namespace) -> None:
     from .demo.run import run_demo
 
     run_demo(args.output, args.tasks, progress=not args.quiet)
+
+
+def _select(args: argparse.Namespace) -> None:
+    from .select.command import run
+
+    run(args)
 
 
 def _env(args: argparse.Namespace) -> None:

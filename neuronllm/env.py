@@ -53,6 +53,26 @@ def extension() -> tuple[ModuleType | None, str]:
     return module, f"neuronllm._select, built with {record.get('compiler', 'an unrecorded compiler')}"
 
 
+def instruction_set() -> str:
+    """What the compiled selection runs with, and what else this machine has; empty without it."""
+    module, _ = extension()
+    if module is None:
+        return ""
+    known = ", ".join(module.instruction_sets())
+    try:
+        return f"{module.instruction_set()} of {known}"
+    except ValueError as error:
+        return str(error)
+
+
+def cuda_library() -> str:
+    """What became of the selection's CUDA library."""
+    record = build_record().get("cuda", {})
+    if record.get("built"):
+        return f"neuronllm/_select_cuda.so, built with {record.get('compiler', 'an unrecorded compiler')}"
+    return f"torch (the CUDA library was not built: {record.get('reason', 'the installation left no record')})"
+
+
 def launched() -> bool:
     """Whether a launcher such as torchrun started this process as one of several."""
     return all(name in os.environ for name in LAUNCHED) and os.environ["WORLD_SIZE"] != "1"
@@ -80,7 +100,12 @@ def report() -> dict[str, Any]:
         "cuda": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
         "cpu_threads": torch.get_num_threads(),
         "build": build_record(),
-        "select": {"backend": "torch" if module is None else "ext", "reason": reason},
+        "select": {
+            "backend": "torch" if module is None else "ext",
+            "reason": reason,
+            "instruction_set": instruction_set(),
+            "cuda": cuda_library(),
+        },
         "engine": {"name": "fast", "reason": "a model that fails its self-check is left to the reference engine"},
     }
 
@@ -93,6 +118,8 @@ def describe() -> str:
     rows["CUDA devices"] = ", ".join(facts["cuda"]) or "none found"
     rows["CPU threads"] = str(facts["cpu_threads"])
     rows["select"] = f"{facts['select']['backend']} ({facts['select']['reason']})"
+    rows["instructions"] = facts["select"]["instruction_set"] or "those of torch"
+    rows["CUDA select"] = facts["select"]["cuda"]
     rows["engine"] = f"{facts['engine']['name']} ({facts['engine']['reason']})"
     width = max(map(len, rows))
     return "\n".join(f"{name:<{width}}  {value}" for name, value in rows.items())

@@ -109,6 +109,7 @@ def _forward(own: str, module: Any, hidden: Tensor, routes: Tensor, weights: Ten
         )
     if getattr(module, "_is_expert_parallel", False):
         raise InputError("model: its experts are spread over processes, which is not supported: load it without a plan")
+    routes = routes.long()
     eager = own == "eager" or hidden.dtype == torch.float64
     order, ends = _by_expert(routes, module.down_proj.shape[0], slot_first=eager)
     project = partial(_project, module, routes.reshape(-1)[order], ends, eager)

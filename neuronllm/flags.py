@@ -117,6 +117,15 @@ def parser(run: Mapping[str, Command]) -> argparse.ArgumentParser:
         "--output", required=True, metavar="DIR", help="folder for the model, new or of an earlier baked one"
     )
 
+    sub = command("select", "The largest and smallest numbers of .safetensors and .npy files, however large.")
+    sub.add_argument("files", nargs="+", metavar="FILE", help=".safetensors or .npy; several count as one array")
+    sub.add_argument("--largest", type=_count, default=0, metavar="K")
+    sub.add_argument("--smallest", type=_count, default=0, metavar="K")
+    sub.add_argument("--tensor", metavar="NAME", help="of a safetensors file (default: all of its floats)")
+    sub.add_argument("--threads", type=_count, metavar="N", help="(default: as many as torch uses)")
+    sub.add_argument("--output", metavar="FILE", help="a new file for the result, as JSON")
+    sub.add_argument("--quiet", action="store_true", help="no progress bar")
+
     sub = command("demo", "The whole way on the bundled tiny model: find, tune, steer, judge.")
     sub.add_argument("--output", default="neuronllm-demo", metavar="DIR", help="(default: ./neuronllm-demo)")
     sub.add_argument("--tasks", nargs="+", metavar="TASK", help="only these bundled tasks")

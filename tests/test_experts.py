@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 
 import neuronllm as nl
 from neuronllm.anatomy import DENSE, SHARED, Anatomy, Site
@@ -15,7 +14,7 @@ from neuronllm.neurons import NeuronSet
 from neuronllm.steer import HookError, edit, visiting
 from tests.checks import Fuse, blow_after, quiz, refused, untouched
 from tests.experts_by_hand import experts_by_hand, seen_by_hand
-from tests.tiny import EXPERTS, VOCABULARY, random_prompts, tiny
+from tests.tiny import EXPERTS, VOCABULARY, tiny
 
 IMPLEMENTATIONS = ("eager", "grouped_mm")
 LOW = (torch.float32, torch.bfloat16)  # grouped products know no float64
@@ -214,6 +213,17 @@ def test_edits_equal_edits_by_hand(name, positions, tokens):
     assert (by_hand - logits(model, ids)).abs().max() > 1e-3
 
 
+def test_an_edit_may_be_at_another_token_in_every_row():
+    model, ids, at = tiny("qwen2_moe"), token_ids(2), torch.tensor([3, 7])
+    anatomy = Anatomy.of(model)
+    neurons, factors = some_factors(anatomy)
+    with edit(model, neurons, factors, positions=at):
+        together = logits(model, ids)
+    for row in range(2):
+        with experts_by_hand(model, factors_by_hand(anatomy, neurons, factors, {int(at[row])})):
+            assert torch.allclose(together[row], logits(model, ids[row : row + 1])[0], atol=1e-6)
+
+
 def test_a_neuron_of_an_expert_without_tokens_changes_nothing():
     model, ids = tiny("mixtral"), token_ids(1, 1)
     routes = []
@@ -324,59 +334,3 @@ def test_a_report_of_a_mixture():
     with untouched(model):
         report = nl.evaluate(model, None, quiz(4), neurons, "degrade", controls=20, progress=False)
     assert report.controls is not None and report.controls["sets"] == 20
-
-
-# --- what is refused ---
-
-
-def refused_model(name: str, **settings):
-    small = {"vocab_size": 60, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    return AutoModelForCausalLM.from_config(AutoConfig.for_model(name, **small | settings))
-
-
-def test_llama4_is_refused():
-    model = refused_model(
-        "llama4_text",
-        intermediate_size=8,
-        intermediate_size_mlp=8,
-        num_local_experts=2,
-        num_key_value_heads=1,
-        head_dim=8,
-    )
-    with refused("Llama4ForCausalLM", "family llama4_text", "feed_forward.experts: Llama4TextExperts", "interface"):
-        Anatomy.of(model)
-
-
-def test_jetmoe_is_refused():
-    model = refused_model("jetmoe", intermediate_size=8, num_local_experts=2, num_key_value_heads=1, kv_channels=4)
-    with refused("JetMoeForCausalLM", "family jetmoe", "JetMoeParallelExperts"):
-        Anatomy.of(model)
-
-
-@pytest.mark.parametrize("packed", [torch.uint8, torch.float8_e4m3fn])
-def test_packed_experts_are_refused(packed):
-    model = tiny("gpt_oss", torch.float32)
-    experts = model.model.layers[1].mlp.experts
-    experts.down_proj = nn.Parameter(torch.zeros(4, 8, 16).to(packed), requires_grad=False)
-    with refused("GptOssForCausalLM", "layer 1", "packed", "dequantised"):
-        Anatomy.of(model)
-
-
-def test_packed_experts_of_a_class_of_their_own_are_refused():
-    """As MXFP4 checkpoints have them: another module, two numbers in a byte."""
-
-    class Mxfp4GptOssExperts(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.gate_up_proj_blocks = nn.Parameter(torch.zeros(4, 16, 1, 8, dtype=torch.uint8), requires_grad=False)
-
-    model = tiny("gpt_oss", torch.float32)
-    model.model.layers[0].mlp.experts = Mxfp4GptOssExperts()
-    with refused("GptOssForCausalLM", "mlp.experts: Mxfp4GptOssExperts", "packed", "dequantised"):
-        Anatomy.of(model)
-
-
-def test_the_fast_engine_leaves_experts_to_the_reference(caplog):
-    with caplog.at_level("INFO", logger="neuronllm"):
-        nl.attribute(tiny("olmoe", torch.float32), None, random_prompts(1), "gradient", progress=False)
-    assert "OlmoeForCausalLM" in caplog.text

@@ -62,8 +62,10 @@ class Prefix:
         self.levels, self.lengths = levels, lengths
         self._visible: dict[tuple[int | None, torch.device], Tensor | None] = {}
 
-    def n_layers(self) -> int:
-        return len(self.levels[-1].layers)
+    def n_bytes(self) -> int:
+        """What the keys and values take."""
+        pairs = [pair for level in self.levels for pair in level.layers.values()]
+        return sum(part.numel() * part.element_size() for pair in pairs for part in pair)
 
     def visible(self, window: int | None, device: torch.device) -> Tensor | None:
         """(prompts, tokens + 1): what an answer token sees within a sliding window; last, itself. None: everything."""

@@ -78,6 +78,11 @@ class ReferenceEngine:
     def __exit__(self, *exc: Any) -> None:
         self._stack.close()
 
+    def fit(
+        self, work: Callable[[Sequence[Prompt]], Tensor], prompts: Sequence[Prompt], *, always: bool = False
+    ) -> None:
+        """Cut the batches by what memory `work` takes; here a pass is small enough as it is."""
+
     # ---- what a method can ask for: one row a prompt, one column a neuron ----
 
     @torch.no_grad()
@@ -157,13 +162,6 @@ class ReferenceEngine:
             self._forward(prompt)
         return seen
 
-    def _blocks(self) -> dict[str, list[Site]]:
-        """The sites of every layer, by the layer's name."""
-        blocks: dict[str, list[Site]] = {}
-        for site in self.anatomy.sites:
-            blocks.setdefault(site.block, []).append(site)
-        return blocks
-
     def _edited(self, prompt: Prompt, rows: dict[str, Tensor]) -> Tensor:
         """Logits of copies of the prompt, each with its row of h at the answer position of the sites in `rows`."""
 
@@ -214,7 +212,7 @@ class ReferenceEngine:
 
     def _integrate(self, prompt: Prompt, objective: str, alphas: Tensor, weights: Tensor) -> Tensor:
         scores, clean = {}, self._clean(prompt)
-        for sites in self._blocks().values():
+        for sites in self.anatomy.blocks.values():
             scaled = {}
             for site in sites:
                 h = clean[site.down][0]
@@ -248,7 +246,7 @@ class ReferenceEngine:
 
     def _direct(self, prompt: Prompt, objective: str) -> Tensor:
         scores, clean = {}, self._clean(prompt)
-        for block, sites in self._blocks().items():
+        for block, sites in self.anatomy.blocks.items():
             for site in sites:
                 h, routes = clean[site.down]
                 found = torch.zeros(site.size, dtype=wide(h).dtype)
