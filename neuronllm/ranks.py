@@ -23,18 +23,10 @@ from torch import distributed as dist
 
 from .engine.aggregate import Streaming
 from .env import launched
-from .errors import InputError
+from .errors import InputError, PeerError, SharedError
 
 M = TypeVar("M", bound=Streaming)
 PATIENCE = timedelta(days=30)
-
-
-class SharedError(InputError):
-    """Bad input that every process knows of, so that the first one alone need report it."""
-
-
-class PeerError(RuntimeError):
-    """Another process of the run failed or died."""
 
 
 class Ranks:

@@ -17,9 +17,9 @@ from torch import distributed as dist
 
 import neuronllm as nl
 from neuronllm.engine.aggregate import Statistics
-from neuronllm.errors import InputError
+from neuronllm.errors import InputError, PeerError, SharedError
 from neuronllm.methods import METHODS, get_method
-from neuronllm.ranks import PeerError, Ranks, SharedError, share_out
+from neuronllm.ranks import Ranks, share_out
 from neuronllm.scores import Scores
 from tests.checks import quiz, refused, with_every_letter
 from tests.killing import content, dying_at, run

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import random
@@ -110,6 +111,10 @@ def test_top_is_each_prompts_own(model):
     assert top.largest.ids.dtype == torch.int32 and top.smallest.values.dtype == torch.float32
     more = nl.attribute(model, None, quiz(1), "gradient", keep="topk", k=99, progress=False).top
     assert more.largest.ids.shape == (2, 56)  # as many as there are
+    narrow, judged = copy.deepcopy(model).float(), {"keep": "topk", "k": 4, "dtype": torch.float64}
+    double = nl.attribute(narrow, None, quiz(3), "gradient", progress=False, **judged)
+    assert torch.equal(double.top.largest.ids, top.largest.ids) and double.top.largest.values.dtype == torch.float32
+    assert torch.allclose(double.top.largest.values, top.largest.values, rtol=1e-4)
 
 
 def test_bfloat16_halves_the_parts(model, whole, tmp_path):
