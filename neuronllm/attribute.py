@@ -305,8 +305,7 @@ def _chosen(job: Job, ranks: Ranks, progress: bool) -> list[int] | None:
     mine: list[int] = []
     if flat:
         logprobs = option_logprobs(job.model, flat, batch_size=job.batch_size, progress=progress)
-        rows = logprobs.split([len(job.groups[number]) for number in share])
-        right = [answered_right(row, job.groups[number]) for row, number in zip(rows, share, strict=True)]
+        right = answered_right(logprobs, [job.groups[number] for number in share]).tolist()
         mine = [number for number, is_right in zip(share, right, strict=True) if is_right == (job.items == "right")]
     chosen = sorted(number for numbers in ranks.gather(mine) for number in numbers)
     with ranks.together():

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from ..anatomy import Anatomy, Site, decoder_layers
-from ..steer import HookError, visiting
+from ..steer import visiting
 from .answer import answer_pass, watching_gradients
 from .attention import branch_attention
 from .batching import Plan, batch_size, fit, make_plan, roomy, run_batches
-from .borrowed import answer_logits, check_prompts, input_device
+from .borrowed import DRIVING_ERRORS, answer_logits, check_prompts, input_device
 from .branch import Batch, plain_blocks, sweep
 from .direct import direct
 from .effects import effects, rounding
@@ -38,18 +38,6 @@ if TYPE_CHECKING:
     from ..prompts import Prompt
 
 Score = Callable[[Sequence["Prompt"]], Tensor]
-# What the code of a model, or an edit around it, raises that takes its inputs another way. What is wrong with the
-# prompts or the weights themselves, the reference will say.
-DRIVING_ERRORS = (
-    HookError,
-    AttributeError,
-    IndexError,
-    KeyError,
-    NotImplementedError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
 
 
 class FastEngine(ReferenceEngine):
