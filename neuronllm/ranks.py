@@ -163,4 +163,6 @@ def _heard() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:  # gloo's word for a connection that another process closed
-        raise PeerError("another process of this run failed or died, its own message says why") from error
+        raise PeerError(
+            "another process failed or died: what is written goes on with resume=True (--resume)"
+        ) from error
