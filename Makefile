@@ -14,12 +14,14 @@ CXX_SOURCES := $(wildcard csrc/*.h csrc/*.cpp csrc/cuda/* tests/csrc/*.cpp)
 # One thread a process: the tests are tiny, and threads of several processes would only wait for each other.
 TEST_ENV := OMP_NUM_THREADS=1
 
-.PHONY: help demo test test-noext test-gpu style format env clean
+.PHONY: help demo test test-noext test-gpu sanitize fuzz style format env clean
 help:
 	@echo "make demo        find, steer and judge neurons of the bundled model (installs first)"
 	@echo "make test        the whole test suite, extension required (installs first)"
 	@echo "make test-noext  a short run without the extension"
 	@echo "make test-gpu    the tests that need a CUDA device"
+	@echo "make sanitize    the C++ tests under AddressSanitizer, UBSan and ThreadSanitizer"
+	@echo "make fuzz        the selection on random arrays for five minutes"
 	@echo "make style       ruff, mypy, clang-format; make format repairs what they can"
 	@echo "make env         what was built, what was found, and why a fast path is off"
 	@echo "make clean       remove what was built (not .venv)"
@@ -73,6 +75,20 @@ format: $(VENV)/.dev-stamp
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CXX_SOURCES)
+
+# The C++ tests under the sanitizers, and random arrays for five minutes: neither is part of a test run.
+SANITIZE_SECONDS ?= 60
+FUZZ_SECONDS ?= 300
+sanitize: $(VENV)/.dev-stamp
+	for which in address,undefined thread; do \
+		folder=build/sanitize-$${which%%,*}; \
+		$(BIN)/python csrc/native_build.py $$folder -fsanitize=$$which -fno-sanitize-recover=all && \
+		$$folder/select_test $(SANITIZE_SECONDS) || exit 1; \
+	done
+
+fuzz: $(VENV)/.dev-stamp
+	NEURONLLM_BUILD_EXT=1 $(NINJA_BUILD)
+	$(BIN)/python -m tests.fuzz_select --seconds $(FUZZ_SECONDS)
 
 env: $(VENV)/.demo-stamp
 	@$(BIN)/python -c "import neuronllm.env; print(neuronllm.env.describe())"

@@ -172,7 +172,8 @@ class Selection {
         }
         const std::int64_t n = begins.back();
         NEURONLLM_TRY(write(begins_, begins.data(), begins.size()));
-        NEURONLLM_TRY(launch(pack_kernel<Raw>, blocks_for(x_.rows * capacity_), kThreads, stream_, lists_.scores[end], lists_.indices[end], capacity_, x_.rows, x_.columns, begins_, sorting_[0], sorting_[1]);
+        NEURONLLM_TRY(launch(pack_kernel<Raw>, blocks_for(x_.rows * capacity_), kThreads, stream_, lists_.scores[end],
+                             lists_.indices[end], capacity_, x_.rows, x_.columns, begins_, sorting_[0], sorting_[1]));
         const std::uint64_t* places = sorting_[0];
         if (n > 0) {
             NEURONLLM_TRY(sort_forth(n, bit_width(static_cast<std::uint64_t>(x_.rows * x_.columns))));
