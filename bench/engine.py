@@ -50,9 +50,16 @@ def ig(setup: Setup) -> Case:
     cpu = {"small 1": Bar(">=", 60), "small 2": Bar(">=", 45)}
     bench.case.sides, bench.case.check = [*sides], check
     bench.case.views = [
-        Comparison("IG, 16 steps; plain IG", "plain", "ours", bar=bar_for(setup, cpu)),
-        Comparison(f"IG, 16 steps, {many} prompts at once; plain IG", "plain", batched.name),
-        Comparison("IG, 16 steps; inference", floor.name, batched.name, "cost", bar=bar_for(setup, gpu)),
+        Comparison("IG, 16 steps", "plain IG", "plain", "ours", bar=bar_for(setup, cpu)),
+        Comparison(f"IG, 16 steps, {many} prompts at once", "plain IG", "plain", batched.name),
+        Comparison(
+            f"IG, 16 steps, {many} prompts at once",
+            "inference",
+            floor.name,
+            batched.name,
+            "cost",
+            bar=bar_for(setup, gpu),
+        ),
     ]
     bench.case.rounds, bench.case.peaks = 2, [side.name for side in sides]
     bench.case.settings = bench.settings(steps=STEPS, quadrature="midpoint")
@@ -86,10 +93,10 @@ def exact(setup: Setup) -> Case:
         partial(_check_effects, bench, order),
     )
     bar = bar_for(setup, {"small": Bar(">=", 150)})
-    bench.case.views = [Comparison("silencing effects; plain loop", "plain", "ours", bar=bar)]
+    bench.case.views = [Comparison("silencing effects of all neurons", "plain loop", "plain", "ours", bar=bar)]
     if setup.shape in DENSE_GPU:
         bench.case.views.append(Limit("silencing effects of all neurons of a prompt", "ours", n, Bar("<=", 15)))
-    bench.case.unit, bench.case.rounds, bench.case.peaks = "neuron", 3, ["ours"]
+    bench.case.unit, bench.case.peaks = "neuron", ["ours"]
     bench.case.settings = bench.settings(sample=min(SAMPLE, n))
     bench.case.notes = ["Plain loop: timed on a sample of neurons at its best batch size, quoted per neuron"]
     return bench.case
@@ -122,7 +129,7 @@ def _check_effects(bench: Bench, order: Tensor) -> list[Check]:
 
 def _first_order(bench: Bench, what: str, bar: Bar | None, positions: str = "answer") -> Case:
     """Gradient times activation against inference of the same prompts, and against the same by hand."""
-    count, everywhere, gpu = bench.count, positions == "all", bench.setup.device != "cpu"
+    count, everywhere = bench.count, positions == "all"
 
     def by_engine(prompts: list[nl.Prompt], engine: Any = None) -> Tensor:
         return (engine or bench.engine).gradients(prompts, OBJECTIVE, positions=positions)
@@ -131,7 +138,7 @@ def _first_order(bench: Bench, what: str, bar: Bar | None, positions: str = "ans
         return nl.attribute(bench.model, None, prompts, "gradient", positions=positions, progress=False).values
 
     def by_hand(ids: Tensor, options: Tensor, answers: Tensor) -> Tensor:
-        return plain.gradient(bench.plain, ids, options, answers, len(ids) if gpu else 8, everywhere)
+        return plain.gradient(bench.plain, ids, options, answers, 8, everywhere)
 
     def check() -> list[Check]:
         return bench.agreement(what, by_engine, by_hand, count=min(8, count))
@@ -139,12 +146,12 @@ def _first_order(bench: Bench, what: str, bar: Bar | None, positions: str = "ans
     sides: list[Side | Choice] = [bench.best_inference(), bench.ours("ours", by_engine, count)]
     sides.append(bench.ours("nl.attribute", whole, count, every=2))
     if not bench.shape.moe:
-        sides.append(bench.by_hand("plain", by_hand, min(count, 32 if gpu else 16), every=2))
+        sides.append(bench.by_hand("plain", by_hand, min(count, 16), every=2))
     bench.case.sides, bench.case.check = sides, check
     bench.case.views = [
-        Comparison(f"{what}; inference", "inference", "ours", "cost", bar=bar),
-        Comparison(f"{what}, all of nl.attribute; inference", "inference", "nl.attribute", "cost"),
-        Comparison(f"{what}; plain gradient", "plain", "ours"),
+        Comparison(what, "inference", "inference", "ours", "cost", bar=bar),
+        Comparison(f"{what}, all of nl.attribute", "inference", "inference", "nl.attribute", "cost"),
+        Comparison(what, "plain gradient", "plain", "ours"),
     ]
     bench.case.settings = bench.settings(positions=positions)
     bench.case.notes = ["Inference: no_grad, sdpa, logits of the last position, no cache, its best batch size"]

@@ -71,13 +71,13 @@ def prompts(setup: Setup) -> Case:
     bench.case.check = check
     for method in ("gradient", "ace"):
         run = partial(whole, method=method)
-        sides = [bench.ours(f"{method}, {n}", run, n, every=1 if n < COUNTS[-1] else 2) for n in COUNTS]
+        sides = [bench.ours(f"{method}, {n}", run, n, times=5 if n < 100 else 1) for n in COUNTS]
         points = [(float(n), side.name) for n, side in zip(COUNTS, sides, strict=True)]
         bench.case.sides += sides
         bench.case.views.append(Series(f"{method}, all of nl.attribute, against prompts", "prompts", points, flat=True))
         if method == "gradient":
             bench.case.peaks += [side.name for side in sides]
-    bench.case.rounds, bench.case.settings = 3, bench.settings(prompts=COUNTS)
+    bench.case.settings = bench.settings(prompts=COUNTS)
     return bench.case
 
 
@@ -109,7 +109,10 @@ def ranks(setup: Setup) -> Case:
     def difference(turn: int, processes: int) -> float:
         place = f"{processes}-{turn}"
         longer = attribute(processes, MORE, f"more-{place}", turn)
-        return longer - attribute(processes, FEW, f"few-{place}", turn)
+        seconds = longer - attribute(processes, FEW, f"few-{place}", turn)
+        if seconds <= 0:
+            raise RuntimeError(f"{MORE} questions took no longer than {FEW}: the model is too small to be timed so")
+        return seconds
 
     def check() -> list[Check]:
         values = []
@@ -122,8 +125,10 @@ def ranks(setup: Setup) -> Case:
         run = partial(difference, processes=processes)
         case.sides.append(Side(name, lambda turn: (turn + 1,), run, work=MORE - FEW, own_clock=True))
     bar = Bar(">=", 1.7)
-    case.views = [Comparison("ace, two processes of one thread; one", "one process", "two processes", bar=bar)]
-    case.check, case.unit, case.rounds = check, "question", 3
+    case.views = [
+        Comparison("ace, two processes of one thread each", "one process", "one process", "two processes", bar=bar)
+    ]
+    case.check, case.unit = check, "question"
     case.settings = {"model": str(shape), "questions": [FEW, MORE]}
     case.notes = ["Each time is that of a longer run less that of a shorter one, so that starting up is left out"]
     return case

@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import fields
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -21,6 +22,7 @@ from tqdm.auto import tqdm
 from .engine import open_engine
 from .engine.answers import answered_right, option_logprobs
 from .engine.batching import Plan
+from .engine.borrowed import plain_types
 from .errors import InputError
 from .job import Job, Questions
 from .kept import PLACES, Parts, Top
@@ -108,6 +110,7 @@ def dry_run(
     how = get_method(method, {name: value for name, value in arguments.items() if name not in known})
     job = Job(model, tokenizer, questions, how, **asked).check()
     with _engine(job) as engine:
+        engine.fit(partial(_raw, job, engine), job.prompts, always=True)
         name, plan = engine.name, engine.plan
     lengths = [len(prompt.input_ids) for prompt in job.prompts]
     some = "" if job.items == "all" else f", of which only those that it answers {job.items} are scored"
@@ -181,6 +184,8 @@ def _scored(
     begun = False
     try:
         with _engine(job, plan) as engine:
+            if plan is None:
+                engine.fit(partial(_raw, job, engine), job.prompts)
             if ranks.size > 1:
                 engine.plan = Plan.from_dict(ranks.gather(engine.plan.to_dict())[0])
             _warn_of_post_norms(job, engine)
@@ -210,12 +215,12 @@ def _through(
         for window in windows[progress.windows :]:
             flat = [prompt for share in window for prompt in share.prompts]
             sizes = [len(share.prompts) for share in window]
-            raw = job.how.score(engine, flat, job.objective or "", job.positions)
+            raw = _raw(job, engine, flat)
             right: Sequence[Tensor | None] = [None] * len(window)
             if job.how.needs_answers:
                 right = _answered(engine.option_scores(flat), flat).split(sizes)
             places = torch.cat([torch.arange(share.place, share.place + len(share.prompts)) for share in window])
-            with undisturbed():
+            with undisturbed(), plain_types():
                 for scores, are_right in zip(raw.split(sizes), right, strict=True):
                     progress.collector.add(scores, are_right)
                 progress.add(job.rows(raw, places), len(flat), engine.plan.to_dict())
@@ -231,6 +236,10 @@ def _through(
         raise Interrupted(
             f"interrupted, {done} of {total} questions are done; go on with resume=True (--resume)"
         ) from None
+
+
+def _raw(job: Job, engine: ReferenceEngine, prompts: Sequence[Prompt]) -> Tensor:
+    return job.how.score(engine, prompts, job.objective or "", job.positions)
 
 
 def _engine(job: Job, plan: Plan | None = None) -> AbstractContextManager[ReferenceEngine]:
@@ -296,8 +305,7 @@ def _chosen(job: Job, ranks: Ranks, progress: bool) -> list[int] | None:
     mine: list[int] = []
     if flat:
         logprobs = option_logprobs(job.model, flat, batch_size=job.batch_size, progress=progress)
-        rows = logprobs.split([len(job.groups[number]) for number in share])
-        right = [answered_right(row, job.groups[number]) for row, number in zip(rows, share, strict=True)]
+        right = answered_right(logprobs, [job.groups[number] for number in share]).tolist()
         mine = [number for number, is_right in zip(share, right, strict=True) if is_right == (job.items == "right")]
     chosen = sorted(number for numbers in ranks.gather(mine) for number in numbers)
     with ranks.together():

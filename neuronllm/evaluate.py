@@ -18,7 +18,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .anatomy import Anatomy
-from .engine.answers import Edit, answered_right, option_logprobs
+from .engine.answers import Edit, Questionnaire, answered_right
 from .errors import InputError
 from .job import Questions, as_prompts
 from .neurons import NeuronSet
@@ -43,13 +43,12 @@ class Answers:
         self.letter = logprobs.argmax(-1).numpy()
         self.right = self.letter == self.right_letter
         self.p_right = logprobs.exp()[torch.arange(len(prompts)), torch.from_numpy(self.right_letter)].double().numpy()
-        rows = logprobs.split([len(group) for group in self.groups])
-        self.question_right = np.array([answered_right(r, g) for r, g in zip(rows, self.groups, strict=True)])
+        self.question_right = answered_right(logprobs, self.groups).numpy()
 
     def by_question(self, values: np.ndarray) -> np.ndarray:
         """The mean of prompts' values over the variants of each question."""
-        cuts = np.cumsum([len(group) for group in self.groups])[:-1]
-        return np.array([part.mean() for part in np.split(values.astype(float), cuts)])
+        sizes = np.array([len(group) for group in self.groups])
+        return np.add.reduceat(values.astype(float), np.cumsum(sizes) - sizes) / sizes
 
     @property
     def accuracy(self) -> float:
@@ -231,20 +230,12 @@ class Asker:
     """The same prompts asked again and again, under different edits."""
 
     def __init__(self, model: PreTrainedModel, prompts: list[Prompt], batch_size: int | str) -> None:
-        self.model, self.prompts, self.batch_size = model, prompts, batch_size
+        self.model, self.prompts = model, prompts
         self.anatomy = Anatomy.of(model)
+        self._ask = Questionnaire(model, prompts, batch_size=batch_size)
 
     def __call__(self, change: Edit | None, label: str = "", progress: bool = False) -> Answers:
-        logprobs = option_logprobs(
-            self.model,
-            self.prompts,
-            change,
-            anatomy=self.anatomy,
-            batch_size=self.batch_size,
-            progress=progress,
-            label=label,
-        )
-        return Answers(self.prompts, logprobs)
+        return Answers(self.prompts, self._ask(change, anatomy=self.anatomy, progress=progress, label=label))
 
 
 def random_like(ids: Tensor, anatomy: Anatomy, generator: torch.Generator) -> Tensor:

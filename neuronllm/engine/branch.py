@@ -51,14 +51,6 @@ class Batch:
     value: Callable[[Tensor], Tensor]  # logits (prompts, rows, ids) -> the objective (prompts, rows)
     rows: int  # answer tokens of one pass, at most
 
-    @property
-    def blocks(self) -> dict[str, list[Site]]:
-        """The sites of every block, by its name."""
-        blocks: dict[str, list[Site]] = {}
-        for site in self.anatomy.sites:
-            blocks.setdefault(site.block, []).append(site)
-        return blocks
-
     def in_order(self, found: dict[str, Tensor]) -> Tensor:
         """One column a neuron, of what was found at every site."""
         return torch.cat([found[site.down].cpu() for site in self.anatomy.sites], -1)

@@ -60,4 +60,4 @@ def _run(batch: Batch, site: Site, routes: dict[str, Tensor]) -> Iterator[Tensor
             )
             return torch.where(mask, rows, 0).reshape(h.shape)
 
-        yield residuals(batch, batch.blocks[site.block], len(places) + 1, alone)
+        yield residuals(batch, batch.anatomy.blocks[site.block], len(places) + 1, alone)

@@ -20,13 +20,15 @@ Places = list[tuple[Site, Tensor]]
 COPIES = 8
 
 
-def effects(batch: Batch, ids: Tensor | None, factor: float) -> Tensor:
-    """(prompts, ids): F(clean) - F(neuron times factor), of all neurons without ids."""
+def effects(batch: Batch, ids: Tensor | None, factor: float, trial: bool = False) -> Tensor:
+    """(prompts, ids): F(clean) - F(neuron times factor), of all neurons without ids; one pass only in a trial."""
     routes = clean_routes(batch)
     places = _places(batch, ids, routes)
     total = sum(len(at) for _, at in places)
     found: dict[str, list[Tensor]] = {site.down: [] for site, _ in places}
     for chunk in _chunks(places, max(1, min(total, batch.rows // len(batch.prompts)))):
+        if trial and found[places[0][0].down]:
+            return torch.zeros(len(batch.prompts), batch.anatomy.n_neurons if ids is None else len(ids))
         values = _swept(batch, chunk, routes, factor).split([len(at) for _, at in chunk], 1)
         for (site, _), part in zip(chunk, values, strict=True):
             found[site.down].append(part)
@@ -54,7 +56,7 @@ def rounding(batch: Batch) -> float:
         return h * (1 + noise * torch.finfo(h.dtype).eps)
 
     first = batch.anatomy.sites[0]
-    logits = sweep(batch, batch.blocks[first.block], rows={first.block: COPIES}, edit=jitter)
+    logits = sweep(batch, batch.anatomy.blocks[first.block], rows={first.block: COPIES}, edit=jitter)
     values = batch.value(logits)
     return float((values[:, 1:] - values[:, :1]).abs().max())
 

@@ -15,16 +15,17 @@ import torch
 from torch import Tensor
 
 from ..anatomy import Anatomy, Site, decoder_layers
-from ..steer import HookError, visiting
+from ..steer import visiting
 from .answer import answer_pass, watching_gradients
 from .attention import branch_attention
-from .batching import Plan, make_plan, run_batches
-from .borrowed import answer_logits, check_prompts, input_device
+from .batching import Plan, batch_size, fit, make_plan, roomy, run_batches
+from .borrowed import DRIVING_ERRORS, answer_logits, check_prompts, input_device
 from .branch import Batch, plain_blocks, sweep
 from .direct import direct
 from .effects import effects, rounding
 from .full import full_pass, recomputing
 from .integrals import integral
+from .memory import available, peak_memory
 from .objective import Choices, needs_vocabulary, only_options, wide
 from .prefix import Level, Prefix, prefill, prefill_root, siblings
 from .reference import ReferenceEngine, summed
@@ -37,18 +38,6 @@ if TYPE_CHECKING:
     from ..prompts import Prompt
 
 Score = Callable[[Sequence["Prompt"]], Tensor]
-# What the code of a model, or an edit around it, raises that takes its inputs another way. What is wrong with the
-# prompts or the weights themselves, the reference will say.
-DRIVING_ERRORS = (
-    HookError,
-    AttributeError,
-    IndexError,
-    KeyError,
-    NotImplementedError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
 
 
 class FastEngine(ReferenceEngine):
@@ -72,6 +61,9 @@ class FastEngine(ReferenceEngine):
         self._plain: frozenset[str] | None = None  # blocks behind which rows may join
         self.options_head = True  # whether the head may compute the options' logits alone
         self.noise = 0.0  # what a rounding of h did to an objective, at most
+        self._trial = False  # as little work as shows what memory it takes
+        self._rows_a_prompt = 1
+        self._prefix_bytes = 0  # of a prompt, in the last batch
 
     # ---- the self-check ----
 
@@ -92,7 +84,7 @@ class FastEngine(ReferenceEngine):
     def _differs(self, prompts: Sequence[Prompt]) -> str | None:
         plain = torch.stack([answer_logits(self.model, torch.tensor([p.input_ids]))[0] for p in prompts])
         batch = self._batch(prompts, lambda logits: logits[..., 0])
-        first = batch.blocks[self.anatomy.sites[0].block]
+        first = batch.anatomy.blocks[self.anatomy.sites[0].block]
         logits = sweep(batch, first, rows={first[0].block: 1}, edit=lambda site, h, routes: h)
         with branch_attention(self.model, batch.prefix) as seen:
             answer_pass(self.model, prompts, batch.prefix)
@@ -123,13 +115,52 @@ class FastEngine(ReferenceEngine):
         with self._in_float32():
             self._plain = plain_blocks(self._batch([prompt], lambda logits: logits[..., 0]))
 
+    # ---- memory ----
+
+    def fit(self, work: Score, prompts: Sequence[Prompt], *, always: bool = False) -> None:
+        """Find out what `work` (prompts -> scores) takes and cut the batches by it.
+
+        Done where memory is an issue, and for batch_size="auto" only; `always` gives an estimate anyway.
+        """
+        chosen = self.batch_size != "auto" or roomy(self.model, self.anatomy, prompts)
+        if chosen and not always:
+            return
+        device = input_device(self.model)
+        plan = self.plan
+
+        def trial(smaller: Plan, some: Sequence[Prompt]) -> int:
+            self.plan = smaller
+            return peak_memory(lambda: work(some), device)
+
+        self._trial = True
+        try:
+            budget = 2**62 if chosen else available(device) // 2
+            fitted = fit(plan, trial, prompts, budget)
+        finally:
+            self._trial, self.plan = False, plan
+        first, further = fitted.estimate.values()
+        size = batch_size(fitted, self._rows_a_prompt)
+        weights = sum(p.numel() * p.element_size() for p in self.model.parameters())
+        peak = first + (size - 1) * further
+        prefixes = size * self._prefix_bytes
+        fitted.estimate = {
+            "weights": weights,
+            "prefix cache": prefixes,
+            "branches and graph": peak - prefixes,
+            "peak above the weights": peak,
+        }
+        self.plan = fitted
+
     # ---- the reference's questions, answered in batches ----
 
     @torch.no_grad()
     def option_scores(self, prompts: Sequence[Prompt]) -> list[Tensor]:
+        widest = max(len(p.option_ids) for p in prompts)
+
         def score(batch: Sequence[Prompt]) -> Tensor:
             with self._asking(batch) as choices:
-                return choices.scores(full_pass(self.model, batch))[:, 0].cpu()
+                found = choices.scores(full_pass(self.model, batch))[:, 0].cpu()
+            return torch.nn.functional.pad(found, (0, widest - found.shape[1]))
 
         found = self._batched(prompts, score)
         return [row[: len(p.option_ids)] for row, p in zip(found, prompts, strict=True)]
@@ -187,7 +218,7 @@ class FastEngine(ReferenceEngine):
             with self._in_float32(), self._asking(prompts, objective) as choices:
                 batch = self._batch(prompts, lambda logits: choices.value(objective, logits))
                 self.noise = max(self.noise, rounding(batch))
-                return effects(batch, ids, factor)
+                return effects(batch, ids, factor, self._trial)
 
         rows = self.anatomy.n_neurons if ids is None else len(ids)
         return self._batched(prompts, score, rows)
@@ -252,6 +283,7 @@ class FastEngine(ReferenceEngine):
                 rule = relp_rules(self.model, self.anatomy, detach_attention=detached and everywhere)
                 stack.enter_context(rule)
             if everywhere:
+                self.plan.can_recompute = True
                 stack.enter_context(recomputing(self.model, self.plan.recompute))
             else:
                 prefix = self._prefill(prompts)
@@ -284,7 +316,8 @@ class FastEngine(ReferenceEngine):
         self._make_plan(prompts)
         if self._plain is None:
             self._find_plain_blocks(min(prompts, key=lambda p: len(p.input_ids)))
-        return run_batches(prompts, score, self.plan, min(rows, self.plan.rows))
+        self._rows_a_prompt = min(rows, self.plan.rows)
+        return run_batches(prompts, score, self.plan, self._rows_a_prompt)
 
     def _make_plan(self, prompts: Sequence[Prompt]) -> None:
         if not self._planned:
@@ -297,6 +330,11 @@ class FastEngine(ReferenceEngine):
 
     def _prefill(self, prompts: Sequence[Prompt]) -> Prefix:
         """Their prefixes; what all prompts of the run start with is computed once."""
+        prefix = self._prefilled(prompts)
+        self._prefix_bytes = prefix.n_bytes() // len(prompts)
+        return prefix
+
+    def _prefilled(self, prompts: Sequence[Prompt]) -> Prefix:
         start = prompts[0].input_ids[: self.plan.root]
         shared = start and all(len(p.input_ids) > len(start) and p.input_ids[: len(start)] == start for p in prompts)
         if not shared:

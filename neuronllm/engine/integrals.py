@@ -33,7 +33,7 @@ def integral(batch: Batch, alphas: Tensor, weights: Tensor) -> Tensor:
         leaves[site.down] = (alpha * h.detach()).requires_grad_(True)
         return leaves[site.down]
 
-    in_front = [block for block in batch.blocks if block not in batch.plain]
+    in_front = [block for block in batch.anatomy.blocks if block not in batch.plain]
     with torch.enable_grad():
         logits = sweep(
             batch,

@@ -78,6 +78,11 @@ class ReferenceEngine:
     def __exit__(self, *exc: Any) -> None:
         self._stack.close()
 
+    def fit(
+        self, work: Callable[[Sequence[Prompt]], Tensor], prompts: Sequence[Prompt], *, always: bool = False
+    ) -> None:
+        """Cut the batches by what memory `work` takes; here a pass is small enough as it is."""
+
     # ---- what a method can ask for: one row a prompt, one column a neuron ----
 
     @torch.no_grad()
