@@ -58,7 +58,7 @@ test-noext: $(VENV)/.dev-stamp
 	$(BIN)/python -m venv --clear --without-pip $(NOEXT)
 	cd $(NOEXT)/lib/python*/site-packages && $(CURDIR)/$(BIN)/python -c \
 		"import sysconfig; print(sysconfig.get_path('purelib'))" > borrowed.pth
-	NEURONLLM_BUILD_EXT=0 $(PIP) install --quiet --no-build-isolation --no-deps \
+	NEURONLLM_BUILD_EXT=0 NEURONLLM_BUILD_CUDA=0 $(PIP) install --quiet --no-build-isolation --no-deps \
 		--target $(NOEXT)/lib/python*/site-packages .
 	cd $(NOEXT) && NEURONLLM_BUILD_EXT=0 $(TEST_ENV) timeout 120 bin/python -m pytest \
 		-c $(CURDIR)/pyproject.toml --rootdir $(CURDIR) -m noext --durations=5 $(CURDIR)/tests
