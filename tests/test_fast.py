@@ -35,6 +35,7 @@ CALLS = {
     "relp everywhere": lambda e, p: e.gradients(p, "logp_options", positions="all", rules="relp-detached"),
     "effects": lambda e, p: e.effects(p, "logp_options"),
     "some effects": lambda e, p: e.effects(p, "p_options", ids=torch.arange(55, 0, -3), factor=2.0),
+    "options": lambda e, p: e.option_gradients(p).flatten(1),
     "direct": lambda e, p: e.direct(p, "logp_options"),
     "activations": lambda e, p: e.activations(p),
     "activations everywhere": lambda e, p: e.activations(p, "all"),
@@ -163,3 +164,54 @@ def test_an_edit_at_one_position_around_it_is_left_to_the_judge():
                 for backend in ("fast", "reference")
             )
         assert torch.equal(fast, judged)
+
+
+def test_the_head_of_a_model_that_mixes_its_logits_is_left_whole():
+    """Logits less their mean over the vocabulary cannot be had from a few rows of the head."""
+    model, prompts = tiny("llama"), ragged()
+    model.lm_head.register_forward_hook(lambda module, args, logits: logits - logits.mean(-1, keepdim=True))
+    with FastEngine(model) as fast, ReferenceEngine(model) as judge:
+        assert fast.unusable(prompts) is None and not fast.options_head
+        assert differences(CALLS["gradient"](fast, prompts), CALLS["gradient"](judge, prompts)) <= 1e-9
+    with FastEngine(tiny("llama")) as fast:
+        assert fast.unusable(prompts) is None and fast.options_head
+
+
+def test_blocks_that_only_add_are_told_from_others():
+    """Rows join behind a block only where it adds W h to the stream as it is."""
+    for name, count in {"llama": 2, "gpt2": 2, "opt": 2, "phi": 2, "gemma2": 0, "granite": 0, "mixtral": 0}.items():
+        with FastEngine(tiny(name)) as fast:
+            assert fast.unusable(ragged()) is None
+            assert len(fast._plain or ()) == count, name
+    with FastEngine(tiny("deepseek_v3")) as fast:
+        assert fast.unusable(ragged()) is None
+        assert fast._plain == {"model.layers.0"}  # the dense one
+
+
+def ranks(values: torch.Tensor) -> torch.Tensor:
+    return values.argsort().argsort().double()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", ["llama", "qwen3_moe", "gpt2"])
+def test_exact_effects_of_a_16_bit_model_are_those_of_its_weights_in_float32(name, dtype):
+    model, prompts = tiny(name, dtype, num_hidden_layers=4, n_layer=4), random_prompts(2, length=20)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    with FastEngine(model, dtype=torch.float32) as engine:
+        truth = engine.effects(prompts, "logp_options")
+    with FastEngine(model) as engine:
+        assert engine.unusable(prompts) is None
+        found = engine.effects(prompts, "logp_options")
+        assert 0 < engine.plan.noise < 1e-4
+    for mine, true in zip(found, truth, strict=True):
+        active = true != 0
+        assert torch.corrcoef(torch.stack([ranks(mine[active]), ranks(true[active])]))[0, 1] >= 0.99
+    assert differences(found, truth) <= 0.05
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert not any("forward" in vars(module) or module._forward_pre_hooks for module in model.modules())
+
+
+def test_noise_is_told_with_exact_effects():
+    scores = attribute(tiny("llama", torch.float32), None, random_prompts(2), "exact", progress=False)
+    assert 0 < scores.provenance["noise"] < 1e-4
+    assert "noise" not in attribute(tiny("llama"), None, random_prompts(2), "gradient", progress=False).provenance

@@ -49,6 +49,7 @@ class Plan:
     can_recompute: bool = False
     estimate: dict[str, int] = field(default_factory=dict)  # bytes: what -> how many
     backoffs: list[str] = field(default_factory=list)  # what ran out of memory, and what was done
+    noise: float = 0.0  # of exact effects: what a rounding of h did to the objective, at most
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
