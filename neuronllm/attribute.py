@@ -192,7 +192,7 @@ def _scored(
             if ranks.size > 1:
                 engine.plan = Plan.from_dict(ranks.gather(engine.plan.to_dict())[0])
             _warn_of_post_norms(job, engine)
-            window = manifest["window"] if manifest else engine.at_once
+            window = manifest["window"] if manifest else (1 if job.how.dear else engine.at_once)
             if run is not None:
                 facts = {"engine": engine.name, "window": window, "every": every, "chosen": chosen}
                 run.freeze(engine.plan.to_dict(), **facts)

@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from .anatomy import Anatomy
 from .engine import open_engine
+from .engine.answers import check_batch_size
 from .engine.borrowed import check_prompts
 from .job import Questions, as_prompts
 from .prompts import Prompt, group_by_question
@@ -29,6 +31,7 @@ def pushes(
     batch_size: int | str = "auto",
     backend: str = "fast",
     dtype: torch.dtype | None = None,
+    progress: bool = True,
 ) -> Tensor:
     """(questions, choices, neurons): h times the gradient of every choice's score, the mean over a question's variants.
 
@@ -39,17 +42,25 @@ def pushes(
     >>> found = pushes(model, tokenizer, questions, neurons.ids)   # doctest: +SKIP
     >>> found[0].argmax(0)   # the choice that each neuron lifts most in the first question   # doctest: +SKIP
     """
+    check_batch_size(batch_size)
     anatomy = Anatomy.of(model)
     prompts = as_prompts(tokenizer, questions, orders, template)
     check_prompts(model, prompts)
     chosen = torch.arange(anatomy.n_neurons) if ids is None else anatomy.checked(ids)
     most = max(len(p.option_ids) for p in prompts)
-    found = []
-    with open_engine(model, anatomy, prompts, backend, dtype=dtype, batch_size=batch_size) as engine:
-        for group in group_by_question(prompts):
-            shown = engine.option_gradients(group)[..., chosen]
-            mean = torch.stack([_by_choice(row, p, most) for row, p in zip(shown, group, strict=True)]).mean(0)
-            found.append(mean.float())
+    found: list[Tensor] = []
+    waiting = group_by_question(prompts)
+    with (
+        open_engine(model, anatomy, prompts, backend, dtype=dtype, batch_size=batch_size) as engine,
+        tqdm(total=len(waiting), desc="pushes", disable=not progress, unit="question") as bar,
+    ):
+        while waiting:
+            now, waiting = waiting[: engine.at_once], waiting[engine.at_once :]
+            shown = engine.option_gradients([prompt for group in now for prompt in group])[..., chosen]
+            for group, rows in zip(now, shown.split([len(group) for group in now]), strict=True):
+                by_choice = [_by_choice(row, p, most) for row, p in zip(rows, group, strict=True)]
+                found.append(torch.stack(by_choice).mean(0).float())
+            bar.update(len(now))
     return torch.stack(found)
 
 

@@ -7,10 +7,14 @@ import dataclasses
 import pytest
 import torch
 
+from neuronllm.attribute import attribute
 from neuronllm.engine import batching
+from neuronllm.engine.answers import Questionnaire, option_logprobs, padded
 from neuronllm.engine.batching import Plan, in_batches, run_batches
+from neuronllm.engine.borrowed import rope_limit
 from neuronllm.engine.fast import FastEngine
 from neuronllm.engine.memory import available, peak_memory
+from neuronllm.engine.objective import option_scores
 from neuronllm.engine.prefix import common, prefill, prefill_root, root_length, siblings
 from neuronllm.engine.quadrature import quadrature
 from neuronllm.engine.reference import ReferenceEngine
@@ -202,3 +206,60 @@ def test_a_plan_is_kept_as_it_was_given():
         engine.integrate(prompts, "logp_options", *quadrature("midpoint", 2))
     assert engine.plan == Plan(prompts=2, rows=50, window=4, root=3)
     assert batching.batch_size(plan, 25) == 2 and batching.batch_size(plan, 30) == 1
+
+
+# ---- models that answer otherwise beside a longer prompt ----
+
+
+def long_rope(limit: int = 16):
+    factors = {"rope_type": "longrope", "short_factor": [1.0, 1.0], "long_factor": [4.0, 8.0]}
+    return tiny(
+        "phi3",
+        rope_parameters=factors | {"rope_theta": 10000.0, "original_max_position_embeddings": limit},
+        original_max_position_embeddings=limit,
+    )
+
+
+def test_angles_that_depend_on_the_longest_prompt_are_left_to_the_judge():
+    model = long_rope()
+    assert rope_limit(model) == 16 and rope_limit(tiny("llama")) is None
+    prompts = [random_prompts(1, length=length)[0] for length in (10, 16, 17, 40)]
+    with FastEngine(model) as engine:
+        assert "rotary angles depend" in (engine.unusable(prompts) or "")
+        assert engine.unusable(prompts[:2]) is None
+    together = attribute(model, None, prompts, "gradient", keep="all", progress=False).per_prompt
+    apart = [attribute(model, None, [p], "gradient", keep="all", progress=False).per_prompt for p in prompts]
+    assert torch.allclose(together, torch.cat(apart), rtol=1e-5, atol=1e-9)
+
+
+def test_answers_of_such_a_model_do_not_depend_on_the_batch():
+    model = long_rope()
+    prompts = [random_prompts(1, length=length)[0] for length in (10, 40, 16, 17)]
+    together = option_logprobs(model, prompts)
+    assert torch.allclose(together, torch.cat([option_logprobs(model, [p]) for p in prompts]), atol=1e-6)
+    assert not torch.allclose(together[:1], option_logprobs_beside(model, prompts[0], prompts[1]), atol=1e-2)
+
+
+def option_logprobs_beside(model, prompt, longer):
+    """What the model says of a prompt that shares its pass with a longer one."""
+    ids, mask, answer = padded([prompt, longer])
+    logits = model(input_ids=ids, attention_mask=mask).logits[0, answer[0]]
+    return option_scores(logits, prompt.option_ids).log_softmax(-1)[None].float()
+
+
+def test_asking_survives_a_lack_of_memory(monkeypatch, caplog):
+    from neuronllm.engine import answers
+
+    model, prompts, own = tiny("llama"), random_prompts(7), answers._plain
+    whole = option_logprobs(model, prompts)
+
+    def scarce_plain(batch, edited):
+        if len(batch) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return own(batch, edited)
+
+    monkeypatch.setattr(answers, "_plain", scarce_plain)
+    ask = Questionnaire(model, prompts)
+    ask._shares = False
+    assert torch.allclose(ask(), whole, atol=1e-6)
+    assert ask.size <= 2 and "out of memory with 7 prompts: now 3 at a time" in caplog.text

@@ -15,7 +15,7 @@ from tests.tiny import random_prompts, tiny
 @pytest.mark.parametrize("backend", ["fast", "reference"])
 def test_pushes_are_the_gradients_of_single_options(backend):
     model, prompts = tiny("llama"), random_prompts(3)
-    found = nl.pushes(model, None, prompts, backend=backend)
+    found = nl.pushes(model, None, prompts, backend=backend, progress=False)
     for prompt, row in zip(prompts, found, strict=True):
         for k in range(3):
             score = lambda logits, prompt, k=k: plain.option_scores(logits, prompt)[k]  # noqa: E731
@@ -42,3 +42,5 @@ def test_some_neurons_and_questions_with_fewer_choices():
     assert torch.equal(every[1, 2], torch.zeros(every.shape[-1])) and every[1, :2].abs().sum() > 0
     with refused("ids must lie in"):
         nl.pushes(model, None, prompts, [10**6])
+    with refused("batch_size=0"):
+        nl.pushes(model, None, prompts, batch_size=0)

@@ -44,20 +44,24 @@ def open_engine(
 
     if backend not in BACKENDS:
         raise InputError(f"backend={backend!r}: known back ends are {', '.join(BACKENDS)}")
+    reason = None
     if backend == "fast":
         fast = FastEngine(model, anatomy, dtype=dtype, batch_size=batch_size, plan=plan)
         with fast:
             reason = fast.unusable(prompts)
             if reason is None:
+                if not fast.options_head:
+                    _tell(f"{type(model).__name__}: the options' logits cannot be computed alone, the whole head runs")
                 yield fast
                 return
         _tell(f"backend fast -> reference for {type(model).__name__}: {reason}")
     with ReferenceEngine(model, anatomy, dtype=dtype, batch_size=batch_size) as engine:
         engine.plan = plan or engine.plan
+        engine.reason = reason
         yield engine
 
 
 def _tell(text: str) -> None:
     if text not in _told:
         _told.add(text)
-        _log.info(text)
+        _log.warning(text)

@@ -8,8 +8,10 @@ itself be driven so.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -20,7 +22,8 @@ from ..anatomy import Anatomy
 from ..errors import InputError
 from ..steer import edit
 from .attention import piece_attention
-from .borrowed import DRIVING_ERRORS, answer_logits, borrowed, check_prompts
+from .batching import unless_memory_ends
+from .borrowed import DRIVING_ERRORS, answer_logits, borrowed, check_prompts, quietly, rope_limit
 from .objective import NEVER, Choices
 from .prefix import Level, piece_inputs, prefill_root, root_length, shared_levels, siblings, tails
 
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
 
     from ..prompts import Prompt
 
+_log = logging.getLogger("neuronllm")
 TOKENS = 2048  # that prompts of a batch have for themselves
 
 
@@ -61,10 +65,11 @@ class Questionnaire:
         groups.sort(key=lambda group: max(len(prompts[n].input_ids) for n in group))
         order = [n for group in groups for n in group]
         own = max(len(p.input_ids) for p in prompts) - self.root
-        size = max(1, TOKENS // own) if check_batch_size(batch_size) == "auto" else int(batch_size)
-        self.batches = [order[start : start + size] for start in range(0, len(order), size)]
-        self.choices = [Choices.of([prompts[n] for n in places]) for places in self.batches]
-        self._siblings = len(groups) < len(prompts)
+        self.size = max(1, TOKENS // own) if check_batch_size(batch_size) == "auto" else int(batch_size)
+        limit = rope_limit(model) or max(len(p.input_ids) for p in prompts)
+        # Prompts on both sides of the limit do not share a pass.
+        self.sides = [[n for n in order if (len(prompts[n].input_ids) > limit) == beyond] for beyond in (False, True)]
+        self.worth_sharing = bool(self.root or len(groups) < len(prompts)) and not self.sides[1]
         self._shares: bool | None = None  # whether the model may be asked through the tree of prefixes; None: untried
 
     @torch.no_grad()
@@ -85,20 +90,36 @@ class Questionnaire:
             tqdm(total=len(self.prompts), desc=label, disable=not progress, unit="prompt", leave=False) as bar,
         ):
             root = self._shared_root(edited)
-            for places, choices in zip(self.batches, self.choices, strict=True):
-                batch = [self.prompts[n] for n in places]
-                logits = _through_tree(batch, root, edited) if self._shares else _plain(batch, edited)
-                scores = choices.scores(logits[:, None])[:, 0]
-                found = scores.log_softmax(-1).masked_fill(scores <= NEVER, float("-inf"))
-                out[torch.tensor(places), : found.shape[1]] = found.float().cpu()
-                bar.update(len(batch))
+            for side in self.sides:
+                waiting = list(side)
+                while waiting:
+                    places = waiting[: self.size]
+                    found = unless_memory_ends(partial(self._asked, root, edited), places)
+                    if found is None:
+                        self._cut(len(places))
+                    else:
+                        out[torch.tensor(places), : found.shape[1]] = found
+                        bar.update(len(places))
+                        waiting = waiting[len(places) :]
         return out
+
+    def _asked(self, root: Level | None, edited: Edited, places: list[int]) -> Tensor:
+        batch = [self.prompts[n] for n in places]
+        logits = _through_tree(batch, root, edited) if self._shares else _plain(batch, edited)
+        scores = Choices.of(batch).scores(logits[:, None])[:, 0]
+        return scores.log_softmax(-1).masked_fill(scores <= NEVER, float("-inf")).float().cpu()
+
+    def _cut(self, prompts: int) -> None:
+        if prompts == 1:
+            raise InputError("out of memory with one prompt: shorten it, or use a device with more memory")
+        self.size = prompts // 2
+        _log.warning("out of memory with %d prompts: now %d at a time", prompts, self.size)
 
     def _shared_root(self, edited: Edited) -> Level | None:
         """What all prompts start with, under the edit; on first use, try whether the tree gives the plain answers."""
         start = self.prompts[0].input_ids[: self.root]
         if self._shares is None:
-            batch = [self.prompts[n] for n in self.batches[-1][-4:]]
+            batch = [self.prompts[n] for n in (self.sides[1] or self.sides[0])[-min(4, self.size) :]]
             self._shares = self._agrees(batch, start, edited)
         if not (self._shares and start):
             return None
@@ -106,13 +127,14 @@ class Questionnaire:
             return prefill_root(self.model, start)
 
     def _agrees(self, batch: Sequence[Prompt], start: list[int], edited: Edited) -> bool:
-        if not (self.root or self._siblings):
+        if not self.worth_sharing:
             return False
         plain = _plain(batch, edited)
         try:
-            with edited(None):
-                root = prefill_root(self.model, start) if start else None
-            shared = _through_tree(batch, root, edited)
+            with quietly():
+                with edited(None):
+                    root = prefill_root(self.model, start) if start else None
+                shared = _through_tree(batch, root, edited)
         except DRIVING_ERRORS:
             return False
         eps = 1000 * max(torch.finfo(kind).eps for kind in (plain.dtype, torch.float32))

@@ -49,6 +49,7 @@ class Plan:
     can_recompute: bool = False
     estimate: dict[str, int] = field(default_factory=dict)  # bytes: what -> how many
     backoffs: list[str] = field(default_factory=list)  # what ran out of memory, and what was done
+    batch: int = 0  # prompts of a batch of this very work, once that is known
     noise: float = 0.0  # of exact effects: what a rounding of h did to the objective, at most
 
     def to_dict(self) -> dict[str, Any]:
@@ -59,7 +60,7 @@ class Plan:
         return cls(**data)
 
     def __str__(self) -> str:
-        return f"batches of {self.prompts} prompts, passes of {self.rows} answer tokens"
+        return f"batches of {self.batch or self.prompts} prompts, passes of {self.rows} answer tokens"
 
 
 def make_plan(
@@ -118,7 +119,7 @@ def run_batches(
     found: dict[int, Tensor] = {}
     while waiting:
         places = waiting.pop(0)
-        part = _unless_memory_ends(score, [prompts[n] for n in places])
+        part = unless_memory_ends(score, [prompts[n] for n in places])
         if part is None:
             smaller(plan, len(places))
             rest = [n for batch in [places, *waiting] for n in batch]
@@ -142,7 +143,7 @@ def in_batches(prompts: Sequence[Prompt], plan: Plan, rows: int = 1) -> list[lis
 
 def batch_size(plan: Plan, rows: int) -> int:
     """Prompts of a batch whose passes have so many answer tokens a prompt."""
-    return max(1, min(plan.prompts, plan.rows // rows))
+    return max(1, min(plan.prompts, plan.rows // max(1, rows)))
 
 
 def cut(places: list[int], plan: Plan, rows: int) -> list[list[int]]:
@@ -164,7 +165,7 @@ def smaller(plan: Plan, prompts: int) -> None:
     _log.warning("%s", said)
 
 
-def _unless_memory_ends(score: Callable[[Sequence[Prompt]], Tensor], batch: Sequence[Prompt]) -> Tensor | None:
+def unless_memory_ends(score: Callable[[Any], Tensor], batch: Sequence[Any]) -> Tensor | None:
     """The scores, or None out of memory; by then the frames that held the memory are gone."""
     try:
         return score(batch)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
@@ -122,6 +123,34 @@ def context_length(model: PreTrainedModel) -> int | None:
     config: Any = model.config.get_text_config()
     length = getattr(config, "max_position_embeddings", None)
     return length if isinstance(length, int) and length > 0 else None
+
+
+def rope_limit(model: PreTrainedModel) -> int | None:
+    """The length beyond which the rotary angles of ALL tokens of a batch change, where there is one.
+
+    Such a model (LongRoPE, dynamic scaling) answers a prompt otherwise beside a longer one, so prompts of both sides
+    must not share a pass.
+    """
+    config: Any = model.config.get_text_config()
+    given = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    kinds = [given, *(part for part in given.values() if isinstance(part, dict))]
+    if not any(kind.get("rope_type") in ("longrope", "dynamic") for kind in kinds):
+        return None
+    named = [kind.get("original_max_position_embeddings") for kind in kinds]
+    named += [getattr(config, "original_max_position_embeddings", None), context_length(model)]
+    return next((limit for limit in named if limit), 1)
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Without what transformers says about models that do not take another attention: we say what follows from it."""
+    logger = logging.getLogger("transformers")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def check_prompts(model: PreTrainedModel, prompts: Sequence[Prompt]) -> None:

@@ -151,7 +151,8 @@ def plain_blocks(batch: Batch) -> frozenset[str]:
         moved = residuals(batch, [site], 1, lambda site, h, routes: h / 2)[:, 0]
         step = wide(h) @ vectors(batch.model, site) / -2
         tolerance = 0.05 if torch.finfo(moved.dtype).eps > 1e-4 else 1e-4  # the block's own rounding
-        if bool((wide(moved) - wide(x) - step).norm() <= tolerance * step.norm()):
+        # A block that is silent here says nothing about itself.
+        if bool(step.norm() > 0) and bool((wide(moved) - wide(x) - step).norm() <= tolerance * step.norm()):
             plain.add(site.block)
     return frozenset(plain)
 

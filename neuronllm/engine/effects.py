@@ -34,16 +34,19 @@ def effects(batch: Batch, ids: Tensor | None, factor: float, trial: bool = False
             found[site.down].append(part)
     whole = {}
     for site, at in places:
+        if not len(at):  # nobody is routed there
+            continue
         part = torch.cat(found[site.down], 1)
         held = part.new_zeros(len(part), held_at(site, routes)).index_copy_(1, at, part)
         whole[site.down] = site.spread(*at_experts(site, held, routes))
     if ids is None:
         return batch.in_order(whole)
-    out = torch.zeros(len(batch.prompts), len(ids), dtype=next(iter(whole.values())).dtype)
+    out = torch.zeros(len(batch.prompts), len(ids), dtype=torch.promote_types(batch.model.dtype, torch.float32))
     where = batch.anatomy.site_of(ids)
     for n in where.unique().tolist():
-        here = where == n
-        out[:, here] = whole[batch.anatomy.sites[n].down][:, ids[here] - batch.anatomy.offsets[n]]
+        here, site = where == n, batch.anatomy.sites[n]
+        if site.down in whole:
+            out[:, here] = whole[site.down][:, ids[here] - batch.anatomy.offsets[n]]
     return out
 
 

@@ -19,7 +19,7 @@ from ..steer import visiting
 from .answer import answer_pass, watching_gradients
 from .attention import branch_attention
 from .batching import Plan, batch_size, fit, make_plan, roomy, run_batches
-from .borrowed import DRIVING_ERRORS, answer_logits, check_prompts, input_device
+from .borrowed import DRIVING_ERRORS, answer_logits, check_prompts, input_device, quietly, rope_limit
 from .branch import Batch, plain_blocks, sweep
 from .direct import direct
 from .effects import effects, rounding
@@ -30,7 +30,7 @@ from .objective import Choices, needs_vocabulary, only_options, wide
 from .prefix import Level, Prefix, prefill, prefill_root, siblings
 from .reference import ReferenceEngine, summed
 from .relp import relp_rules, watching_ups
-from .stream import float32_stream
+from .stream import HALVES, float32_stream
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -57,9 +57,10 @@ class FastEngine(ReferenceEngine):
         super().__init__(model, anatomy, dtype=dtype, batch_size=batch_size)
         self._planned = plan is not None
         self.plan = plan or self.plan
-        self._root: tuple[list[int], Level] | None = None
+        self._roots: dict[bool, tuple[list[int], Level]] = {}  # by whether they are computed in float32
         self._plain: frozenset[str] | None = None  # blocks behind which rows may join
         self.options_head = True  # whether the head may compute the options' logits alone
+        self._widened = False
         self._trial = False  # as little work as shows what memory it takes
         self._rows_a_prompt = 1
         self._prefix_bytes = 0  # of a prompt, in the last batch
@@ -70,11 +71,15 @@ class FastEngine(ReferenceEngine):
         """Why this model cannot be driven by answer tokens, or None: a clean branch must equal the clean answer."""
         if min(len(p.input_ids) for p in prompts) < 2:
             return "a prompt of one token has no prefix"
+        limit = rope_limit(self.model)
+        if limit is not None and max(len(p.input_ids) for p in prompts) > limit:
+            return f"its rotary angles depend on the longest prompt of a batch, and one is longer than {limit} tokens"
         self._make_plan(prompts)
         longest = max(range(len(prompts)), key=lambda n: len(prompts[n].input_ids))
         family = next(group for group in siblings(prompts, self.plan.root) if longest in group)
         try:
-            return self._differs([prompts[n] for n in dict.fromkeys([longest, family[0], family[-1]])])
+            with quietly():
+                return self._differs([prompts[n] for n in dict.fromkeys([longest, family[0], family[-1]])])
         except DRIVING_ERRORS as error:
             text = (str(error).splitlines() or [""])[0]
             return f"it cannot be run on answer tokens ({type(error).__name__}: {text[:120]})"
@@ -131,17 +136,16 @@ class FastEngine(ReferenceEngine):
             self.plan = smaller
             return peak_memory(lambda: work(some), device)
 
-        self._trial = True
+        self._trial, self._prefix_bytes = True, 0
         try:
             budget = 2**62 if chosen else available(device) // 2
             fitted = fit(plan, trial, prompts, budget)
         finally:
             self._trial, self.plan = False, plan
         first, further = fitted.estimate.values()
-        size = batch_size(fitted, self._rows_a_prompt)
+        fitted.batch = min(batch_size(fitted, self._rows_a_prompt), len(prompts))
         weights = sum(p.numel() * p.element_size() for p in self.model.parameters())
-        peak = first + (size - 1) * further
-        prefixes = size * self._prefix_bytes
+        peak, prefixes = first + (fitted.batch - 1) * further, fitted.batch * self._prefix_bytes
         fitted.estimate = {
             "weights": weights,
             "prefix cache": prefixes,
@@ -334,19 +338,19 @@ class FastEngine(ReferenceEngine):
         shared = start and all(len(p.input_ids) > len(start) and p.input_ids[: len(start)] == start for p in prompts)
         if not shared:
             return prefill(self.model, prompts)
-        if self._root is None or self._root[0] != start:
-            self._root = (list(start), prefill_root(self.model, start))
-        return prefill(self.model, prompts, self._root[1])
+        if self._roots.get(self._widened, (None,))[0] != start:
+            self._roots[self._widened] = (list(start), prefill_root(self.model, start))
+        return prefill(self.model, prompts, self._roots[self._widened][1])
 
     @contextmanager
     def _in_float32(self) -> Iterator[None]:
         """Float32 whatever the weights; keys and values from elsewhere are not used here, nor the other way round."""
-        outside, self._root = self._root, None
+        self._widened = self.model.dtype in HALVES
         try:
             with float32_stream(self.model):
                 yield
         finally:
-            self._root = outside
+            self._widened = False
 
     @contextmanager
     def _asking(self, prompts: Sequence[Prompt], objective: str = "") -> Iterator[Choices]:

@@ -22,6 +22,7 @@ from .batching import Plan
 from .borrowed import DoublePrecision, answer_logits, borrowed, check_prompts, input_device
 from .objective import objective_value, option_scores, wide
 from .relp import relp_rules, watching_ups
+from .stream import float32_stream
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -64,6 +65,7 @@ class ReferenceEngine:
         self.dtype = dtype
         self.anatomy = anatomy or Anatomy.of(model)
         self.batch_size = batch_size
+        self.reason: str | None = None  # why this engine works and not the one that was asked for
         self.plan = Plan(prompts=1, rows=TOKENS, window=1)
         self._stack = ExitStack()
 
@@ -137,8 +139,13 @@ class ReferenceEngine:
     def effects(
         self, prompts: Sequence[Prompt], objective: str, *, ids: Tensor | None = None, factor: float = 0.0
     ) -> Tensor:
-        """F(clean) - F(neuron times factor) at the answer position, every neuron or those of `ids`, really run."""
-        return self._each(prompts, lambda p: self._effects(p, objective, ids, factor))
+        """F(clean) - F(neuron times factor) at the answer position, every neuron or those of `ids`, really run.
+
+        In float32 at least, whatever the weights; `plan.noise` says what a rounding of h does to the objective.
+        """
+        with float32_stream(self.model):
+            self.plan.noise = max([self.plan.noise, *(self._rounding(p, objective) for p in prompts)])
+            return self._each(prompts, lambda p: self._effects(p, objective, ids, factor))
 
     @torch.no_grad()
     def direct(self, prompts: Sequence[Prompt], objective: str) -> Tensor:
@@ -266,6 +273,15 @@ class ReferenceEngine:
                 value = objective_value(objective, self._edited(prompt, {site.down: rows}), prompt)
                 effects[part] = (value[-1] - value[:-1]).cpu()
         return effects
+
+    def _rounding(self, prompt: Prompt, objective: str) -> float:
+        site = self.anatomy.sites[0]
+        h = self._clean(prompt)[site.down][0]
+        generator = torch.Generator().manual_seed(0)
+        noise = torch.randn(8, *h.shape, generator=generator, dtype=torch.float64).to(h)
+        rows = torch.cat([h * (1 + noise * torch.finfo(h.dtype).eps), h[None]])
+        value = objective_value(objective, self._edited(prompt, {site.down: rows}), prompt)
+        return float((value[:-1] - value[-1]).abs().max())
 
     def _direct(self, prompt: Prompt, objective: str) -> Tensor:
         scores, clean = {}, self._clean(prompt)

@@ -31,7 +31,8 @@ def float32_stream(model: PreTrainedModel) -> Iterator[None]:
         yield
         return
     changed: list[tuple[nn.Module, str, Any]] = []
-    first = layers[0].register_forward_pre_hook(_widen, with_kwargs=True)
+    # Behind the embedding, so that rotary angles, which take their type from there, are not rounded either.
+    first = model.get_input_embeddings().register_forward_hook(lambda module, args, output: _float(output))
     try:
         for module in model.modules():
             halved = any(p.dtype in HALVES for p in module.parameters(recurse=False))
@@ -46,10 +47,6 @@ def float32_stream(model: PreTrainedModel) -> Iterator[None]:
         first.remove()
         for module, name, own in changed:
             delattr(module, name) if own is None else setattr(module, name, own)
-
-
-def _widen(module: nn.Module, args: Any, kwargs: Any) -> Any:
-    return tuple(map(_float, args)), {name: _float(value) for name, value in kwargs.items()}
 
 
 def _float(value: Any) -> Any:
