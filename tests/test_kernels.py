@@ -1,0 +1,206 @@
+"""The kernels as operators: their lanes, what PyTorch demands of an operator, and how a back end is chosen.
+
+Two lanes need no GPU and a process each: one runs the kernels in triton's interpreter, the other compiles them for GPUs
+that are not there. Both are in tests/kernels/.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from neuronllm import env, ops
+from neuronllm.errors import InputError
+from tests.checks import refused
+
+ROOT = Path(__file__).resolve().parents[1]
+needs_triton = pytest.mark.skipif(not env.triton_found()[0], reason=env.triton_found()[1])
+OPS = [name for name in env.OPS if (ROOT / "kernels" / name / "kernel.py").exists()]
+
+
+def lane(*files: str, **environment: str) -> int:
+    """Run test files in a process of their own; the number of tests that passed there."""
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *(f"tests/kernels/{f}" for f in files)]
+    done = subprocess.run(command, cwd=ROOT, env=inherited | environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+    return int(re.findall(r"(\d+) passed", done.stdout)[-1])
+
+
+@needs_triton
+@pytest.mark.parametrize("op", OPS)
+def test_interpreted(op: str) -> None:
+    assert lane(f"test_{op}.py", TRITON_INTERPRET="1") > 20
+
+
+@needs_triton
+def test_compiled_ahead_of_time(tmp_path: Path) -> None:
+    environment = {"NEURONLLM_TEST_LANE": "ahead of time", "TRITON_CACHE_DIR": str(tmp_path)}
+    assert lane("test_ahead_of_time.py", **environment) == 3 * len(OPS)
+
+
+# ---- operators ----
+
+
+def glu_score_inputs() -> tuple[Any, ...]:
+    gate, up, grad = (torch.randn(9, 6) for _ in range(3))
+    return gate, up, grad, None, torch.tensor([4, 0, 5]), torch.randn(3), "silu", False, True, "torch"
+
+
+INPUTS: dict[str, Callable[[], tuple[Any, ...]]] = {"glu_score": glu_score_inputs}
+
+
+def differentiable(values: tuple[Any, ...], names: tuple[int, ...]) -> tuple[Any, ...]:
+    return tuple(v.requires_grad_() if n in names else v for n, v in enumerate(values))
+
+
+DIFFERENTIABLE = {"glu_score": (0, 1, 2)}
+
+
+@pytest.mark.parametrize("op", INPUTS)
+def test_opcheck(op: str) -> None:
+    operator = getattr(torch.ops.neuronllm, op).default
+    torch.library.opcheck(operator, INPUTS[op]())
+    torch.library.opcheck(operator, differentiable(INPUTS[op](), DIFFERENTIABLE[op]))
+
+
+def test_opcheck_of_glu_score_variants() -> None:
+    gate, up, grad, starts, lengths, weights, *_ = glu_score_inputs()
+    for values in (
+        (torch.cat([gate, up], 1), None, grad, None, None, None, "gelu_erf", True, True, "torch"),
+        (
+            gate,
+            None,
+            grad.bfloat16().float(),
+            lengths,
+            lengths,
+            weights[:, None] + gate[:3],
+            "relu",
+            True,
+            False,
+            "torch",
+        ),
+    ):
+        if values[3] is not None:
+            values = (*values[:3], torch.tensor([0, 0, 4]), *values[4:])
+        torch.library.opcheck(torch.ops.neuronllm.glu_score.default, values)
+        torch.library.opcheck(torch.ops.neuronllm.glu_score.default, differentiable(values, (0, 2)))
+    into = torch.zeros(6)
+    torch.library.opcheck(torch.ops.neuronllm.glu_score_into.default, (into, *glu_score_inputs()))
+
+
+@pytest.mark.parametrize("split", [False, True])
+@pytest.mark.parametrize("layout", ["separate", "fused", "no gate"])
+@pytest.mark.parametrize("act", ["silu", "gelu_tanh", "gelu_erf", "relu2", "identity"])
+def test_glu_score_gradients(act: str, layout: str, split: bool) -> None:
+    draw = torch.Generator().manual_seed(0)
+    gate, up, grad = (torch.randn(7, 4, dtype=torch.float64, generator=draw).requires_grad_() for _ in range(3))
+    lengths, weights = torch.tensor([3, 0, 4]), torch.tensor([1.0, 2.0, -3.0], dtype=torch.float64)
+
+    def scores(*factors: Tensor) -> Tensor:
+        g, *u, dh = factors
+        first = torch.cat([g, *u], 1) if layout == "fused" else g
+        second = u[0] if layout == "separate" else None
+        return ops.glu_score(first, second, dh, lengths, act=act, weights=weights, split=split, backend="torch").scores
+
+    assert torch.autograd.gradcheck(scores, (gate, grad) if layout == "no gate" else (gate, up, grad))
+
+
+class Scored(torch.nn.Module):
+    """A model that calls every op, as a user's would."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate, self.up = torch.nn.Linear(5, 6), torch.nn.Linear(5, 6)
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        gate, up = self.gate(x), self.up(x)
+        h = torch.nn.functional.silu(gate) * up
+        found = ops.glu_score(gate, up, h.detach(), lengths)
+        sums = torch.zeros(6)
+        ops.glu_score(gate.detach(), up.detach(), h.detach(), lengths, into=sums, gradients=False)
+        return found.scores.sum(0) + sums + found.gate.sum(0)
+
+
+@pytest.mark.parametrize("compiler", ["aot_eager"])
+def test_compiled_models_equal_eager(compiler: str) -> None:
+    model, lengths = Scored(), torch.tensor([4, 5])
+    x = torch.randn(9, 5)
+    compiled = torch.compile(model, fullgraph=True, backend=compiler)
+    results = []
+    for run in (model, compiled):
+        model.zero_grad()
+        out = run(x, lengths)
+        out.square().sum().backward()
+        results.append([out.detach(), *(p.grad.clone() for p in model.parameters() if p.grad is not None)])
+    assert len(results[0]) == 5
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+# ---- back ends ----
+
+
+def test_a_missing_back_end_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.ones(2, 3)
+    with refused('backend="triton"', "CPU"):
+        ops.glu_score(x, x, x, backend="triton")
+    with refused('backend="triton"', "float64"):
+        ops.glu_score(x.double(), x.double(), x.double(), backend="triton")
+    with refused("backend='cuda'", "auto, triton, torch"):
+        ops.glu_score(x, x, x, backend="cuda")
+    monkeypatch.setattr(env, "package_version", lambda name: None)
+    with refused('backend="triton"', "not installed"):
+        ops.glu_score(x, x, x, backend="triton")
+    assert ops.glu_score(x, x, x).scores.shape == (1, 3)
+
+
+def test_auto_takes_a_kernel_where_it_was_measured_to_win(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert env.kernel_choice("glu_score", None) == ("torch", "torch finds no CUDA device")
+    name, reason = env.kernel_choice("glu_score", "A new GPU")
+    assert name == "torch" and "A new GPU" in reason
+    report = env.report()["kernels"]
+    assert set(report) == set(env.OPS)
+    assert all(entry["backend"] in ("triton", "torch") and entry["reason"] for entry in report.values())
+    assert all(op in env.describe() for op in env.OPS)
+
+
+def test_ops_import_and_work_without_triton() -> None:
+    code = (
+        "import sys, torch, neuronllm.ops as ops; print('triton' in sys.modules); sys.modules['triton'] = None\n"
+        "x = torch.ones(2, 3); print(ops.glu_score(x, x, x, act='relu').scores.tolist())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split("\n")[:2] == ["False", "[[2.0, 2.0, 2.0]]"]
+
+
+def test_glu_score_refuses_what_it_cannot_read() -> None:
+    x, three = torch.ones(3, 4), torch.tensor([1, 2])
+    bad: list[tuple[str, Callable[[], object]]] = [
+        ("act='tanh'", lambda: ops.glu_score(x, x, x, act="tanh")),
+        ("gate, up", lambda: ops.glu_score(x[:2], x, x)),
+        ("gate, up", lambda: ops.glu_score(torch.ones(3, 5), None, x)),
+        ("up", lambda: ops.glu_score(x, x.double(), x)),
+        ("gate", lambda: ops.glu_score(x[0], None, x)),
+        ("starts", lambda: ops.glu_score(x, x, x, starts=three)),
+        ("lengths", lambda: ops.glu_score(x, x, x, three.float())),
+        ("lengths", lambda: ops.glu_score(x, x, x, three + 1)),
+        ("share a row", lambda: ops.glu_score(x, x, x, three, torch.tensor([1, 0]))),
+        ("weights", lambda: ops.glu_score(x, x, x, three, weights=torch.ones(3))),
+        ("into", lambda: ops.glu_score(x, x, x, three, into=torch.ones(3))),
+        ("into", lambda: ops.glu_score(x, x, x, three, into=torch.ones(4).double())),
+    ]
+    for name, call in bad:
+        with refused(name):
+            call()
+    with pytest.raises(InputError):
+        ops.glu_score(x, x, x, torch.tensor([-1, 2]))
