@@ -12,6 +12,7 @@ tensor([[2., 2., 2., 2.]])
 
 from __future__ import annotations
 
+from .kernels.contrastive_ce.op import ContrastiveCE, contrastive_ce
 from .kernels.glu_score.op import GluScore, glu_score
 
-__all__ = ["GluScore", "glu_score"]
+__all__ = ["ContrastiveCE", "GluScore", "contrastive_ce", "glu_score"]

@@ -56,14 +56,23 @@ def glu_score_inputs() -> tuple[Any, ...]:
     return gate, up, grad, None, torch.tensor([4, 0, 5]), torch.randn(3), "silu", False, True, "torch"
 
 
-INPUTS: dict[str, Callable[[], tuple[Any, ...]]] = {"glu_score": glu_score_inputs}
+def contrastive_ce_inputs(objective: str = "margin") -> tuple[Any, ...]:
+    hidden, weight, bias = torch.randn(3, 5), torch.randn(20, 5), torch.randn(20)
+    options = torch.tensor([[[1, 2], [3, -1], [4, -1]]]).repeat(3, 1, 1)
+    return hidden, weight, options, torch.tensor([0, 2, 1]), bias, objective, 0.5, 3.0, "torch"
+
+
+INPUTS: dict[str, Callable[[], tuple[Any, ...]]] = {
+    "contrastive_ce": contrastive_ce_inputs,
+    "glu_score": glu_score_inputs,
+}
 
 
 def differentiable(values: tuple[Any, ...], names: tuple[int, ...]) -> tuple[Any, ...]:
     return tuple(v.requires_grad_() if n in names else v for n, v in enumerate(values))
 
 
-DIFFERENTIABLE = {"glu_score": (0, 1, 2)}
+DIFFERENTIABLE = {"contrastive_ce": (0,), "glu_score": (0, 1, 2)}
 
 
 @pytest.mark.parametrize("op", INPUTS)
@@ -128,7 +137,9 @@ class Scored(torch.nn.Module):
         found = ops.glu_score(gate, up, h.detach(), lengths)
         sums = torch.zeros(6)
         ops.glu_score(gate.detach(), up.detach(), h.detach(), lengths, into=sums, gradients=False)
-        return found.scores.sum(0) + sums + found.gate.sum(0)
+        chosen = torch.arange(12).reshape(3, 4) % 6
+        answers = ops.contrastive_ce(h[:3], torch.eye(6), chosen, torch.tensor([0, 3, 1]), objective="p_vocab")
+        return found.scores.sum(0) + sums + found.gate.sum(0) + answers.value.sum()
 
 
 @pytest.mark.parametrize("compiler", ["aot_eager"])
@@ -181,6 +192,31 @@ def test_ops_import_and_work_without_triton() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.split("\n")[:2] == ["False", "[[2.0, 2.0, 2.0]]"]
+
+
+def test_contrastive_ce_refuses_what_it_cannot_read() -> None:
+    hidden, weight, options, right, bias, *_ = contrastive_ce_inputs()
+    bad: list[tuple[str, dict[str, Any]]] = [
+        ("objective='nll'", {"objective": "nll"}),
+        ("weight", {"weight": weight.double()}),
+        ("weight", {"weight": weight[:, :4]}),
+        ("options", {"options": options.float()}),
+        ("options", {"options": options[:2]}),
+        ("options: token id 20", {"options": options + 16}),
+        ("right", {"right": right + 1}),
+        ("right", {"right": right[:2]}),
+        ("bias", {"bias": bias[:3]}),
+        ("softcap", {"softcap": 0.0}),
+        ("takes no gradient", {"weight": weight.clone().requires_grad_()}),
+    ]
+    given = {"hidden": hidden, "weight": weight, "options": options, "right": right, "bias": bias}
+    assert ops.contrastive_ce(**given).value.shape == (3,)
+    for name, changed in bad:
+        with refused(name):
+            ops.contrastive_ce(**given | changed)
+    many = torch.zeros(3, 65, dtype=torch.int64)
+    with refused("at most 64 option tokens"):
+        ops.contrastive_ce(**given | {"options": many}, backend="triton")
 
 
 def test_glu_score_refuses_what_it_cannot_read() -> None:

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from neuronllm.kernels.launch import config, options, rows_together
+from neuronllm.kernels.launch import config, launched_with, rows_together
 from neuronllm.kernels.questions import Chunks, covering, cut
 from neuronllm.kernels.tile import ACTIVATIONS, activation, backward, interpreted, store
 
@@ -191,7 +191,7 @@ def glu_score(
             ROWS=sizes["rows"],
             COLUMNS=sizes["columns"],
             INTERPRETED=interpreted(_glu_score_kernel),
-            **options(sizes),
+            **launched_with(sizes),
         )
     scores = parts if direct else add_chunks(parts, chunks, weights, into)
     return scores, dgate, dup
@@ -243,6 +243,6 @@ def add_chunks(parts: Tensor, chunks: Chunks, weights: Tensor | None, into: Tens
                 RUNNING=into is not None,
                 ROWS=sizes["rows"],
                 COLUMNS=sizes["columns"],
-                **options(sizes),
+                **launched_with(sizes),
             )
     return out

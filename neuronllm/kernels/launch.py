@@ -54,7 +54,7 @@ def forced(sizes: dict[str, dict[str, int]]) -> Iterator[None]:
         _forced.pop()
 
 
-def options(sizes: dict[str, int]) -> dict[str, Any]:
+def launched_with(sizes: dict[str, int]) -> dict[str, Any]:
     """The launch options of a table entry. Fused multiply-add is asked for by name: the default is about to change."""
     return {"num_warps": sizes["num_warps"], "num_stages": sizes["num_stages"], "enable_fp_fusion": True}
 

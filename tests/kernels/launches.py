@@ -59,4 +59,30 @@ def glu_score() -> Iterator[Launch]:
                 yield f"{device} {dtype} {name}", with_table(table, lambda d=dtype, v=variant: run(DTYPES[d], *v))
 
 
-OPS = {"glu_score": glu_score}
+def contrastive_ce() -> Iterator[Launch]:
+    from neuronllm.kernels.contrastive_ce import kernel
+
+    def run(dtype: torch.dtype, options: int, forms: int, objective: str, bias: bool, softcap: float | None) -> Any:
+        hidden, weight = torch.empty(4, 4096, dtype=dtype), torch.empty(32000, 4096, dtype=dtype)
+        ids, right = torch.zeros(4, options, forms, dtype=torch.int64), torch.zeros(4, dtype=torch.int64)
+        extra = torch.empty(32000, dtype=dtype) if bias else None
+        kernel.normaliser_gradient = lambda hidden, *_: hidden.float()  # PyTorch's part is not compiled
+        return kernel.contrastive_ce(hidden, weight, ids, right, extra, objective, 1.0, softcap)
+
+    variants = [
+        (4, 1, "logp_options", False, None),
+        (4, 2, "margin", True, 30.0),
+        (10, 2, "p_options", False, None),
+        (10, 4, "logp_options", True, None),
+        (4, 2, "logp_vocab", False, None),
+        (4, 1, "p_vocab", True, 30.0),
+    ]
+    for device, table in tables("contrastive_ce"):
+        for dtype in (name for name in DTYPES if name in table):
+            for variant in variants if dtype == "bfloat16" else variants[1:5:3]:
+                name = " ".join(str(part) for part in variant)
+                call = with_table(table, lambda d=dtype, v=variant: run(DTYPES[d], *v))
+                yield f"{device} {dtype} {name}", call
+
+
+OPS = {"contrastive_ce": contrastive_ce, "glu_score": glu_score}
