@@ -43,9 +43,10 @@ def test_interpreted(op: str) -> None:
 
 
 @needs_triton
-def test_compiled_ahead_of_time(tmp_path: Path) -> None:
-    environment = {"NEURONLLM_TEST_LANE": "ahead of time", "TRITON_CACHE_DIR": str(tmp_path)}
-    assert lane("test_ahead_of_time.py", **environment) == 3 * len(OPS)
+@pytest.mark.parametrize("target", ["sm_80", "sm_90", "gfx942"])
+def test_compiled_ahead_of_time(target: str, tmp_path: Path) -> None:
+    environment = {"NEURONLLM_TEST_LANE": f"ahead of time: {target}", "TRITON_CACHE_DIR": str(tmp_path)}
+    assert lane("test_ahead_of_time.py", **environment) == len(OPS)
 
 
 # ---- operators ----
@@ -62,7 +63,17 @@ def contrastive_ce_inputs(objective: str = "margin") -> tuple[Any, ...]:
     return hidden, weight, options, torch.tensor([0, 2, 1]), bias, objective, 0.5, 3.0, "torch"
 
 
+def branch_attention_inputs() -> tuple[Any, ...]:
+    query, key, value = torch.randn(2, 4, 3, 8), torch.randn(2, 2, 3, 8), torch.randn(2, 2, 3, 6)
+    keys, values = [torch.randn(n, 2, 5, 8) for n in (1, 2)], [torch.randn(n, 2, 5, 6) for n in (1, 2)]
+    pieces = [torch.zeros(2, dtype=torch.int64), torch.arange(2)]
+    lengths, starts = [torch.tensor([5]), torch.tensor([2, 4])], [torch.tensor([0]), torch.tensor([5, 5])]
+    positions, sinks = torch.tensor([7, 9]), torch.randn(4)
+    return query, key, value, keys, values, pieces, lengths, starts, positions, 0.3, 5.0, 6, sinks, "torch"
+
+
 INPUTS: dict[str, Callable[[], tuple[Any, ...]]] = {
+    "branch_attention": branch_attention_inputs,
     "contrastive_ce": contrastive_ce_inputs,
     "glu_score": glu_score_inputs,
 }
@@ -72,7 +83,7 @@ def differentiable(values: tuple[Any, ...], names: tuple[int, ...]) -> tuple[Any
     return tuple(v.requires_grad_() if n in names else v for n, v in enumerate(values))
 
 
-DIFFERENTIABLE = {"contrastive_ce": (0,), "glu_score": (0, 1, 2)}
+DIFFERENTIABLE = {"branch_attention": (0, 1, 2), "contrastive_ce": (0,), "glu_score": (0, 1, 2)}
 
 
 @pytest.mark.parametrize("op", INPUTS)
@@ -139,7 +150,11 @@ class Scored(torch.nn.Module):
         ops.glu_score(gate.detach(), up.detach(), h.detach(), lengths, into=sums, gradients=False)
         chosen = torch.arange(12).reshape(3, 4) % 6
         answers = ops.contrastive_ce(h[:3], torch.eye(6), chosen, torch.tensor([0, 3, 1]), objective="p_vocab")
-        return found.scores.sum(0) + sums + found.gate.sum(0) + answers.value.sum()
+        q = h.reshape(1, 9, 2, 3).transpose(1, 2)
+        one = torch.zeros(1, dtype=torch.int64)
+        shared = ops.Pieces(q.detach(), q.detach(), one, one + 5, one)
+        mixed = ops.branch_attention(q, q, q, [shared], window=4)
+        return found.scores.sum(0) + sums + found.gate.sum(0) + answers.value.sum() + mixed.sum()
 
 
 @pytest.mark.parametrize("compiler", ["aot_eager"])
@@ -217,6 +232,26 @@ def test_contrastive_ce_refuses_what_it_cannot_read() -> None:
     many = torch.zeros(3, 65, dtype=torch.int64)
     with refused("at most 64 option tokens"):
         ops.contrastive_ce(**given | {"options": many}, backend="triton")
+
+
+def test_branch_attention_refuses_what_it_cannot_read() -> None:
+    own, one = torch.randn(2, 2, 3, 8), torch.zeros(2, dtype=torch.int64)
+    level = ops.Pieces(torch.randn(2, 2, 5, 8), torch.randn(2, 2, 5, 8), one, one + 5, one)
+    assert ops.branch_attention(own, own, own, [level]).shape == own.shape
+    bad: list[tuple[str, Callable[[], object]]] = [
+        ("query", lambda: ops.branch_attention(own[0], own, own)),
+        ("groups", lambda: ops.branch_attention(own, own[:, :, :2], own)),
+        ("one type", lambda: ops.branch_attention(own, own.double(), own)),
+        ("prefix[0].keys", lambda: ops.branch_attention(own, own, own, [level._replace(keys=level.keys[..., :4])])),
+        ("prefix[1].values", lambda: ops.branch_attention(own, own, own, [level, level._replace(values=own)])),
+        ("prefix[0]", lambda: ops.branch_attention(own, own, own, [level._replace(piece=one[:1])])),
+        ("positions", lambda: ops.branch_attention(own, own, own, positions=one[:1])),
+        ("sinks", lambda: ops.branch_attention(own, own, own, sinks=torch.zeros(3))),
+        ("3 levels", lambda: ops.branch_attention(own, own, own, [level] * 4, backend="triton")),
+    ]
+    for name, call in bad:
+        with refused(name):
+            call()
 
 
 def test_glu_score_refuses_what_it_cannot_read() -> None:

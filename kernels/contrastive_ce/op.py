@@ -41,8 +41,8 @@ def contrastive_ce(
 ) -> ContrastiveCE:
     """An objective of multiple-choice answers from final hidden states and the rows of the head, and its gradient.
 
-    hidden is (rows, width), the head's weight (vocabulary, width) and bias (vocabulary,). options holds the token ids of
-    every option, (rows, options) or (rows, options, forms) where an option may be written in several ways; -1 is no
+    hidden is (rows, width), the head's weight (vocabulary, width) and bias (vocabulary,). options holds the token ids
+    of every option, (rows, options) or (rows, options, forms) where an option may be written in several ways; -1 is no
     token. right is the right option of every row. A logit is scale * (hidden . weight + bias), then
     softcap * tanh(logit / softcap); the score of an option is the logsumexp over its tokens. The objective is one of
     logp_options (minus the cross-entropy over the options), p_options, margin (right score minus the logsumexp of the

@@ -1,7 +1,7 @@
 """What contrastive_ce computes, in plain PyTorch; in float64 where it is given float64.
 
-The derivatives are written out, so that nothing but the options' logits is kept. The normaliser of the vocabulary and its
-gradient go over the vocabulary piece by piece: no tensor of batch x vocabulary is made.
+The derivatives are written out, so that nothing but the options' logits is kept. The normaliser of the vocabulary and
+its gradient go over the vocabulary piece by piece: no tensor of batch x vocabulary is made.
 """
 
 from __future__ import annotations
@@ -50,9 +50,7 @@ def contrastive_ce(
     scores = logits.logsumexp(-1)
     log_z = log_normaliser(hidden, weight, bias, scale, softcap) if "vocab" in objective else None
     value, above = value_and_slope(objective, scores, log_z, right)
-    there = real.any(-1)
-    forms = above[..., None] * logits.softmax(-1) * slope
-    forms = forms.masked_fill(~(real & there[..., None]), 0.0)
+    forms = (above[..., None] * logits.softmax(-1) * slope).masked_fill(~real, 0.0)
     grad = torch.einsum("bkf,bkfd->bd", forms, rows)
     if log_z is not None:
         much = torch.ones_like(value) if objective == "logp_vocab" else value
@@ -80,13 +78,14 @@ def value_and_slope(objective: str, scores: Tensor, log_z: Tensor | None, right:
 
 def pieces(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, scale: float, softcap: float | None
-) -> Iterator[Tensor]:
+) -> Iterator[tuple[Tensor, Tensor | float, Tensor]]:
+    """Logits, their slopes and the head's rows, a piece of the vocabulary at a time."""
     h = wide(hidden)
     for start in range(0, len(weight), PIECE):
         rows = wide(weight[start : start + PIECE])
         raw = h @ rows.T if bias is None else torch.addmm(wide(bias[start : start + PIECE]), h, rows.T)
         logits, slope = bent(raw, scale, softcap)
-        yield logits, slope, rows  # type: ignore[misc]
+        yield logits, slope, rows
 
 
 def log_normaliser(hidden: Tensor, weight: Tensor, bias: Tensor | None, scale: float, softcap: float | None) -> Tensor:

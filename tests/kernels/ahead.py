@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 import triton
+from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
 from triton.runtime.jit import KernelInterface
@@ -97,17 +98,29 @@ def _read(name: str, kernel: Any) -> Compiled:
         registers, spills = (_number(rf"\.{key}:\s+(\d+)", text) for key in ("vgpr_count", "vgpr_spill_count"))
         atomics = len(re.findall(r"\b(?:global|flat|buffer)_atomic", text))
         return Compiled(name, registers, spills, kernel.metadata.shared, atomics)
-    arch, text = kernel.metadata.target.arch, kernel.asm["ptx"]
+    text = kernel.asm["ptx"]
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(kernel.asm["cubin"])
+        file.flush()
+        used = _output(knobs.nvidia.cuobjdump.path, "-res-usage", file.name)
+    spills = _spills(text, kernel.metadata.target.arch) if _number(r"STACK:(\d+)", used) else 0
+    atomics = len(re.findall(r"^\s*(?:@%?\w+\s+)?(?:atom|red)\.", text, re.MULTILINE))
+    return Compiled(name, _number(r"REG:(\d+)", used), spills, kernel.metadata.shared, atomics)
+
+
+def _spills(ptx: str, arch: int) -> int:
+    """Bytes stored and loaded back, as the assembler counts them; without a stack there are none."""
     with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
-        file.write(text)
+        file.write(ptx)
         file.flush()
         gpu = f"--gpu-name=sm_{arch}{'a' if arch >= 90 else ''}"
-        done = subprocess.run(
-            [get_ptxas(arch).path, "-v", gpu, file.name, "-o", "/dev/null"], capture_output=True, text=True, check=True
-        ).stderr
-    spills = _number(r"(\d+) bytes spill stores", done) + _number(r"(\d+) bytes spill loads", done)
-    atomics = len(re.findall(r"^\s*(?:@%?\w+\s+)?(?:atom|red)\.", text, re.MULTILINE))
-    return Compiled(name, _number(r"Used (\d+) registers", done), spills, kernel.metadata.shared, atomics)
+        done = _output(get_ptxas(arch).path, "-v", gpu, file.name, "-o", "/dev/null")
+    return _number(r"(\d+) bytes spill stores", done) + _number(r"(\d+) bytes spill loads", done)
+
+
+def _output(*command: str) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return done.stdout + done.stderr
 
 
 def _number(pattern: str, text: str) -> int:

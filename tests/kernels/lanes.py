@@ -31,6 +31,7 @@ FACTOR = 2.0
 
 def within_budget(found: Tensor, plain: Tensor, right: Tensor, more: float = 1.0) -> None:
     """error(kernel) <= 2 error(PyTorch, same type) + rounding, relative to the largest; NaN and inf as PyTorch."""
+    rounding = ROUNDING[found.dtype]
     assert found.shape == plain.shape == right.shape and found.dtype == plain.dtype
     odd = ~plain.isfinite()
     assert torch.equal(found[odd].nan_to_num(7.0), plain[odd].nan_to_num(7.0))
@@ -40,7 +41,7 @@ def within_budget(found: Tensor, plain: Tensor, right: Tensor, more: float = 1.0
     found, plain, exact = (x[~odd].double().cpu() for x in (found, plain, right))
     size = max(float(exact.abs().max()), 1e-30)
     error, base = (float((x - exact).abs().max()) / size for x in (found, plain))
-    budget = FACTOR * base + more * ROUNDING[right.dtype if right.dtype in ROUNDING else torch.float32]
+    budget = FACTOR * base + more * rounding
     assert error <= budget, f"error {error:.2e}, budget {budget:.2e} (PyTorch: {base:.2e})"
 
 

@@ -85,4 +85,35 @@ def contrastive_ce() -> Iterator[Launch]:
                 yield f"{device} {dtype} {name}", call
 
 
-OPS = {"contrastive_ce": contrastive_ce, "glu_score": glu_score}
+def branch_attention() -> Iterator[Launch]:
+    from neuronllm.kernels.branch_attention import kernel
+
+    def run(dtype: torch.dtype, backward: bool, widths: tuple[int, int], heads: int, levels: int, more: bool) -> Any:
+        groups, rows, (width, width_v) = 4, 64, widths
+        query = torch.empty(2, heads * groups, rows, width, dtype=dtype)
+        key, value = (
+            torch.empty(2, groups, rows, width, dtype=dtype),
+            torch.empty(2, groups, rows, width_v, dtype=dtype),
+        )
+        one = torch.ones(2, dtype=torch.int64)
+        prefix = [
+            [torch.empty(2, groups, 96, width, dtype=dtype)] * levels,
+            [torch.empty(2, groups, 96, width_v, dtype=dtype)] * levels,
+            *[[one] * levels] * 3,
+        ]
+        rest = (*prefix, one, width**-0.5, 50.0 if more else None, 1024 if more else None)
+        if not backward:
+            return kernel.branch_attention(query, key, value, *rest, torch.empty(heads * groups) if more else None)
+        out = torch.empty(2, heads * groups, rows, width_v, dtype=dtype)
+        return kernel.backward(out, out, torch.empty(2, heads * groups, rows), query, key, value, *rest)
+
+    variants = [((128, 128), 8, 3, True), ((64, 64), 1, 1, False), ((256, 192), 2, 2, True)]
+    for device, table in tables("branch_attention"):
+        for dtype in ("bfloat16", "float16"):
+            for backward in (False, True):
+                for variant in variants if dtype == "bfloat16" else variants[1:2]:
+                    name = f"{device} {'backward-' if backward else ''}{dtype}-{max(variant[0])} {variant}"
+                    yield name, with_table(table, lambda d=dtype, b=backward, v=variant: run(DTYPES[d], b, *v))
+
+
+OPS = {"branch_attention": branch_attention, "contrastive_ce": contrastive_ce, "glu_score": glu_score}

@@ -58,7 +58,7 @@ def check(given: dict[str, Any], **options: Any) -> GluScore:
     for x, y, z in zip(found, plain, right, strict=True):
         assert (x is None) == (y is None)
         if x is not None:
-            within_budget(x, y, z.to(y.dtype) if z.dtype != torch.float64 else z)
+            within_budget(x, y, z)
     return found
 
 
