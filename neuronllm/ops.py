@@ -15,5 +15,6 @@ from __future__ import annotations
 from .kernels.branch_attention.op import Pieces, branch_attention
 from .kernels.contrastive_ce.op import ContrastiveCE, contrastive_ce
 from .kernels.glu_score.op import GluScore, glu_score
+from .kernels.score_gemm.op import score_gemm
 
-__all__ = ["ContrastiveCE", "GluScore", "Pieces", "branch_attention", "contrastive_ce", "glu_score"]
+__all__ = ["ContrastiveCE", "GluScore", "Pieces", "branch_attention", "contrastive_ce", "glu_score", "score_gemm"]

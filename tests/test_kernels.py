@@ -72,10 +72,16 @@ def branch_attention_inputs() -> tuple[Any, ...]:
     return query, key, value, keys, values, pieces, lengths, starts, positions, 0.3, 5.0, 6, sinks, "torch"
 
 
+def score_gemm_inputs() -> tuple[Any, ...]:
+    grad, weight, gate, up = torch.randn(9, 5), torch.randn(5, 6), torch.randn(9, 6), torch.randn(9, 6)
+    return grad, weight, gate, up, None, torch.tensor([4, 0, 5]), torch.randn(3), "gelu_erf", False, "torch"
+
+
 INPUTS: dict[str, Callable[[], tuple[Any, ...]]] = {
     "branch_attention": branch_attention_inputs,
     "contrastive_ce": contrastive_ce_inputs,
     "glu_score": glu_score_inputs,
+    "score_gemm": score_gemm_inputs,
 }
 
 
@@ -83,7 +89,12 @@ def differentiable(values: tuple[Any, ...], names: tuple[int, ...]) -> tuple[Any
     return tuple(v.requires_grad_() if n in names else v for n, v in enumerate(values))
 
 
-DIFFERENTIABLE = {"branch_attention": (0, 1, 2), "contrastive_ce": (0,), "glu_score": (0, 1, 2)}
+DIFFERENTIABLE = {
+    "branch_attention": (0, 1, 2),
+    "contrastive_ce": (0,),
+    "glu_score": (0, 1, 2),
+    "score_gemm": (0, 2, 3),
+}
 
 
 @pytest.mark.parametrize("op", INPUTS)
@@ -135,6 +146,24 @@ def test_glu_score_gradients(act: str, layout: str, split: bool) -> None:
     assert torch.autograd.gradcheck(scores, (gate, grad) if layout == "no gate" else (gate, up, grad))
 
 
+@pytest.mark.parametrize("each", [False, True])
+@pytest.mark.parametrize("layout", ["separate", "fused", "no gate"])
+def test_score_gemm_gradients(layout: str, each: bool) -> None:
+    draw = torch.Generator().manual_seed(0)
+    gate, up = (torch.randn(7, 4, dtype=torch.float64, generator=draw).requires_grad_() for _ in range(2))
+    grad = torch.randn(7, 3, dtype=torch.float64, generator=draw).requires_grad_()
+    down = torch.randn(3, 4, dtype=torch.float64, generator=draw)
+    lengths, weights = None if each else torch.tensor([3, 0, 4]), torch.arange(1.0, 8 if each else 4)
+
+    def scores(*factors: Tensor) -> Tensor:
+        dy, g, *u = factors
+        first = torch.cat([g, *u], 1) if layout == "fused" else g
+        second = u[0] if layout == "separate" else None
+        return ops.score_gemm(dy, down, first, second, lengths, weights=weights, each=each, backend="torch")
+
+    assert torch.autograd.gradcheck(scores, (grad, gate) if layout == "no gate" else (grad, gate, up))
+
+
 class Scored(torch.nn.Module):
     """A model that calls every op, as a user's would."""
 
@@ -154,7 +183,8 @@ class Scored(torch.nn.Module):
         one = torch.zeros(1, dtype=torch.int64)
         shared = ops.Pieces(q.detach(), q.detach(), one, one + 5, one)
         mixed = ops.branch_attention(q, q, q, [shared], window=4)
-        return found.scores.sum(0) + sums + found.gate.sum(0) + answers.value.sum() + mixed.sum()
+        summed = ops.score_gemm(x, torch.ones(5, 6), gate, up, lengths).sum(0)
+        return found.scores.sum(0) + sums + found.gate.sum(0) + answers.value.sum() + mixed.sum() + summed
 
 
 @pytest.mark.parametrize("compiler", ["aot_eager"])
@@ -248,6 +278,22 @@ def test_branch_attention_refuses_what_it_cannot_read() -> None:
         ("positions", lambda: ops.branch_attention(own, own, own, positions=one[:1])),
         ("sinks", lambda: ops.branch_attention(own, own, own, sinks=torch.zeros(3))),
         ("3 levels", lambda: ops.branch_attention(own, own, own, [level] * 4, backend="triton")),
+    ]
+    for name, call in bad:
+        with refused(name):
+            call()
+
+
+def test_score_gemm_refuses_what_it_cannot_read() -> None:
+    grad, weight, gate = torch.ones(3, 5), torch.ones(5, 4), torch.ones(3, 4)
+    bad: list[tuple[str, Callable[[], object]]] = [
+        ("weight", lambda: ops.score_gemm(grad, weight.T, gate)),
+        ("gate", lambda: ops.score_gemm(grad, weight, gate[:2])),
+        ("gate", lambda: ops.score_gemm(grad, weight, gate.double())),
+        ("act=", lambda: ops.score_gemm(grad, weight, gate, act="swish")),
+        ("each", lambda: ops.score_gemm(grad, weight, gate, lengths=torch.tensor([3]), each=True)),
+        ("weights", lambda: ops.score_gemm(grad, weight, gate, weights=torch.ones(2))),
+        ("detach", lambda: ops.score_gemm(grad, weight.clone().requires_grad_(), gate)),
     ]
     for name, call in bad:
         with refused(name):

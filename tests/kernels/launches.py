@@ -116,4 +116,36 @@ def branch_attention() -> Iterator[Launch]:
                     yield name, with_table(table, lambda d=dtype, b=backward, v=variant: run(DTYPES[d], b, *v))
 
 
-OPS = {"branch_attention": branch_attention, "contrastive_ce": contrastive_ce, "glu_score": glu_score}
+def score_gemm() -> Iterator[Launch]:
+    from neuronllm.kernels.score_gemm import kernel
+
+    lengths, width, neurons = torch.tensor([100, 3]), 4096, 11008
+
+    def run(dtype: torch.dtype, act: str, layout: str, weights: bool, each: bool) -> Any:
+        grad, weight = torch.empty(103, width, dtype=dtype), torch.empty(width, neurons, dtype=dtype)
+        gate = torch.empty(103, 2 * neurons if layout == "fused" else neurons, dtype=dtype)
+        up = gate if layout in ("separate", "transposed") else None
+        if layout == "transposed":
+            weight = torch.empty(neurons, width, dtype=dtype).T
+        factor = torch.ones(103 if each else 2, neurons) if weights else None
+        return kernel.score_gemm(grad, weight, gate, up, None, None if each else lengths, factor, act, each)
+
+    variants = [
+        ("silu", "separate", False, False),
+        ("gelu_erf", "fused", True, True),
+        ("identity", "no gate", True, True),
+        ("relu2", "transposed", True, False),
+    ]
+    for device, table in tables("score_gemm"):
+        for dtype in (name for name in DTYPES if name in table):
+            for variant in variants if dtype == "bfloat16" else variants[:2]:
+                name = " ".join(str(part) for part in variant)
+                yield f"{device} {dtype} {name}", with_table(table, lambda d=dtype, v=variant: run(DTYPES[d], *v))
+
+
+OPS = {
+    "branch_attention": branch_attention,
+    "contrastive_ce": contrastive_ce,
+    "glu_score": glu_score,
+    "score_gemm": score_gemm,
+}
