@@ -14,12 +14,14 @@ CXX_SOURCES := $(wildcard csrc/*.h csrc/*.cpp)
 # One thread a process: the tests are tiny, and threads of several processes would only wait for each other.
 TEST_ENV := OMP_NUM_THREADS=1
 
-.PHONY: help demo test test-noext test-gpu style format env clean
+.PHONY: help demo test test-noext test-gpu bench bench-full style format env clean
 help:
 	@echo "make demo        find, steer and judge neurons of the bundled model (installs first)"
 	@echo "make test        the whole test suite, extension required (installs first)"
 	@echo "make test-noext  a short run without the extension"
 	@echo "make test-gpu    the tests that need a CUDA device"
+	@echo "make bench       the quick benchmarks, checked and timed (under 10 minutes on 2 cores)"
+	@echo "make bench-full  all benchmarks on one thread and on two, into bench/results, and docs/performance.md from them"
 	@echo "make style       ruff, mypy, clang-format; make format repairs what they can"
 	@echo "make env         what was built, what was found, and why a fast path is off"
 	@echo "make clean       remove what was built (not .venv)"
@@ -62,6 +64,16 @@ test-noext: $(VENV)/.dev-stamp
 test-gpu: $(VENV)/.dev-stamp
 	$(NINJA_BUILD)
 	$(BIN)/python -m pytest -m gpu
+
+# A quick look: its JSON stays out of the tree.
+bench: $(VENV)/.dev-stamp
+	$(NINJA_BUILD)
+	$(BIN)/python -m bench run quick --rounds 3 --output .benchmarks
+
+bench-full: $(VENV)/.dev-stamp
+	$(NINJA_BUILD)
+	$(BIN)/python -m bench run all --threads 1 2
+	$(BIN)/python -m bench report
 
 style: $(VENV)/.dev-stamp
 	$(BIN)/ruff check .

@@ -8,11 +8,10 @@ import logging
 import os
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-# Before torch is loaded: threads that spin while they wait make a busy machine many times slower, and nothing downloads.
+# Before torch is loaded. Threads that spin while they wait make a busy machine many times slower; nothing downloads.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("KINETO_LOG_LEVEL", "5")
@@ -110,20 +109,18 @@ def _peak(args: argparse.Namespace) -> int:
     import torch
 
     from .harness import Choice, Setup
-    from .memory import peak_memory, resident_peak
+    from .memory import peak_memory
     from .suites import ALL
 
     torch.set_num_threads(args.threads)
     setup = Setup(args.device, args.threads, args.shape, None, args.seed)
     case = ALL[args.name].build(setup)
     with case.stack:
-        (side,) = (s for s in case.sides if s.name == args.side)
+        (side,) = (side for side in case.sides if side.name == args.side)
         if isinstance(side, Choice):
-            side = replace(side.candidates[-1], name=side.name)
-        side.run(0)  # what is made once, such as a library's tables, belongs to no run
-        found = {"peak": peak_memory(lambda: side.run(1), args.device)}
-        if args.device == "cpu":
-            found["resident"] = resident_peak(lambda: side.run(2)) or 0
+            raise SystemExit(f"bench: {side.name} is a choice of several sides, name one of them")
+        inputs = side.inputs(0)
+        found = {"peak": peak_memory(lambda: side.run(*inputs), args.device)}
     print(json.dumps(found))
     return 0
 

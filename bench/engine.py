@@ -32,35 +32,38 @@ def ig(setup: Setup) -> Case:
     alphas, weights = quadrature("midpoint", STEPS)
     many = min(16, bench.count) if setup.device == "cpu" else bench.count
 
-    def ours(turn: int, count: int = 1) -> Tensor:
-        return bench.engine.integrate(bench.prompts(turn, count), OBJECTIVE, alphas, weights)
+    def by_engine(prompts: list[nl.Prompt], engine: Any = None) -> Tensor:
+        return (engine or bench.engine).integrate(prompts, OBJECTIVE, alphas, weights)
 
-    def by_hand(turn: int) -> Tensor:
-        return plain.integrated_gradients(bench.plain, *bench.tensors(turn, 1), STEPS)
-
-    def judged(engine: Any) -> Tensor:
-        return engine.integrate(bench.prompts(0, 1), OBJECTIVE, alphas, weights)
+    def by_hand(ids: Tensor, options: Tensor, answers: Tensor) -> Tensor:
+        return plain.integrated_gradients(bench.plain, ids, options, answers, STEPS)
 
     def check() -> list[Check]:
-        return bench.agreement(f"IG, {STEPS} steps", ours(0), partial(by_hand, 0), judged)
+        return bench.agreement(f"IG, {STEPS} steps", by_engine, by_hand, count=1)
 
-    batched = Side(f"ours, {many} prompts", partial(ours, count=many), work=many)
-    floor = bench.inference(many, many)
-    sides: list[Side | Choice] = [Side("plain", by_hand), Side("ours", ours, times=5), batched, floor]
+    batched = bench.ours(f"ours, {many} prompts", by_engine, many)
+    floor = bench.inference("inference", many, many)
+    sides = [bench.by_hand("plain", by_hand, 1), bench.ours("ours", by_engine, 1, times=5), batched, floor]
     if bench.shape.moe:  # no plain way through a mixture of experts is pinned
         del sides[0]
     gpu = {shape: Bar("<=", 2.5) for shape in DENSE_GPU} | {"qwen3-30b-a3b": Bar("<=", 3.0)}
     cpu = {"small 1": Bar(">=", 60), "small 2": Bar(">=", 45)}
-    views = [
-        Comparison("IG, 16 steps; plain IG", "plain", "ours", bar=bar_for(setup, cpu)),
-        Comparison(f"IG, 16 steps, {many} prompts at once; plain IG", "plain", batched.name),
-        Comparison("IG, 16 steps; inference", floor.name, batched.name, "cost", bar=bar_for(setup, gpu)),
+    bench.case.sides, bench.case.check = [*sides], check
+    bench.case.views = [
+        Comparison("IG, 16 steps", "plain IG", "plain", "ours", bar=bar_for(setup, cpu)),
+        Comparison(f"IG, 16 steps, {many} prompts at once", "plain IG", "plain", batched.name),
+        Comparison(
+            f"IG, 16 steps, {many} prompts at once",
+            "inference",
+            floor.name,
+            batched.name,
+            "cost",
+            bar=bar_for(setup, gpu),
+        ),
     ]
-    bench.case.sides, bench.case.check, bench.case.views = sides, check, views
-    bench.case.rounds = 2
-    bench.case.peaks = [side.name for side in sides if isinstance(side, Side)]
+    bench.case.rounds, bench.case.peaks = 2, [side.name for side in sides]
     bench.case.settings = bench.settings(steps=STEPS, quadrature="midpoint")
-    bench.case.notes = ["plain IG: one prompt; per layer one full forward and backward with all alphas in a batch"]
+    bench.case.notes = ["Plain IG: one prompt; per layer one full forward and backward with all alphas in a batch"]
     return bench.case
 
 
@@ -70,27 +73,32 @@ def exact(setup: Setup) -> Case:
     n = bench.anatomy.n_neurons
     order = torch.randperm(n, generator=torch.Generator().manual_seed(setup.seed))
 
-    def ours(turn: int) -> Tensor:
-        return bench.engine.effects(bench.prompts(turn, 1), OBJECTIVE)
-
-    def by_hand(turn: int, batch: int, count: int) -> Tensor:
-        some = _addresses(bench, order.roll(-turn * count)[:count])
-        return plain.effects(bench.plain, *bench.tensors(turn, 1), some, batch)
+    def ours(prompts: list[nl.Prompt]) -> Tensor:
+        return bench.engine.effects(prompts, OBJECTIVE)
 
     def candidate(batch: int) -> Side:
         count = min(n, max(batch, 16))
-        return Side(f"batch {batch}", partial(by_hand, batch=batch, count=count), work=count, times=2)
 
-    bars = {"small": Bar(">=", 150)}
-    bench.case.sides = [Choice("plain", [candidate(size) for size in bench.shape.copies]), Side("ours", ours, work=n)]
-    bench.case.check = partial(_check_effects, bench, order)
-    bench.case.views = [Comparison("silencing effects; plain loop", "plain", "ours", bar=bar_for(setup, bars))]
+        def inputs(turn: int) -> tuple[Any, ...]:
+            return *bench.tensors(turn, 1), _addresses(bench, order.roll(-turn * count)[:count])
+
+        def run(ids: Tensor, options: Tensor, answers: Tensor, neurons: list[tuple[int, int]]) -> Tensor:
+            return plain.effects(bench.plain, ids, options, answers, neurons, batch)
+
+        return Side(f"batch {batch}", inputs, run, work=count, times=2)
+
+    loop = Choice("plain", [candidate(size) for size in bench.shape.copies])
+    bench.case.sides, bench.case.check = (
+        [loop, bench.ours("ours", ours, 1, work=n)],
+        partial(_check_effects, bench, order),
+    )
+    bar = bar_for(setup, {"small": Bar(">=", 150)})
+    bench.case.views = [Comparison("silencing effects of all neurons", "plain loop", "plain", "ours", bar=bar)]
     if setup.shape in DENSE_GPU:
-        bench.case.sides.append(Side("a prompt", ours))
-        bench.case.views.append(Limit("silencing effects of all neurons, a prompt", "a prompt", Bar("<=", 15)))
+        bench.case.views.append(Limit("silencing effects of all neurons of a prompt", "ours", n, Bar("<=", 15)))
     bench.case.unit, bench.case.rounds, bench.case.peaks = "neuron", 3, ["ours"]
     bench.case.settings = bench.settings(sample=min(SAMPLE, n))
-    bench.case.notes = ["plain loop: timed on a sample of neurons at its best batch size, quoted per neuron"]
+    bench.case.notes = ["Plain loop: timed on a sample of neurons at its best batch size, quoted per neuron"]
     return bench.case
 
 
@@ -123,37 +131,30 @@ def _first_order(bench: Bench, what: str, bar: Bar | None, positions: str = "ans
     """Gradient times activation against inference of the same prompts, and against the same by hand."""
     count, everywhere = bench.count, positions == "all"
 
-    def ours(turn: int, n: int = count) -> Tensor:
-        return bench.engine.gradients(bench.prompts(turn, n), OBJECTIVE, positions=positions)
+    def by_engine(prompts: list[nl.Prompt], engine: Any = None) -> Tensor:
+        return (engine or bench.engine).gradients(prompts, OBJECTIVE, positions=positions)
 
-    def whole(turn: int) -> Tensor:
-        options: dict[str, Any] = {"method": "gradient", "positions": positions, "progress": False}
-        return nl.attribute(bench.model, None, bench.prompts(turn, count), **options).values
+    def whole(prompts: list[nl.Prompt]) -> Tensor:
+        return nl.attribute(bench.model, None, prompts, "gradient", positions=positions, progress=False).values
 
-    def by_hand(turn: int, n: int = count) -> Tensor:
-        batch = min(8, n) if bench.setup.device == "cpu" else n
-        return plain.gradient(bench.plain, *bench.tensors(turn, n), batch, everywhere)
+    def by_hand(ids: Tensor, options: Tensor, answers: Tensor) -> Tensor:
+        return plain.gradient(bench.plain, ids, options, answers, 8, everywhere)
 
     def check() -> list[Check]:
-        few = min(8, count)
+        return bench.agreement(what, by_engine, by_hand, count=min(8, count))
 
-        def judged(engine: Any) -> Tensor:
-            return engine.gradients(bench.prompts(0, few), OBJECTIVE, positions=positions)
-
-        return bench.agreement(what, ours(0, few), partial(by_hand, 0, few), judged)
-
-    sides: list[Side | Choice] = [bench.best_inference(), Side("ours", ours, work=count)]
-    sides += [Side("nl.attribute", whole, work=count)]
+    sides: list[Side | Choice] = [bench.best_inference(), bench.ours("ours", by_engine, count)]
+    sides.append(bench.ours("nl.attribute", whole, count, every=2))
     if not bench.shape.moe:
-        sides.append(Side("plain", by_hand, work=count, every=3))
+        sides.append(bench.by_hand("plain", by_hand, min(count, 16), every=2))
     bench.case.sides, bench.case.check = sides, check
     bench.case.views = [
-        Comparison(f"{what}; inference", "inference", "ours", "cost", bar=bar),
-        Comparison(f"{what}, all of nl.attribute; inference", "inference", "nl.attribute", "cost"),
-        Comparison(f"{what}; plain gradient", "plain", "ours"),
+        Comparison(what, "inference", "inference", "ours", "cost", bar=bar),
+        Comparison(f"{what}, all of nl.attribute", "inference", "inference", "nl.attribute", "cost"),
+        Comparison(what, "plain gradient", "plain", "ours"),
     ]
     bench.case.settings = bench.settings(positions=positions)
-    bench.case.notes = ["inference: no_grad, sdpa, logits of the last position, no cache, its best batch size"]
+    bench.case.notes = ["Inference: no_grad, sdpa, logits of the last position, no cache, its best batch size"]
     return bench.case
 
 

@@ -1,10 +1,9 @@
-"""What the cases of the engine suites share: a random model, its twin for the plain side, prompts, an engine, judges."""
+"""What the cases of the suites share: a random model, its twin for the plain side, prompts, an engine, judges."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 import torch
@@ -33,8 +32,6 @@ class Bench:
         self.plain = twin(self.model)
         self.anatomy = Anatomy.of(self.model)
         self.case = Case(sides=[], check=list, views=[])
-        self.prompts: Callable[[int, int], list[nl.Prompt]] = cache(self._prompts)
-        self.tensors: Callable[[int, int], tuple[Tensor, Tensor, Tensor]] = cache(self._tensors)
         self.engine = self.open(self.model, **options)
         if self.engine.name != "fast":
             raise RuntimeError("the fast engine refused this model, its log says why: there is nothing to compare")
@@ -43,48 +40,63 @@ class Bench:
         engine = open_engine(model, self.anatomy, self.prompts(0, self.count), backend, **options)
         return self.case.stack.enter_context(engine)
 
-    def _prompts(self, turn: int, count: int) -> list[nl.Prompt]:
+    def prompts(self, turn: int, count: int) -> list[nl.Prompt]:
+        """The prompts of a turn."""
         seed = self.setup.seed + 1 + turn
         if self.shared:
             return shared_prompts(self.shape, max(1, count // 4), 4, seed)
         return random_prompts(self.shape, count, seed)
 
-    def _tensors(self, turn: int, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    def tensors(self, turn: int, count: int) -> tuple[Tensor, Tensor, Tensor]:
+        """The same as the plain side takes them: token ids, option ids, right options."""
         return plain.tensors(self.prompts(turn, count), self.setup.device)
 
-    def inference(self, batch: int, count: int | None = None, use_cache: bool = False) -> Side:
+    def ours(self, name: str, run: Callable[..., Any], count: int, **more: Any) -> Side:
+        """A side that takes `count` prompts."""
+        return Side(name, lambda turn: (self.prompts(turn, count),), run, **({"work": count} | more))
+
+    def by_hand(self, name: str, run: Callable[..., Any], count: int, **more: Any) -> Side:
+        """A side that takes the tensors of `count` prompts."""
+        return Side(name, lambda turn: self.tensors(turn, count), run, **({"work": count} | more))
+
+    def inference(self, name: str, batch: int, count: int, use_cache: bool = False) -> Side:
         """Plain batched inference of `count` prompts."""
-        n = count or self.count
 
-        def run(turn: int) -> Tensor:
-            return plain.inference(self.plain, self.tensors(turn, n)[0], batch, use_cache)
+        def run(ids: Tensor, options: Tensor, answers: Tensor) -> Tensor:
+            return plain.inference(self.plain, ids, batch, use_cache)
 
-        return Side(f"batch {batch}", run, work=n)
+        return self.by_hand(name, run, count)
 
     def best_inference(self) -> Choice:
-        sizes = sorted({min(size, self.count) for size in self.shape.batches})
-        return Choice("inference", [self.inference(size) for size in sizes])
+        """Inference of all prompts at the best batch size, found on at least sixteen of them."""
+        sizes = {f"batch {n}": n for n in sorted({min(n, self.count) for n in self.shape.batches})}
+        pilots = [self.inference(name, n, min(self.count, max(n, 16))) for name, n in sizes.items()]
+        return Choice("inference", pilots, lambda best: self.inference(best.name, sizes[best.name], self.count))
 
     def settings(self, **more: Any) -> dict[str, Any]:
         shape = {"model": str(self.shape), "neurons": self.anatomy.n_neurons, "tokens": self.shape.tokens}
         return shape | {"prompts": self.count, "objective": OBJECTIVE, "plan": str(self.engine.plan)} | more
 
     def agreement(
-        self, what: str, ours: Tensor, by_hand: Callable[[], Tensor], judged: Callable[[Any], Tensor]
+        self, what: str, by_engine: Callable[..., Tensor], by_hand: Callable[..., Tensor], count: int
     ) -> list[Check]:
         """In float32 ours is held to the plain result. In less both are held to float32: rounding is not ours alone.
 
-        `judged(engine)` is the same result by another engine. A mixture of experts has no plain way here, and one that
-        fills the device no room for a wider copy: the reference engine judges it in its own type.
+        A mixture of experts has no plain way here, and one that fills the device leaves no room for a wider copy: the
+        reference engine judges it in its own type.
         """
+        prompts = self.prompts(1, count)  # not those that the engine was opened with
+        ours = by_engine(prompts)
         if self.shape.moe:
-            with open_engine(self.model, self.anatomy, self.prompts(0, self.count), "reference") as engine:
-                return [Check(f"{what}: relative difference from the reference", relative(ours, judged(engine)), 0.1)]
-        right = by_hand()
+            with open_engine(self.model, self.anatomy, prompts, "reference") as engine:
+                difference = relative(ours, by_engine(prompts, engine))
+            limit = 1e-4 if self.shape.dtype == torch.float32 else 0.1
+            return [Check(f"{what}: relative difference from the reference", difference, limit)]
+        right = by_hand(*self.tensors(1, count))
         if self.shape.dtype == torch.float32:
             return [Check(f"{what}: relative difference from the plain way", relative(ours, right), 1e-4)]
-        with open_engine(self.single(), self.anatomy, self.prompts(0, self.count), "reference") as engine:
-            truth = judged(engine)
+        with open_engine(self.single(), self.anatomy, prompts, "reference") as engine:
+            truth = by_engine(prompts, engine)
         limit = max(0.01, 1.5 * relative(right, truth))
         return [Check(f"{what}: relative difference from float32", relative(ours, truth), limit)]
 

@@ -1,7 +1,7 @@
 """How a benchmark runs.
 
-A benchmark builds a `Case`: the sides to be compared (callables) and the views of their figures (comparisons with a bar,
-series with a slope). `run_case` then
+A benchmark builds a `Case`: the sides to be compared (callables) and the views of their figures (comparisons with a
+bar, series with a slope). `run_case` then
 
 1. checks the results against the plain ones, and raises `WrongResult` without timing anything if they differ;
 2. tries the candidates of every `Choice` (batch sizes of a baseline) and keeps the fastest, so that no baseline is
@@ -42,14 +42,15 @@ class Setup:
 
 @dataclass(frozen=True)
 class Side:
-    """Something to time. `run(turn)` does the work on the inputs of that turn.
+    """Something to time: `run(*inputs(turn))`, of which the making of the inputs is not timed.
 
-    `work` is how many units (prompts, neurons) one run does; times are quoted per unit. `times` is how often it runs in a
-    round, `every` 3 lets it run in every third round only. With `own_clock` run returns the seconds itself.
+    `work` is how many units (prompts, neurons) one run does; times are quoted per unit. `times` is how often it runs
+    in a round, `every` 3 lets it run in every third round only. With `own_clock` run returns the seconds itself.
     """
 
     name: str
-    run: Callable[[int], Any]
+    inputs: Callable[[int], tuple[Any, ...]]
+    run: Callable[..., Any]
     work: int = 1
     times: int = 1
     every: int = 1
@@ -58,10 +59,14 @@ class Side:
 
 @dataclass(frozen=True)
 class Choice:
-    """A side with a free setting: each candidate is piloted, the fastest per unit of work is the side that is timed."""
+    """A side with a free setting: each candidate is piloted, the fastest per unit of work is the one that is timed.
+
+    `whole` makes the side to be timed of the fastest candidate, where the pilot had less to do.
+    """
 
     name: str
     candidates: Sequence[Side]
+    whole: Callable[[Side], Side] = lambda side: side
 
 
 @dataclass(frozen=True)
@@ -79,10 +84,12 @@ class Bar:
 class Comparison:
     """Two sides beside each other. kind "speed-up" is baseline / ours, "cost" is ours / baseline.
 
-    `of` says what is compared: "time" per unit of work, or "peak" memory.
+    `what` names ours and `against` the baseline for readers. `of` says what is compared: "time" per unit of work, or
+    "peak" memory.
     """
 
     what: str
+    against: str
     baseline: str
     ours: str
     kind: str = "speed-up"
@@ -92,7 +99,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Series:
-    """Time of several sides against a size; `flat` quotes time per unit of work, else the whole time."""
+    """Time of several sides against a size. A line is fitted to whole times; `flat` shows times per unit of work."""
 
     what: str
     x: str
@@ -103,10 +110,11 @@ class Series:
 
 @dataclass(frozen=True)
 class Limit:
-    """A side by itself, with a bar on its seconds per unit of work."""
+    """A side by itself, with a bar on the seconds of `units` units of its work."""
 
     what: str
     ours: str
+    units: int
     bar: Bar
 
 
@@ -141,6 +149,14 @@ class Case:
     facts: Callable[[dict[str, int]], dict[str, Any]] | None = None  # further figures, given the measured peaks
     stack: ExitStack = field(default_factory=ExitStack)  # closed when the case is done
 
+    def let_go(self) -> None:
+        """Close and forget what was timed, so that the processes that measure memory have the device to themselves."""
+        self.stack.close()
+        self.sides, self.check = [], list
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
 
 @dataclass(frozen=True)
 class Benchmark:
@@ -162,10 +178,11 @@ def synchronize(device: str) -> None:
 
 def clock(side: Side, turn: int, device: str) -> float:
     """Seconds of one run. The work of a GPU counts whole: it is waited for on both ends."""
+    inputs = side.inputs(turn)
     gc.collect()
     synchronize(device)
     start = time.perf_counter()
-    result = side.run(turn)
+    result = side.run(*inputs)
     synchronize(device)
     seconds = time.perf_counter() - start
     return float(result) if side.own_clock else seconds
@@ -202,21 +219,21 @@ def relative(found: torch.Tensor, right: torch.Tensor) -> float:
 
 
 def choose(choice: Choice, device: str, turns: int = 2) -> tuple[Side, dict[str, Any]]:
-    """The fastest candidate per unit of work, and what each took. The first turn of each only warms up."""
+    """The fastest candidate per unit of work, and what each took at best."""
     times: dict[str, list[float]] = {side.name: [] for side in choice.candidates}
     for turn in range(turns):
         for side in choice.candidates:
             times[side.name].append(clock(side, turn, device))
-    each = {side.name: min(times[side.name][1:] or times[side.name]) / side.work for side in choice.candidates}
+    each = {side.name: min(times[side.name]) / side.work for side in choice.candidates}
     best = min(choice.candidates, key=lambda side: each[side.name])
-    return replace(best, name=choice.name), {"chosen": best.name, "per_unit": each}
+    return replace(choice.whole(best), name=choice.name), {"chosen": best.name, "per_unit": each}
 
 
 def interleave(sides: Sequence[Side], rounds: int, device: str) -> dict[str, list[float]]:
     """Times of every side. Every round runs all of them, so that a slow minute of the machine meets all alike."""
     for side in sides:
-        if side.times > 1:  # dear sides were warmed by the check
-            side.run(0)
+        if side.times > 1 or not device.startswith("cpu"):  # on a CPU the check has warmed dear sides
+            side.run(*side.inputs(0))
     times: dict[str, list[float]] = {side.name: [] for side in sides}
     for number in range(rounds):
         order = sides if number % 2 == 0 else sides[::-1]
@@ -247,13 +264,15 @@ def seen(view: View, sides: dict[str, Any]) -> dict[str, Any] | None:
     if isinstance(view, Series):
         return followed(view, sides)
     if isinstance(view, Limit):
-        seconds = sides[view.ours]["median"]
+        seconds = sides[view.ours]["median"] * view.units
         return {"view": "limit"} | asdict(view) | {"seconds": seconds, "met": view.bar.met(seconds)}
-    return compared(view, sides) if {view.baseline, view.ours} <= sides.keys() else None
-
-
-def compared(view: Comparison, sides: dict[str, Any]) -> dict[str, Any]:
     key = "median" if view.of == "time" else "peak"
+    if all(key in sides.get(name, {}) for name in (view.baseline, view.ours)):
+        return compared(view, sides, key)
+    return None
+
+
+def compared(view: Comparison, sides: dict[str, Any], key: str) -> dict[str, Any]:
     base, ours = sides[view.baseline][key], sides[view.ours][key]
     ratio = base / ours if view.kind == "speed-up" else ours / base
     found = asdict(view) | {"ratio": ratio, "met": view.bar.met(ratio) if view.bar else None}
@@ -261,9 +280,10 @@ def compared(view: Comparison, sides: dict[str, Any]) -> dict[str, Any]:
 
 
 def followed(view: Series, sides: dict[str, Any]) -> dict[str, Any]:
-    points = [(x, sides[name]["median"] * (1 if view.flat else sides[name]["work"])) for x, name in view.sides]
+    whole = [(x, sides[name]["median"] * sides[name]["work"]) for x, name in view.sides]
+    points = [(x, sides[name]["median"]) for x, name in view.sides] if view.flat else whole
     spread = max(y for _, y in points) / min(y for _, y in points)
-    found = asdict(view) | {"points": points, "spread": spread} | line(points)
+    found = asdict(view) | {"points": points, "spread": spread} | line(whole)
     return {"view": "series"} | found | {"met": view.bar.met(spread) if view.bar else None}
 
 
@@ -276,19 +296,24 @@ def checked(case: Case) -> list[dict[str, Any]]:
     return [asdict(check) for check in checks]
 
 
+def timed(case: Case, setup: Setup) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Figures of every side by name, and of the pilots."""
+    found, pilots, sides = {}, {}, []
+    for side in case.sides:
+        if isinstance(side, Choice):
+            side, pilots[side.name] = choose(side, setup.device)
+        sides.append(side)
+    times = interleave(sides, setup.rounds or case.rounds, setup.device)
+    for side in sides:
+        found[side.name] = summary(times[side.name], side.work)
+    return found, pilots
+
+
 def run_case(case: Case, setup: Setup, peak_of: Callable[[str], dict[str, int]]) -> dict[str, Any]:
     """The figures of a case. `peak_of` measures the peak memory of a side, in a process of its own."""
     checks = checked(case)
-    pilots: dict[str, Any] = {}
-    sides: list[Side] = []
-    found: dict[str, Any] = {}
-    if case.timed:
-        for side in case.sides:
-            if isinstance(side, Choice):
-                side, pilots[side.name] = choose(side, setup.device)
-            sides.append(side)
-        times = interleave(sides, setup.rounds or case.rounds, setup.device)
-        found = {side.name: summary(times[side.name], side.work) for side in sides}
+    found, pilots = timed(case, setup) if case.timed else ({}, {})
+    case.let_go()
     for name in case.peaks:
         found.setdefault(name, {}).update(peak_of(name))
     views = [figures for view in case.views if (figures := seen(view, found)) is not None]

@@ -1,8 +1,8 @@
 """The baselines: what a competent user writes in plain PyTorch, with hooks on a Hugging Face model.
 
-Pinned, so that a speed-up means the same from commit to commit. They are given what makes them fast without changing what
-they are: frozen parameters, scaled-dot-product attention, logits of the last position only, no key-value cache where
-nothing reads it, the alphas of a layer in one batch, the best batch size. Nothing here imports neuronllm.
+Pinned, so that a speed-up means the same from commit to commit. They are given what makes them fast without changing
+what they are: frozen parameters, scaled-dot-product attention, logits of the last position only, no key-value cache
+where nothing reads it, the alphas of a layer in one batch, the best batch size. Nothing here imports neuronllm.
 
 The objective is the log-probability of the right option among the options. All prompts of a call have the same length.
 """
@@ -63,9 +63,7 @@ def inference(model: Any, ids: Tensor, batch: int, use_cache: bool = False) -> T
     return torch.cat(parts)
 
 
-def gradient(
-    model: Any, ids: Tensor, options: Tensor, answers: Tensor, batch: int, everywhere: bool = False
-) -> Tensor:
+def gradient(model: Any, ids: Tensor, options: Tensor, answers: Tensor, batch: int, everywhere: bool = False) -> Tensor:
     """h * dF/dh of all neurons at the last position, or summed over all positions: one forward and backward a batch."""
     rows = []
     for part, choices, right in zip(ids.split(batch), options.split(batch), answers.split(batch), strict=True):
@@ -116,8 +114,8 @@ def effects(
 ) -> Tensor:
     """F(clean) - F(neuron silenced) at the last position of ONE prompt, for (layer, index) pairs in a plain loop.
 
-    `batch` copies of the prompt share a forward pass, each with another neuron silenced; the neurons of a pass may be of
-    different layers.
+    `batch` copies of the prompt share a forward pass, each with another neuron silenced; the neurons of a pass may be
+    of different layers.
     """
     clean = _objective(_forward(model, ids), options, answers)
     found = []

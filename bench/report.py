@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from neuronllm.tables import markdown_table
@@ -60,13 +60,14 @@ def figure(side: dict[str, Any], of: str, unit: str) -> str:
 
 
 def row(result: dict[str, Any], view: dict[str, Any]) -> list[str]:
-    """What, where, baseline, ours, ratio, bar."""
+    """Work, against what, figure of the baseline, figure of ours, ratio, bar."""
     sides, unit = result["sides"], result["unit"]
     if view["view"] == "limit":
-        return [view["what"], "", f"{spread(sides[view['ours']])}", seconds(view["seconds"]), bar(view)]
+        return [view["what"], "", "", figure(sides[view["ours"]], "time", unit), seconds(view["seconds"]), bar(view)]
     found = [figure(sides[view[name]], view["of"], unit) for name in ("baseline", "ours")]
-    kind = " faster" if view["kind"] == "speed-up" else " of it"
-    return [view["what"], *found, ratio(view["ratio"]) + kind, bar(view)]
+    measure = "memory" if view["of"] == "peak" else "time"
+    kind = " faster" if view["kind"] == "speed-up" else f" the {measure}"
+    return [view["what"], view["against"], *found, ratio(view["ratio"]) + kind, bar(view)]
 
 
 def where(result: dict[str, Any]) -> str:
@@ -75,11 +76,12 @@ def where(result: dict[str, Any]) -> str:
 
 
 def series_rows(result: dict[str, Any], view: dict[str, Any]) -> list[list[str]]:
-    names = [name for _, name in view["sides"]]
-    return [
-        [f"{x:g}", seconds(y), f"{result['sides'][name]['peak'] / 2**20:.1f} MiB" if "peak" in result["sides"][name] else ""]
-        for (x, y), name in zip(view["points"], names, strict=True)
-    ]
+    """Size and time, and memory where it was measured."""
+    rows = []
+    for (x, y), (_, name) in zip(view["points"], view["sides"], strict=True):
+        side = result["sides"][name]
+        rows.append([f"{x:,g}", seconds(y), *([size(side["peak"])] if "peak" in side else [])])
+    return rows
 
 
 def as_text(result: dict[str, Any]) -> str:
@@ -92,15 +94,16 @@ def as_text(result: dict[str, Any]) -> str:
     for name, side in result["sides"].items():
         parts = [f"{spread(side)} a {result['unit']}, {len(side['times'])} runs"] if "median" in side else []
         parts += [f"peak {size(side['peak'])}"] if "peak" in side else []
-        parts += [f"resident {size(side['resident'])}"] if side.get("resident") else []
         lines.append(f"   {name}: {'; '.join(parts)}")
     for view in result["views"]:
         if view["view"] == "series":
             lines.append(f"   -> {view['what']}: {series_line(view)}")
         else:
             cells = row(result, view)
-            lines.append(f"   -> {cells[0]}: {'; '.join(cell for cell in cells[-2:] if cell)}")
-    lines += [f"   {name}: {value}" for name, value in result["facts"].items()]
+            lines.append(
+                f"   -> {cells[0]}{' against ' if cells[1] else ''}{cells[1]}: {'; '.join(filter(None, cells[-2:]))}"
+            )
+    lines += [f"   {'; '.join(cells)}" for cells in fact_rows(result)]
     return "\n".join(lines)
 
 
@@ -110,9 +113,10 @@ def series_line(view: dict[str, Any]) -> str:
 
 
 def series_summary(view: dict[str, Any]) -> str:
-    if view["flat"]:
-        return f"largest over smallest {view['spread']:.2f}x"
-    return f"{seconds(max(view['slope'], 0))} for each more, off a straight line by {view['off']:.1%} at most"
+    """The fitted line, how far from it the points are, and how level times per unit are."""
+    start, slope = (("-" if view[name] < 0 else "") + seconds(abs(view[name])) for name in ("start", "slope"))
+    level = f"; the largest time a piece is {view['spread']:.2f}x the smallest" if view["flat"] else ""
+    return f"{start} and {slope} more for each of {view['x']}, off that line by {view['off']:.1%} at most{level}"
 
 
 def page(results: Sequence[dict[str, Any]]) -> str:
@@ -125,7 +129,7 @@ def page(results: Sequence[dict[str, Any]]) -> str:
         lines += [f"## {suite}", ""]
         rows = [[where(r), *row(r, v)] for r in here for v in r["views"] if v["view"] != "series"]
         if rows:
-            lines += [*markdown_table(["where", "what", "baseline", "ours", "ratio", "bar"], rows), ""]
+            lines += [*markdown_table(["where", "work", "against", "takes", "ours takes", "ratio", "bar"], rows), ""]
         for result in here:
             lines += _series(result)
             lines += _facts(result)
@@ -136,30 +140,45 @@ def page(results: Sequence[dict[str, Any]]) -> str:
 def _series(result: dict[str, Any]) -> list[str]:
     lines: list[str] = []
     for view in (v for v in result["views"] if v["view"] == "series"):
-        table = markdown_table([view["x"], "time" if not view["flat"] else f"time a {result['unit']}", "peak"], series_rows(result, view))
-        lines += [f"{view['what']} ({where(result)}); {series_summary(view)}:", "", *table, ""]
+        columns = [view["x"], f"time a {result['unit']}" if view["flat"] else "time"]
+        rows = series_rows(result, view)
+        if len(rows[0]) > len(columns):
+            columns.append("peak memory")
+        lines += [f"{view['what']} ({where(result)}); {series_summary(view)}:", "", *markdown_table(columns, rows), ""]
     return lines
 
 
 def _facts(result: dict[str, Any]) -> list[str]:
-    rows = result["facts"].get("rows")
+    rows = fact_rows(result)
     if not rows:
         return []
-    return [f"{result['title']} ({where(result)}):", "", *markdown_table(result["facts"]["columns"], rows), ""]
+    return [f"{result['title']} ({where(result)}):", "", *markdown_table([*result["facts"]["columns"]], rows), ""]
+
+
+def fact_rows(result: dict[str, Any]) -> list[list[str]]:
+    """The further figures of a result as text, each by the kind of its column; n/a where there is none."""
+    shown: dict[str, Callable[[Any], str]] = {"text": str, "size": size, "ratio": ratio}
+    kinds = result["facts"].get("columns", {}).values()
+    rows = result["facts"].get("rows", [])
+    return [["n/a" if x is None else shown[kind](x) for x, kind in zip(row, kinds, strict=True)] for row in rows]
 
 
 def _conditions(results: Sequence[dict[str, Any]]) -> list[str]:
     """How each was measured: settings, checks, machine, versions, commit."""
     lines = ["How it was measured:", ""]
     for result in results:
-        m, v, c = result["machine"], result["versions"], result["commit"]
-        checks = "; ".join(f"{x['what']} {x['value']:.1e}" for x in result["checks"])
-        tree = f"commit {(c['id'] or 'unknown')[:12]}{' with changes' if c['dirty'] else ''}"
-        lines.append(
-            f"- `{result['benchmark']}`, {where(result)}: {result['settings'].get('model', '')}; "
-            f"{result['settings'].get('tokens', '')} tokens. Checked: {checks}. {'. '.join(result['notes'])}. "
-            f"{m['cpu']}, {m['cores']} cores, {m['ram_gib']} GiB{', ' + m['gpu'] if m['gpu'] else ''}; "
-            f"torch {v['torch']}, transformers {v['transformers']}; {tree}; {result['date']}; "
-            f"load {result['load']['before']:.1f} to {result['load']['after']:.1f}."
-        )
+        machine, versions, commit, load = (result[key] for key in ("machine", "versions", "commit", "load"))
+        settings = result["settings"]
+        tokens = f", {settings['tokens']} tokens a prompt" if "tokens" in settings else ""
+        tree = (commit["id"] or "unknown")[:12] + (" with changes" if commit["dirty"] else "")
+        told = [
+            f"`{result['benchmark']}`, {where(result)}: {settings['model']}{tokens}",
+            *(f"Checked: {c['what']} {c['value']:.1e}" for c in result["checks"]),
+            *(f"{name}: {pilot['chosen']}".capitalize() for name, pilot in result["pilots"].items()),
+            *result["notes"],
+            f"{machine['cpu']}, {machine['cores']} cores, {machine['ram_gib']} GiB, load {load['before']:.1f} before "
+            f"and {load['after']:.1f} after; torch {versions['torch']}, transformers {versions['transformers']}; "
+            f"commit {tree}; {result['date']}",
+        ]
+        lines.append(f"- {'. '.join(told)}.")
     return [*lines, ""]

@@ -1,14 +1,14 @@
-"""Which benchmarks there are. A new suite is a file with a list BENCHMARKS, named here."""
+"""Which benchmarks there are. A new one is a file with a list BENCHMARKS, named here."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from . import engine
+from . import engine, footprint, kernels, scaling
 from .harness import Benchmark
 
-SUITES = (engine,)
-ALL: dict[str, Benchmark] = {bench.name: bench for suite in SUITES for bench in suite.BENCHMARKS}
+FILES = (engine, footprint, kernels, scaling)
+ALL: dict[str, Benchmark] = {bench.name: bench for file in FILES for bench in file.BENCHMARKS}
 
 
 def chosen(names: Sequence[str]) -> list[Benchmark]:

@@ -5,88 +5,85 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstring>
+#include <vector>
 
+#include "dtypes.h"
 #include "select.h"
 
 namespace neuronllm {
 namespace {
 
-constexpr std::uint32_t kSignBit = 0x80000000u;
-constexpr std::uint32_t kInfinity = 0x7f800000u;
-
-std::uint32_t bits_of(float value) {
-    std::uint32_t bits;
-    std::memcpy(&bits, &value, sizeof bits);
-    return bits;
-}
-
-bool is_nan(std::uint32_t bits) { return (bits & ~kSignBit) > kInfinity; }
-
-// An unsigned integer that grows with the value: negative floats count downwards in their bits.
-std::uint32_t ascending_key(std::uint32_t bits) {
-    if (bits == kSignBit) bits = 0;  // -0 equals +0
-    return bits & kSignBit ? ~bits : bits | kSignBit;
-}
-
+template <typename Raw>
 struct Candidate {
-    std::uint32_t key;  // the larger, the better
+    Key<Raw> score;  // the larger, the better
     std::int64_t index;
+    Raw bits;
 };
 
-bool is_better(const Candidate& a, const Candidate& b) { return a.key != b.key ? a.key > b.key : a.index < b.index; }
-
+template <typename Raw>
 class Best {
    public:
-    explicit Best(std::int64_t size) : size_(static_cast<std::size_t>(size)) { heap_.reserve(size_); }
+    explicit Best(std::int64_t size) : size_(static_cast<std::size_t>(size)) {}
 
-    void offer(std::uint32_t key, std::int64_t index) {
+    void offer(const Candidate<Raw>& candidate) {
         if (heap_.size() < size_) {
-            heap_.push_back({key, index});
+            heap_.push_back(candidate);
             std::push_heap(heap_.begin(), heap_.end(), is_better);
-        } else if (size_ > 0 && key > heap_.front().key) {
+        } else if (size_ > 0 && candidate.score > heap_.front().score) {
             std::pop_heap(heap_.begin(), heap_.end(), is_better);
-            heap_.back() = {key, index};
+            heap_.back() = candidate;
             std::push_heap(heap_.begin(), heap_.end(), is_better);
         }
     }
 
-    Selected take(const float* data) {
-        std::sort_heap(heap_.begin(), heap_.end(), is_better);
-        Selected selected;
-        selected.values.reserve(heap_.size());
-        selected.indices.reserve(heap_.size());
-        for (const Candidate& candidate : heap_) {
-            selected.values.push_back(data[candidate.index]);
-            selected.indices.push_back(candidate.index);
+    Selected take(bool sorted) {
+        std::sort(heap_.begin(), heap_.end(), sorted ? is_better : is_earlier);
+        Selected selected{Buffer<unsigned char>(heap_.size() * sizeof(Raw)), Buffer<std::int64_t>(heap_.size()),
+                          heap_.size()};
+        for (std::size_t i = 0; i < heap_.size(); ++i) {
+            std::memcpy(selected.values.data() + i * sizeof(Raw), &heap_[i].bits, sizeof(Raw));
+            selected.indices[i] = heap_[i].index;
         }
         return selected;
     }
 
    private:
+    static bool is_better(const Candidate<Raw>& a, const Candidate<Raw>& b) {
+        return a.score != b.score ? a.score > b.score : a.index < b.index;
+    }
+    static bool is_earlier(const Candidate<Raw>& a, const Candidate<Raw>& b) { return a.index < b.index; }
+
     std::size_t size_;
-    std::vector<Candidate> heap_;
+    std::vector<Candidate<Raw>> heap_;
 };
 
-}  // namespace
-
-Extremes extremes_scalar(const float* data, std::int64_t n, std::int64_t n_largest, std::int64_t n_smallest) {
-    Best largest(std::min(n_largest, n));
-    Best smallest(std::min(n_smallest, n));
+template <typename Raw>
+Extremes select(const View& view, const Options& options, Key<Raw> infinity) {
+    Best<Raw> largest(std::min(options.largest, view.n)), smallest(std::min(options.smallest, view.n));
     Extremes result;
-    for (std::int64_t i = 0; i < n; ++i) {
-        const std::uint32_t bits = bits_of(data[i]);
-        if (is_nan(bits)) {
+    for (std::int64_t i = 0; i < view.n; ++i) {
+        if (i % (1 << 20) == 0) options.check();
+        Raw bits;
+        std::memcpy(&bits, static_cast<const char*>(view.data) + i * view.stride, sizeof bits);
+        if (is_nan(bits, infinity)) {
             ++result.n_nan;
             continue;
         }
-        const std::uint32_t key = ascending_key(bits);
-        largest.offer(key, i);
-        smallest.offer(~key, i);
+        const Key<Raw> key = key_of(bits);
+        largest.offer({key, i, bits});
+        smallest.offer({static_cast<Key<Raw>>(~key), i, bits});
     }
-    result.n_valid = n - result.n_nan;
-    result.largest = largest.take(data);
-    result.smallest = smallest.take(data);
+    result.n_valid = view.n - result.n_nan;
+    result.largest = largest.take(options.sorted);
+    result.smallest = smallest.take(options.sorted);
     return result;
+}
+
+}  // namespace
+
+Extremes extremes_scalar(const View& view, const Options& options) {
+    return with_bits(view.dtype,
+                     [&](auto raw, auto infinity) { return select<decltype(raw)>(view, options, infinity); });
 }
 
 }  // namespace neuronllm

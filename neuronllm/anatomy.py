@@ -5,7 +5,13 @@ structure, not by a list of model names: inside every decoder layer it looks for
 hidden size D to some width I and back (one or two into I, or one fused into 2I). Widths come from the weights, so
 ragged layers are normal. Attention is left out because it fits the same shapes.
 
-Neurons are numbered layer by layer: flat id <-> (layer, expert, index), expert -1 for a dense block.
+A mixture of experts keeps its experts' weights stacked in one module. Modules that follow transformers' common
+interface for experts are recognised by it, and are one site that spans all experts of the layer; others are refused by
+name.
+
+Neurons are numbered layer by layer: flat id <-> (layer, expert, index), expert -1 for a dense block, -2 for one that
+all tokens of a mixture share, e >= 0 for a routed one. Within a layer the dense block comes first, then the shared one,
+then the routed experts, one after the other.
 """
 
 from __future__ import annotations
@@ -24,23 +30,43 @@ from .errors import InputError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-DENSE = -1
+DENSE, SHARED = -1, -2
 ENTRY_POINTS = "neuronllm.anatomy"
 _REGISTRY: dict[str, Callable[[Any], list[Site]]] = {}
 
 
 @dataclass(frozen=True)
 class Site:
-    """One down projection: its neurons are the `width` input channels of the module `down`."""
+    """One down projection: its neurons are the `width` input channels of the module `down`.
+
+    The routed experts of a layer are one site: `down` is then the module that holds them all, and the site's neurons
+    are numbered expert by expert.
+    """
 
     layer: int
-    expert: int
-    width: int
+    expert: int  # DENSE, SHARED, or 0 of a routed site: its first expert
+    width: int  # of one expert
     block: str  # the decoder layer, as a dotted module name
     down: str
     ups: tuple[str, ...]  # the projections into the width, the gate first; one fused module counts once
     transposed: bool = False  # True: the weight is (width, D), as in GPT-2's Conv1D
-    experts: int = 0
+    experts: int = 0  # how many experts a routed site has, 0 in other sites
+
+    @property
+    def size(self) -> int:
+        """How many neurons the site has."""
+        return self.width * max(1, self.experts)
+
+    def spread(self, values: torch.Tensor, routes: torch.Tensor | None) -> torch.Tensor:
+        """(..., K, width) of the K experts a token was routed to -> (..., size): 0 at all other experts' neurons.
+
+        Values of an expert that is named twice add up. In a dense site (routes None) values are spread already.
+        """
+        if routes is None:
+            return values
+        index = routes.to(values.device)[..., None].expand(values.shape)
+        spread = values.new_zeros(*values.shape[:-2], self.experts, self.width)
+        return spread.scatter_add(-2, index, values).flatten(-2)
 
 
 @dataclass(frozen=True)
@@ -66,16 +92,29 @@ class Anatomy:
     @cached_property
     def offsets(self) -> torch.Tensor:
         """First flat id of every site, and the number of neurons at the end."""
-        widths = torch.tensor([0] + [site.width for site in self.sites])
-        return widths.cumsum(0)
+        sizes = torch.tensor([0, *self.sizes])
+        return sizes.cumsum(0)
 
     @property
     def n_neurons(self) -> int:
         return int(self.offsets[-1])
 
     @property
-    def widths(self) -> list[int]:
-        return [site.width for site in self.sites]
+    def sizes(self) -> list[int]:
+        return [site.size for site in self.sites]
+
+    @cached_property
+    def blocks(self) -> dict[str, list[Site]]:
+        """The sites of every decoder layer, by the layer's name, in order."""
+        blocks: dict[str, list[Site]] = {}
+        for site in self.sites:
+            blocks.setdefault(site.block, []).append(site)
+        return blocks
+
+    @property
+    def routed(self) -> bool:
+        """True for a mixture of experts."""
+        return any(site.experts for site in self.sites)
 
     def locate(self, ids: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Flat ids -> (layer, expert, index), each an int64 tensor."""
@@ -83,7 +122,10 @@ class Anatomy:
         where = self.site_of(ids)
         layers = torch.tensor([site.layer for site in self.sites])
         experts = torch.tensor([site.expert for site in self.sites])
-        return layers[where], experts[where], ids - self.offsets[where]
+        widths = torch.tensor([site.width for site in self.sites])
+        within = ids - self.offsets[where]
+        # Only a routed site is wider than one expert, and its first expert is 0.
+        return layers[where], experts[where] + within // widths[where], within % widths[where]
 
     def flat(self, layer: Any, expert: Any, index: Any) -> torch.Tensor:
         """(layer, expert, index) -> flat ids, the inverse of `locate`."""
@@ -91,10 +133,12 @@ class Anatomy:
         ids = []
         columns = (_whole(x).tolist() for x in (layer, expert, index))
         for address in zip(*columns, strict=True):
-            n = site_of.get(address[:2])
-            if n is None or not 0 <= address[2] < self.sites[n].width:
+            at, expert_number, i = address
+            n = site_of.get((at, min(expert_number, 0)))
+            site = None if n is None else self.sites[n]
+            if n is None or site is None or not (0 <= i < site.width and expert_number < max(1, site.experts)):
                 raise InputError(f"neuron (layer, expert, index) = {address} is not in this model: {self.describe()}")
-            ids.append(int(self.offsets[n]) + address[2])
+            ids.append(int(self.offsets[n]) + max(0, expert_number) * site.width + i)
         return torch.tensor(ids, dtype=torch.int64)
 
     def site_of(self, ids: torch.Tensor) -> torch.Tensor:
@@ -103,12 +147,14 @@ class Anatomy:
 
     def split(self, values: torch.Tensor) -> list[torch.Tensor]:
         """Cut the last dimension (n_neurons) into one tensor a site."""
-        return list(values.split(self.widths, -1))
+        return list(values.split(self.sizes, -1))
 
     def describe(self) -> str:
-        widths = sorted(set(self.widths))
-        span = f"{widths[0]}" if len(widths) == 1 else f"{widths[0]} to {widths[-1]}"
-        return f"{self.model_type or 'model'} with {len(self.sites)} blocks of {span} neurons"
+        sizes = sorted(set(self.sizes))
+        span = f"{sizes[0]}" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
+        routed = [site for site in self.sites if site.experts]
+        mixtures = f", {len(routed)} of them of {max(site.experts for site in routed)} experts" if routed else ""
+        return f"{self.model_type or 'model'} with {len(self.sites)} blocks of {span} neurons{mixtures}"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for a JSON file; `from_dict` reads it back."""
@@ -123,8 +169,8 @@ class Anatomy:
 
     def same_layout(self, other: Anatomy) -> bool:
         """True if both number the same neurons alike, whatever the modules are called."""
-        key = [(s.layer, s.expert, s.width) for s in self.sites]
-        return key == [(s.layer, s.expert, s.width) for s in other.sites]
+        key = [(s.layer, s.expert, s.width, s.experts) for s in self.sites]
+        return key == [(s.layer, s.expert, s.width, s.experts) for s in other.sites]
 
     def checked(self, ids: Any) -> torch.Tensor:
         ids = _whole(ids)
@@ -173,14 +219,22 @@ def _by_structure(model: PreTrainedModel) -> list[Site]:
     prefix, layers = decoder_layers(model)
     sites = []
     for number, layer in enumerate(layers):
-        _refuse_experts(model, number, layer, hidden)
+        block = f"{prefix}.{number}"
+        routed = list(_experts(layer))
+        _refuse_foreign_experts(model, number, layer, hidden, routed)
+        # Beside the experts there may be projections of their own into a narrower space, which are no neurons.
+        beside = {name.rpartition(".")[0] for name, _ in routed}
         # A layer may hold side branches of the same form (adapters, per-layer inputs): the FFN is the widest.
-        found = [site for group in _groups(layer) if (site := _match(group, hidden))]
-        if found:
-            down, ups, width, transposed = max(found, key=lambda f: f[2])
-            block = f"{prefix}.{number}"
+        widest: dict[int, tuple[str, list[str], int, bool]] = {}
+        for parent, group in _groups(layer):
+            found = None if routed and parent in beside else _match(group, hidden)
+            if found:
+                kind = SHARED if routed and "shared" in found[0] else DENSE
+                widest[kind] = max(widest.get(kind, found), found, key=lambda f: f[2])
+        for kind, (down, ups, width, transposed) in sorted(widest.items(), reverse=True):
             paths = tuple(f"{block}.{up}" for up in ups)
-            sites.append(Site(number, DENSE, width, block, f"{block}.{down}", paths, transposed))
+            sites.append(Site(number, kind, width, block, f"{block}.{down}", paths, transposed))
+        sites += [_routed_site(model, number, block, name, module) for name, module in routed]
     if not sites:
         raise InputError(
             f"{type(model).__name__} has no FFN neurons: no decoder layer holds linear modules that lead from the "
@@ -201,21 +255,52 @@ def _refuse_shared(model: nn.Module, sites: list[Site]) -> None:
             )
 
 
-def _refuse_experts(model: nn.Module, number: int, layer: nn.Module, hidden: int) -> None:
+def _experts(layer: nn.Module) -> Iterator[tuple[str, Any]]:
+    """The modules of a layer that hold stacked experts behind transformers' common interface."""
+    for name, module in layer.named_modules():
+        stacked = getattr(module, "down_proj", None)
+        if hasattr(module, "_apply_gate") and hasattr(module, "has_gate") and isinstance(stacked, torch.Tensor):
+            yield name, module
+
+
+def _routed_site(model: nn.Module, number: int, block: str, name: str, module: Any) -> Site:
+    down = module.down_proj
+    if down.ndim != 3 or not down.is_floating_point() or down.dtype.itemsize < 2:
+        raise InputError(
+            f"{type(model).__name__}: the experts of layer {number} ({block}.{name}) are packed in "
+            f"{str(down.dtype).removeprefix('torch.')}, so their neurons cannot be reached: load the model dequantised"
+        )
+    experts, *rest = down.shape
+    transposed = bool(getattr(module, "is_transposed", False))
+    return Site(number, 0, rest[0 if transposed else 1], block, f"{block}.{name}", (), transposed, experts)
+
+
+def _refuse_foreign_experts(
+    model: Any, number: int, layer: nn.Module, hidden: int, routed: list[tuple[str, Any]]
+) -> None:
+    known = {inner for _, module in routed for inner in module.modules()}
+    family = getattr(model.config, "model_type", "") or type(model).__name__
     for name, module in layer.named_modules():
         kind = type(module).__name__
         # Experts stacked into one weight have a matrix from or to the hidden size each; a mixer's heads smaller ones.
         shapes = [p.shape for p in module.parameters(recurse=False) if not isinstance(module, nn.Conv1d)]
         stacked = any(len(shape) == 3 and shape[0] > 1 and hidden in shape[1:] for shape in shapes)
-        if stacked or "expert" in f"{name} {kind}".lower():
+        named = "expert" in f"{name} {kind}".lower() and not (routed and "shared" in name)
+        if module not in known and (stacked or named):
+            tensors = [*module.parameters(), *module.buffers()]
+            packed = any(t.dtype.itemsize == 1 and t.dtype != torch.bool for t in tensors)
+            why = (
+                "are packed, so their neurons cannot be reached: load the model dequantised"
+                if packed
+                else "do not follow transformers' common interface for experts, so their neurons cannot be reached"
+            )
             raise InputError(
-                f"{type(model).__name__} is a mixture of experts (layer {number}, module {name}: {kind}): "
-                "experts are not supported yet, give a dense model"
+                f"{type(model).__name__}: the experts of the family {family} (layer {number}, {name}: {kind}) {why}"
             )
 
 
-def _groups(layer: nn.Module) -> Iterator[list[tuple[str, nn.Module, int, int, bool]]]:
-    """Linear modules of a layer by parent, without attention and convolution mixers, in order of registration."""
+def _groups(layer: nn.Module) -> Iterator[tuple[str, list[tuple[str, nn.Module, int, int, bool]]]]:
+    """Linear modules of a layer by parent, without attention, norms and convolutions, in order of registration."""
     for parent_name, parent in _outside_attention("", layer):
         group = []
         for name, child in parent.named_children():
@@ -223,14 +308,14 @@ def _groups(layer: nn.Module) -> Iterator[list[tuple[str, nn.Module, int, int, b
             if dims:
                 group.append((f"{parent_name}.{name}" if parent_name else name, child, *dims))
         if group and not any(isinstance(child, nn.Conv1d) for child in parent.children()):
-            yield group
+            yield parent_name, group
 
 
 def _outside_attention(name: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     yield name, module
     for child_name, child in module.named_children():
         words = f"{child_name} {type(child).__name__}".lower()
-        if "attn" not in words and "attention" not in words:
+        if not any(word in words for word in ("attn", "attention", "norm")):
             yield from _outside_attention(f"{name}.{child_name}" if name else child_name, child)
 
 

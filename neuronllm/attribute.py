@@ -1,40 +1,40 @@
-"""The driver: questions -> prompts -> engine -> collector -> Scores."""
+"""The driver: questions -> prompts -> engine -> collector -> Scores, here, on disk, or in several processes.
+
+The questions are cut into windows, whole questions that the engine is handed together; after each window the collector
+and the rows to keep have taken in all of it. A run on disk (runs.py) goes on after the last window that it has written
+down; several processes (ranks.py) each have windows of their own, and merge what they gathered at the end.
+"""
 
 from __future__ import annotations
 
-import logging
 import os
 import warnings
 from collections.abc import Iterator, Sequence
-from hashlib import sha256
-from typing import TYPE_CHECKING, Any
+from contextlib import AbstractContextManager
+from dataclasses import fields
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+from torch import Tensor
 from tqdm.auto import tqdm
 
-from .anatomy import Anatomy
 from .engine import open_engine
-from .engine.answers import answered_right, check_batch_size, option_logprobs
-from .engine.borrowed import check_prompts
-from .engine.objective import check_objective
-from .env import package_version
+from .engine.answers import answered_right, option_logprobs
+from .engine.batching import Plan
 from .errors import InputError
-from .files import check_new_folder
-from .loading import public_name
-from .methods import Collector, Method, get_method
-from .prompts import Prompt, group_by_question, render, template_hash
-from .questions import Question, fingerprint
-from .scores import CONFIG, Scores
+from .job import Job, Questions
+from .kept import PLACES, Parts, Top
+from .methods import Collector, get_method
+from .prompts import Prompt
+from .ranks import Ranks, share_out
+from .runs import Interrupted, Progress, Run, check_output, check_same, every_prompts, undisturbed
+from .scores import Scores
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from .engine.reference import ReferenceEngine
-
-Questions = Sequence[Question | Prompt]
-ITEMS = ("all", "wrong", "right")
-KEEPS = ("mean", "all")
-_log = logging.getLogger("neuronllm")
 
 
 @torch.inference_mode(False)  # a caller's inference mode would forbid gradients
@@ -50,11 +50,14 @@ def attribute(
     template: str | list[str] | None = None,
     items: str = "all",
     keep: str = "mean",
+    k: int = 100,
+    keep_dtype: torch.dtype = torch.float32,
     batch_size: int | str = "auto",
     backend: str = "fast",
     dtype: torch.dtype | None = None,
     progress: bool = True,
     output: str | os.PathLike[str] | None = None,
+    resume: bool = False,
     **method_options: Any,
 ) -> Scores:
     """Score every FFN neuron of a model by how much it helps (+) or hurts (-) the right answers.
@@ -62,163 +65,251 @@ def attribute(
     questions: `nl.load_questions(...)`, or rendered `nl.Prompt`s (then tokenizer, orders and template are not used).
     method: see `neuronllm.methods`; None for objective, orders and template means the method's own default.
     positions: "answer", or "all" for methods that can. items: "wrong" or "right" scores only the questions that the
-    model answers so. keep: "all" keeps each prompt's raw scores beside the mean. dtype: judge a copy of the model in
-    this type. output: a folder to save the scores in. Further keywords are options of the method.
+    model answers so. dtype: judge a copy of the model in this type. Further keywords are options of the method.
+
+    keep: beside the mean, "topk" keeps each prompt's k highest and k lowest scores (`scores.top`), "all" all of them
+    (`scores.per_prompt`), in keep_dtype: torch.float32 or torch.bfloat16.
+
+    output: a folder for the scores. What is done is written as it goes, so memory does not grow with the questions, and
+    resume=True takes up a run that was stopped or killed; the result is the same to the byte. Where there is nothing to
+    take up, it starts.
+
+    Inside torch.distributed (torchrun, or a group of your own) every process calls this with the same arguments, takes
+    a share of the questions, and gets the same scores.
 
     >>> scores = nl.attribute(model, tokenizer, questions, method="gradient")   # doctest: +SKIP
     >>> scores.find(good=50, bad=50)                                            # doctest: +SKIP
     """
-    how = get_method(method, method_options)
-    objective = _checked(how, objective, positions, items, keep)
-    orders = how.orders if orders is None else orders
-    wording = how.template if template is None else template
-    check_batch_size(batch_size)
-    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-        raise InputError(f"dtype={dtype!r}: give a floating type of torch, such as torch.float64")
-    if output is not None:
-        check_new_folder(output, CONFIG)
-    anatomy = Anatomy.of(model)
-    prompts = as_prompts(tokenizer, questions, orders, wording)
-    check_prompts(model, prompts)
-    groups = _chosen(model, group_by_question(prompts), items, batch_size, progress)
+    asked = (objective, positions, orders, template, items, keep, k, keep_dtype, batch_size, backend, dtype)
+    with Ranks.here() as ranks:
+        with ranks.together():
+            job = Job(model, tokenizer, questions, get_method(method, method_options), *asked)
+            if output is not None:
+                check_output(output, resume)
+            elif resume:
+                raise InputError("resume=True: there is nothing to go on with without output=, the folder of the run")
+            job.check()
+        return _attributed(job, ranks, progress, output, resume)
 
-    collector = how.collector(anatomy.n_neurons)
-    kept: list[torch.Tensor] = []
-    with open_engine(model, anatomy, prompts, backend, dtype=dtype, batch_size=batch_size) as engine:
-        if how.integrates and engine.post_normed(prompts[0]):
-            warnings.warn(
-                f"{type(model).__name__} normalises what its FFNs put out, which undoes the scaling of a whole layer "
-                f'that integrated gradients ({method}) rest on; use method="gradient" or "exact"',
-                stacklevel=3,  # past the decorator
-            )
-        with tqdm(total=len(groups), desc=method, disable=not progress, unit="question") as bar:
-            for chunk in _chunks(groups, engine.at_once):
-                raw = _collect(engine, how, chunk, objective, positions, collector)
-                if keep == "all":
-                    kept.append(raw)
-                bar.update(len(chunk))
-    provenance = _provenance(model, tokenizer, questions, how, groups, wording)
-    chosen = None if isinstance(questions[0], Prompt) else orders  # of given prompts, the caller chose the order
-    asked = {"objective": objective, "positions": positions, "orders": chosen, "items": items}
-    values, stderr, consistency = (part.float() for part in collector.summary())
-    scores = Scores(values, stderr, consistency, anatomy, provenance | asked, torch.cat(kept).float() if kept else None)
-    if output is not None:
-        scores.save(output)
+
+@torch.inference_mode(False)
+def dry_run(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    questions: Questions,
+    method: str = "ace",
+    **arguments: Any,
+) -> str:
+    """What `attribute` would do with the same arguments, in a few lines: how much work, in which batches, how large.
+
+    >>> print(dry_run(model, tokenizer, questions, "gradient", keep="all"))   # doctest: +SKIP
+    """
+    known = {field.name for field in fields(Job)}
+    asked = {name: value for name, value in arguments.items() if name in known}
+    how = get_method(method, {name: value for name, value in arguments.items() if name not in known})
+    job = Job(model, tokenizer, questions, how, **asked).check()
+    with _engine(job) as engine:
+        engine.fit(partial(_raw, job, engine), job.prompts, always=True)
+        name, plan = engine.name, engine.plan
+    lengths = [len(prompt.input_ids) for prompt in job.prompts]
+    some = "" if job.items == "all" else f", of which only those that it answers {job.items} are scored"
+    lines = [
+        f"{job.anatomy.describe()}: {job.anatomy.n_neurons} neurons",
+        f"{len(job.groups)} questions, {len(lengths)} prompts of {min(lengths)} to {max(lengths)} tokens{some}",
+        f"method {how.name}, engine {name}: {plan}",
+        *(f"  {what}: {size / 2**20:,.1f} MiB" for what, size in plan.estimate.items()),
+    ]
+    if job.keep != "mean":
+        total = job.row_bytes * len(lengths) / 2**20
+        lines.append(f'keep="{job.keep}": {total:,.1f} MiB, {job.row_bytes:,} bytes a prompt')
+    return "\n".join(lines)
+
+
+class Share(NamedTuple):
+    """One question of a process, and the place of its first prompt among all prompts."""
+
+    place: int
+    prompts: list[Prompt]
+
+
+def _attributed(job: Job, ranks: Ranks, show: bool, output: str | os.PathLike[str] | None, resume: bool) -> Scores:
+    run = None
+    if output is not None or ranks.size > 1:
+        settings = job.settings(ranks.size)
+        first = ranks.gather(settings)[0]
+        with ranks.together():
+            check_same(first, settings, "the processes must be given the same: the first one has")
+            run = Run(output, settings, resume, ranks) if output is not None else None
+    if run is not None and run.complete:
+        if ranks.first:
+            run.settle()
+        ranks.wait()
+        return Scores.load(run.target)
+    show = show and ranks.first
+    chosen = run.manifest["chosen"] if run is not None and run.manifest else _chosen(job, ranks, show)
+    groups = job.groups if chosen is None else [job.groups[number] for number in chosen]
+    progress, backoffs = _scored(job, groups, chosen, run, ranks, show)
+
+    collector = ranks.merge(progress.collector, lambda: job.how.collector(job.anatomy.n_neurons))
+    try:
+        with ranks.together():
+            values, stderr, consistency = (part.float() for part in collector.summary())
+    except InputError:
+        if run is not None:
+            run.discard(work=True)  # which would end in the same way when it is taken up
+        raise
+    scores = Scores(values, stderr, consistency, job.anatomy, job.provenance(groups))
+    if run is None:
+        return _with_rows(scores, job, ranks.rows(progress.rows()))
+    found = ranks.gather(backoffs)
+    with ranks.together(), undisturbed():
+        if ranks.first:
+            if job.keep == "all":
+                scores.per_prompt = Parts(run.folder, run.parts())
+            elif job.keep == "topk":
+                scores = _with_rows(scores, job, run.read_parts())
+            run.finish(scores, found)
+    return Scores.load(run.target)
+
+
+def _scored(
+    job: Job, groups: list[list[Prompt]], chosen: list[int] | None, run: Run | None, ranks: Ranks, show: bool
+) -> tuple[Progress[Collector], list[str]]:
+    """Score this process's share of the questions; what was gathered, and what ran out of memory on the way."""
+    n_neurons, manifest = job.anatomy.n_neurons, run.manifest if run is not None else None
+    every = every_prompts(n_neurons * job.keep_dtype.itemsize)
+    progress = Progress(job.how.collector(n_neurons), run, ranks.rank, every)
+    plan = Plan.from_dict(manifest["plan"]) if manifest else None
+    begun = False
+    try:
+        with _engine(job, plan) as engine:
+            if plan is None:
+                engine.fit(partial(_raw, job, engine), job.prompts)
+            if ranks.size > 1:
+                engine.plan = Plan.from_dict(ranks.gather(engine.plan.to_dict())[0])
+            _warn_of_post_norms(job, engine)
+            window = manifest["window"] if manifest else engine.at_once
+            if run is not None:
+                facts = {"engine": engine.name, "window": window, "every": every, "chosen": chosen}
+                run.freeze(engine.plan.to_dict(), **facts)
+                saved = progress.load()
+                engine.plan = Plan.from_dict(saved) if saved else engine.plan
+            share = _share(groups, ranks)
+            with tqdm(total=len(share), desc=_label(job, ranks), disable=not show, unit="question") as bar:
+                _through(job, engine, list(_windows(share, window)), progress, bar)
+            backoffs = list(engine.plan.backoffs)
+        begun = True
+    finally:
+        if run is not None and not begun:
+            run.discard()
+    return progress, backoffs
+
+
+def _through(
+    job: Job, engine: ReferenceEngine, windows: list[list[Share]], progress: Progress[Collector], bar: Any
+) -> None:
+    """Score window after window, from the first that is not done."""
+    bar.update(sum(len(window) for window in windows[: progress.windows]))
+    try:
+        for window in windows[progress.windows :]:
+            flat = [prompt for share in window for prompt in share.prompts]
+            sizes = [len(share.prompts) for share in window]
+            raw = _raw(job, engine, flat)
+            right: Sequence[Tensor | None] = [None] * len(window)
+            if job.how.needs_answers:
+                right = _answered(engine.option_scores(flat), flat).split(sizes)
+            places = torch.cat([torch.arange(share.place, share.place + len(share.prompts)) for share in window])
+            with undisturbed():
+                for scores, are_right in zip(raw.split(sizes), right, strict=True):
+                    progress.collector.add(scores, are_right)
+                progress.add(job.rows(raw, places), len(flat), engine.plan.to_dict())
+            bar.update(len(window))
+        progress.flush(engine.plan.to_dict())
+    except KeyboardInterrupt:
+        if progress.run is None or not progress.windows:
+            raise
+        with undisturbed():
+            progress.save(engine.plan.to_dict())
+        done = sum(len(window) for window in windows[: progress.windows])
+        total = sum(len(window) for window in windows)
+        raise Interrupted(
+            f"interrupted, {done} of {total} questions are done; go on with resume=True (--resume)"
+        ) from None
+
+
+def _raw(job: Job, engine: ReferenceEngine, prompts: Sequence[Prompt]) -> Tensor:
+    return job.how.score(engine, prompts, job.objective or "", job.positions)
+
+
+def _engine(job: Job, plan: Plan | None = None) -> AbstractContextManager[ReferenceEngine]:
+    more: dict[str, Any] = {"dtype": job.dtype, "batch_size": job.batch_size, "plan": plan}
+    return open_engine(job.model, job.anatomy, job.prompts, job.backend, **more)
+
+
+def _share(groups: list[list[Prompt]], ranks: Ranks) -> list[Share]:
+    """The questions of this process, by the tokens of their prompts."""
+    places = torch.tensor([0, *(len(group) for group in groups)]).cumsum(0).tolist()
+    costs = [sum(len(prompt.input_ids) for prompt in group) for group in groups]
+    return [Share(places[number], groups[number]) for number in share_out(costs, ranks.size)[ranks.rank]]
+
+
+def _windows(shares: list[Share], prompts: int) -> Iterator[list[Share]]:
+    """Questions that go to the engine together: at least so many prompts, so that it can fill its passes."""
+    window: list[Share] = []
+    held = 0
+    for share in shares:
+        window.append(share)
+        held += len(share.prompts)
+        if held >= prompts:
+            yield window
+            window, held = [], 0
+    if window:
+        yield window
+
+
+def _with_rows(scores: Scores, job: Job, rows: dict[str, Tensor]) -> Scores:
+    """The scores with what was kept of the prompts, in the order of the prompts."""
+    if rows:
+        order = rows[PLACES].argsort()
+        ordered = {name: tensor[order] for name, tensor in rows.items()}
+        scores.per_prompt = ordered.get("scores")
+        scores.top = Top.of_tensors(ordered) if job.keep == "topk" else None
     return scores
 
 
-def _collect(
-    engine: ReferenceEngine,
-    how: Method,
-    chunk: list[list[Prompt]],
-    objective: str,
-    positions: str,
-    collector: Collector,
-) -> torch.Tensor:
-    """Score the prompts of some questions and hand them to the collector question by question; the raw scores."""
-    flat = [prompt for group in chunk for prompt in group]
-    sizes = [len(group) for group in chunk]
-    raw = how.score(engine, flat, objective, positions)
-    right: Sequence[torch.Tensor | None] = [None] * len(chunk)
-    if how.needs_answers:
-        right = _answered(engine.option_scores(flat), flat).split(sizes)
-    for scores, are_right in zip(raw.split(sizes), right, strict=True):
-        collector.add(scores, are_right)
-    return raw
+def _label(job: Job, ranks: Ranks) -> str:
+    return job.how.name if ranks.size == 1 else f"{job.how.name} (first of {ranks.size} processes)"
 
 
-def _chunks(groups: list[list[Prompt]], prompts: int) -> Iterator[list[list[Prompt]]]:
-    """Questions that go to the engine together: at least so many prompts, so that it can fill its passes."""
-    chunk: list[list[Prompt]] = []
-    for group in groups:
-        chunk.append(group)
-        if sum(len(group) for group in chunk) >= prompts:
-            yield chunk
-            chunk = []
-    if chunk:
-        yield chunk
+def _warn_of_post_norms(job: Job, engine: ReferenceEngine) -> None:
+    if job.how.integrates and engine.post_normed(job.prompts[0]):
+        warnings.warn(
+            f"{type(job.model).__name__} normalises what its FFNs put out, which undoes the scaling of a whole layer "
+            f'that integrated gradients ({job.how.name}) rest on; use method="gradient" or "exact"',
+            stacklevel=6,  # past the functions of this file and the decorator
+        )
 
 
-def _answered(scores: list[torch.Tensor], prompts: Sequence[Prompt]) -> torch.Tensor:
+def _answered(scores: list[Tensor], prompts: Sequence[Prompt]) -> Tensor:
     """Which prompts the model answers right."""
     return torch.tensor([int(s.argmax()) == p.answer for s, p in zip(scores, prompts, strict=True)])
 
 
-def as_prompts(
-    tokenizer: PreTrainedTokenizerBase | None, questions: Questions, orders: str, template: Any
-) -> list[Prompt]:
-    """Rendered prompts: the given ones, or the questions in every order and template."""
-    if isinstance(questions, (str, os.PathLike)):
-        raise InputError(f"questions={str(questions)!r}: load them first, with nl.load_questions({str(questions)!r})")
-    if not isinstance(questions, Sequence):
-        raise InputError(f"questions: give a list, not a {type(questions).__name__}")
-    if not questions:
-        raise InputError("questions: the list is empty, give at least one question")
-    given = [q for q in questions if isinstance(q, Prompt)]
-    asked = [q for q in questions if isinstance(q, Question)]
-    if len(given) == len(questions):
-        return given
-    if len(asked) != len(questions):
-        raise InputError("questions: give a list of Question (nl.load_questions) or a list of Prompt, not a mixture")
-    if tokenizer is None:
-        raise InputError("tokenizer=None: questions need a tokenizer to be rendered; only Prompts do without")
-    return render(tokenizer, asked, orders, list(template) if isinstance(template, tuple) else template)
-
-
-def _checked(how: Method, objective: str | None, positions: str, items: str, keep: str) -> str:
-    if positions not in how.positions:
-        raise InputError(f"positions={positions!r}: method {how.name!r} takes {' or '.join(map(repr, how.positions))}")
-    for name, value, known in (("items", items, ITEMS), ("keep", keep, KEEPS)):
-        if value not in known:
-            raise InputError(f"{name}={value!r}: known values are {', '.join(known)}")
-    if how.objective is None:
-        if objective is not None:
-            raise InputError(f"objective={objective!r}: method {how.name!r} explains no objective, leave it out")
-        return ""
-    objective = check_objective(how.objective if objective is None else objective)
-    how.check_objective(objective)
-    return objective
-
-
-def _chosen(
-    model: PreTrainedModel, groups: list[list[Prompt]], items: str, batch_size: int | str, progress: bool
-) -> list[list[Prompt]]:
-    """The questions that the model answers as `items` says."""
-    if items == "all":
-        return groups
-    flat = [prompt for group in groups for prompt in group]
-    logprobs = option_logprobs(model, flat, batch_size=batch_size, progress=progress)
-    rows = logprobs.split([len(group) for group in groups])
-    right = [answered_right(row, group) for row, group in zip(rows, groups, strict=True)]
-    chosen = [group for group, is_right in zip(groups, right, strict=True) if is_right == (items == "right")]
-    if not chosen:
-        raise InputError(f'items="{items}": the model answers none of the {len(groups)} questions {items}')
+def _chosen(job: Job, ranks: Ranks, progress: bool) -> list[int] | None:
+    """The numbers of the questions that the model answers as `items` says; None: all of them."""
+    if job.items == "all":
+        return None
+    share = share_out([sum(len(p.input_ids) for p in group) for group in job.groups], ranks.size)[ranks.rank]
+    flat = [prompt for number in share for prompt in job.groups[number]]
+    mine: list[int] = []
+    if flat:
+        logprobs = option_logprobs(job.model, flat, batch_size=job.batch_size, progress=progress)
+        right = answered_right(logprobs, [job.groups[number] for number in share]).tolist()
+        mine = [number for number, is_right in zip(share, right, strict=True) if is_right == (job.items == "right")]
+    chosen = sorted(number for numbers in ranks.gather(mine) for number in numbers)
+    with ranks.together():
+        if not chosen:
+            raise InputError(
+                f'items="{job.items}": the model answers none of the {len(job.groups)} questions {job.items}'
+            )
     return chosen
-
-
-def _provenance(
-    model: PreTrainedModel, tokenizer: Any, questions: Questions, how: Method, groups: list[list[Prompt]], template: Any
-) -> dict[str, Any]:
-    asked = [q for q in questions if isinstance(q, Question)]
-    first = groups[0][0]
-    return {
-        "model": public_name(model.config._name_or_path),
-        "revision": getattr(model.config, "_commit_hash", None),
-        "model_type": model.config.model_type,
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "method": how.name,
-        "options": {name: getattr(how, name) for name in how.options()},
-        "questions": len(groups),
-        "prompts": sum(len(group) for group in groups),
-        "question_fingerprint": fingerprint(asked) if asked else _prompt_hash(questions),
-        "template": (list(template) if isinstance(template, tuple) else template) if asked else None,
-        "template_hash": template_hash(template, tokenizer) if asked else None,
-        "option_tokens": [list(ids) for ids in first.option_ids],
-        "transformers": package_version("transformers"),
-        "neuronllm": package_version("neuronllm"),
-    }
-
-
-def _prompt_hash(prompts: Questions) -> str:
-    content = [(p.input_ids, p.option_ids, p.answer) for p in prompts if isinstance(p, Prompt)]
-    return sha256(repr(content).encode()).hexdigest()

@@ -1,6 +1,7 @@
-"""The command line: neuronllm attribute | find | tune | evaluate | bake | demo | env.
+"""The command line: neuronllm attribute | find | tune | evaluate | bake | select | demo | env.
 
-Exit codes: 0 done, 2 bad input (one line, nothing written), 1 anything else.
+Exit codes: 0 done, 2 bad input (one line, nothing written), 130 interrupted, 1 anything else. Of several processes
+under a launcher such as torchrun the first one speaks for all.
 """
 
 from __future__ import annotations
@@ -10,46 +11,47 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
+from .env import first_process
 from .errors import InputError
+from .flags import leave_together, parser
 
-DTYPES = ("auto", "float32", "float16", "bfloat16", "float64")
 DEMO = "demo:"
-
-
-class _Parser(argparse.ArgumentParser):
-    """Bad flags get one line too; --help shows the usage."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {message} ({self.prog} --help lists the flags)\n")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code."""
-    args = _parser().parse_args(argv)
+    commands = {"attribute": _attribute, "find": _find, "tune": _tune, "evaluate": _evaluate}
+    args = parser(commands | {"bake": _bake, "select": _select, "demo": _demo, "env": _env}).parse_args(argv)
     # Before torch is loaded: threads that spin while they wait make a busy machine many times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    logging.basicConfig(level=logging.INFO, format="neuronllm: %(message)s", stream=sys.stderr)
+    level = logging.INFO if first_process() else logging.ERROR
+    logging.basicConfig(level=level, format="neuronllm: %(message)s", stream=sys.stderr)
     for chatty in ("httpx", "transformers", "matplotlib", "datasets"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     warnings.showwarning = _one_line_warning
     try:
         args.run(args)
     except InputError as error:
-        print(f"neuronllm {args.command}: error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("neuronllm: interrupted", file=sys.stderr)
+        from .ranks import SharedError
+
+        shared = isinstance(error, SharedError)
+        if not shared or first_process():
+            print(f"neuronllm {args.command}: error: {error}", file=sys.stderr)
+        return leave_together(2) if shared else 2
+    except KeyboardInterrupt as stop:
+        if first_process():
+            print(f"neuronllm: {stop if stop.args else 'interrupted'}", file=sys.stderr)
         return 130
     return 0
 
 
 def _one_line_warning(message: Any, category: Any, *place: Any, **more: Any) -> None:
-    if issubclass(category, UserWarning):
+    if issubclass(category, UserWarning) and first_process():
         print(f"neuronllm: warning: {message}", file=sys.stderr)
 
 
@@ -57,29 +59,31 @@ def _one_line_warning(message: Any, category: Any, *place: Any, **more: Any) -> 
 
 
 def _attribute(args: argparse.Namespace) -> None:
-    from .attribute import attribute
-    from .files import check_new_folder
+    import torch
 
-    check_new_folder(args.output, "scores.json")
-    questions = _questions(args, args.questions)
-    model, tokenizer = _model(args)
-    scores = attribute(
-        model,
-        tokenizer,
-        questions,
-        args.method,
-        objective=args.objective,
-        positions=args.positions,
-        orders=args.orders,
-        template=_template(args),
-        items=args.items,
-        keep=args.keep,
-        batch_size=args.batch_size,
-        backend=args.backend,
-        progress=not args.quiet,
-        output=args.output,
-        **_options(args.option),
-    )
+    from .attribute import attribute, dry_run
+    from .ranks import Ranks
+    from .runs import check_output
+
+    with Ranks.here() as ranks, ranks.together():
+        if args.output:
+            check_output(args.output, args.resume or args.dry_run)
+        elif not args.dry_run:
+            raise InputError("--output: name a folder for the scores (only --dry-run does without)")
+        questions = _questions(args, args.questions)
+        model, tokenizer = _model(args)
+        names = ("objective", "positions", "orders", "items", "keep", "k", "backend", "batch_size")
+        asked = {name: getattr(args, name) for name in names} | _options(args.option)
+        asked |= {"template": _template(args), "keep_dtype": getattr(torch, args.keep_dtype)}
+        plan = dry_run(model, tokenizer, questions, args.method, **asked) if args.dry_run else None
+    if plan is not None:
+        if first_process():
+            print(plan)
+        return
+    more = {"output": args.output, "resume": args.resume, "progress": not args.quiet}
+    scores = attribute(model, tokenizer, questions, args.method, **asked, **more)
+    if not first_process():
+        return
     good, bad = int((scores.values > 0).sum()), int((scores.values < 0).sum())
     print(f"{args.output}: {scores.anatomy.n_neurons} neurons scored, {good} help, {bad} hurt")
 
@@ -181,6 +185,12 @@ def _demo(args: argparse.Namespace) -> None:
     run_demo(args.output, args.tasks, progress=not args.quiet)
 
 
+def _select(args: argparse.Namespace) -> None:
+    from .select.command import run
+
+    run(args)
+
+
 def _env(args: argparse.Namespace) -> None:
     from .env import describe
 
@@ -196,7 +206,7 @@ def _model(args: argparse.Namespace) -> tuple[Any, Any]:
 
     from .loading import check_weights, load_model
 
-    if args.quiet:
+    if args.quiet or not first_process():
         transformers_logging.disable_progress_bar()
     dtype = args.dtype if args.dtype == "auto" else getattr(torch, args.dtype)
     more = {"trust_remote_code": True} if args.trust_remote_code else {}
@@ -243,124 +253,6 @@ def _literal(text: str) -> Any:
         except ValueError:
             continue
     return text
-
-
-def _batch_size(text: str) -> int | str:
-    if text == "auto":
-        return text
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f'{text!r}: give a positive whole number or "auto"')
-    return int(text)
-
-
-def _count(text: str) -> int:
-    if not text.isdigit():
-        raise argparse.ArgumentTypeError(f"{text!r}: give a whole number, 0 or more")
-    return int(text)
-
-
-# ---- the flags ----
-
-
-def _parser() -> argparse.ArgumentParser:
-    from .env import package_version
-
-    parser = _Parser(
-        prog="neuronllm", description="Find the good and the bad neurons of a language model and steer it with them."
-    )
-    parser.add_argument("--version", action="version", version=f"neuronllm {package_version('neuronllm')}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-
-    def command(name: str, run: Callable[[argparse.Namespace], None], text: str) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=text, description=text)
-        sub.set_defaults(run=run)
-        return sub
-
-    sub = command("attribute", _attribute, "Score every neuron on the questions of a file.")
-    _model_flags(sub)
-    _question_flags(sub)
-    sub.add_argument("--method", default="ace", help="how to score (default: ace)")
-    sub.add_argument("--objective", help="what to explain (default: the method's own)")
-    sub.add_argument("--positions", default="answer", choices=("answer", "all"))
-    sub.add_argument("--items", default="all", choices=("all", "wrong", "right"), help="score only such questions")
-    sub.add_argument("--keep", default="mean", choices=("mean", "all"), help="all: keep every prompt's scores too")
-    sub.add_argument("--backend", default="fast", choices=("fast", "reference"))
-    sub.add_argument(
-        "--option", "-o", action="append", default=[], metavar="NAME=VALUE", help="an option of the method"
-    )
-    sub.add_argument("--output", required=True, metavar="DIR", help="folder for the scores, new or of earlier ones")
-
-    sub = command("find", _find, "Choose the best and the worst neurons of saved scores.")
-    sub.add_argument("scores", metavar="DIR", help="a folder that `neuronllm attribute` wrote")
-    sub.add_argument("--good", type=_count, default=100, metavar="N")
-    sub.add_argument("--bad", type=_count, default=100, metavar="N")
-    sub.add_argument(
-        "--output", required=True, metavar="DIR", help="folder for the neuron set, new or of an earlier one"
-    )
-
-    sub = command("tune", _tune, "Choose how many neurons, factors and positions on validation questions.")
-    _model_flags(sub)
-    _question_flags(sub)
-    _neurons_flag(sub)
-    sub.add_argument("--positions", nargs="+", choices=("all", "answer"), help="positions to try (default: both)")
-    sub.add_argument("--criterion", default="accuracy", choices=("accuracy", "p_right"))
-    sub.add_argument(
-        "--output", required=True, metavar="DIR", help="folder for the tuned set, new or of an earlier set"
-    )
-
-    sub = command("evaluate", _evaluate, "Judge the model, with a neuron set beside random controls.")
-    _model_flags(sub)
-    _question_flags(sub)
-    _neurons_flag(sub, required=False)
-    _factor_flags(sub)
-    sub.add_argument("--positions", choices=("answer", "all"), help="where to edit (default: answer, or as tuned)")
-    sub.add_argument("--controls", type=_count, default=20, metavar="N", help="random sets beside the edit")
-    sub.add_argument("--unrelated", metavar="FILE", help="unrelated questions, for the PCR")
-    sub.add_argument("--output", metavar="FILE", help="a new file for the report, as JSON")
-
-    sub = command("bake", _bake, "Fold a neuron set into the weights and save an ordinary model.")
-    _model_flags(sub)
-    _neurons_flag(sub)
-    _factor_flags(sub)
-    sub.add_argument(
-        "--output", required=True, metavar="DIR", help="folder for the model, new or of an earlier baked one"
-    )
-
-    sub = command("demo", _demo, "The whole way on the bundled tiny model: find, tune, steer, judge.")
-    sub.add_argument("--output", default="neuronllm-demo", metavar="DIR", help="(default: ./neuronllm-demo)")
-    sub.add_argument("--tasks", nargs="+", metavar="TASK", help="only these bundled tasks")
-    sub.add_argument("--quiet", action="store_true", help="no progress bars")
-
-    command("env", _env, "What was built, what was found, and why a fast path is off.")
-    return parser
-
-
-def _model_flags(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--model", required=True, help='a folder or a model id; "demo" is the bundled tiny model')
-    sub.add_argument("--revision", help="of the model")
-    sub.add_argument("--dtype", default="auto", choices=DTYPES)
-    sub.add_argument("--device-map", "--device_map", help='for instance "auto" or "cuda"')
-    sub.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the model")
-    sub.add_argument("--quiet", action="store_true", help="no progress bars")
-
-
-def _question_flags(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--questions", required=True, metavar="FILE", help='JSONL, or "demo:TASK/SPLIT"')
-    sub.add_argument("--limit", type=_count, metavar="N", help="only the first N questions")
-    sub.add_argument("--orders", choices=("rotate", "shuffle3", "none"), help="how choices are permuted")
-    sub.add_argument("--template", nargs="+", metavar="T", help="default, plain, brief, or a text with {question}")
-    sub.add_argument("--apply-chat-template", "--apply_chat_template", action="store_true")
-    sub.add_argument("--batch-size", "--batch_size", type=_batch_size, default="auto", metavar="N")
-
-
-def _neurons_flag(sub: argparse.ArgumentParser, required: bool = True) -> None:
-    sub.add_argument("--neurons", required=required, metavar="DIR", help="a folder that find or tune wrote")
-
-
-def _factor_flags(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--mode", choices=("enhance", "degrade", "tuned"), help="default: tuned, where the set is tuned")
-    sub.add_argument("--good", type=float, metavar="X", help="factor of the good neurons")
-    sub.add_argument("--bad", type=float, metavar="X", help="factor of the bad neurons")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import importlib
 import importlib.metadata
 import importlib.util
 import json
+import os
 import platform
 from pathlib import Path
 from types import ModuleType
@@ -19,6 +20,7 @@ from typing import Any
 PACKAGES = ("torch", "transformers", "triton", "numpy", "safetensors", "tokenizers", "pybind11", "ninja")
 KERNELS = Path(__file__).resolve().with_name("kernels")
 OPS = ("glu_score", "score_gemm", "contrastive_ce", "branch_attention")
+LAUNCHED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what torchrun puts into the environment
 BUILD_RECORD = Path(__file__).resolve().with_name("_build.json")
 
 
@@ -80,6 +82,36 @@ def kernel_choice(op: str, device: str | None) -> tuple[str, str]:
     return "torch", f'the kernel was not measured to win on {device}; backend="triton" asks for it'
 
 
+def instruction_set() -> str:
+    """What the compiled selection runs with, and what else this machine has; empty without it."""
+    module, _ = extension()
+    if module is None:
+        return ""
+    known = ", ".join(module.instruction_sets())
+    try:
+        return f"{module.instruction_set()} of {known}"
+    except ValueError as error:
+        return str(error)
+
+
+def cuda_library() -> str:
+    """What became of the selection's CUDA library."""
+    record = build_record().get("cuda", {})
+    if record.get("built"):
+        return f"neuronllm/_select_cuda.so, built with {record.get('compiler', 'an unrecorded compiler')}"
+    return f"torch (the CUDA library was not built: {record.get('reason', 'the installation left no record')})"
+
+
+def launched() -> bool:
+    """Whether a launcher such as torchrun started this process as one of several."""
+    return all(name in os.environ for name in LAUNCHED) and os.environ["WORLD_SIZE"] != "1"
+
+
+def first_process() -> bool:
+    """False in all but one of the processes that a launcher started: one of them speaks for all."""
+    return not launched() or os.environ["RANK"] == "0"
+
+
 def report() -> dict[str, Any]:
     """The facts as plain data, ready for JSON.
 
@@ -98,7 +130,12 @@ def report() -> dict[str, Any]:
         "cuda": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
         "cpu_threads": torch.get_num_threads(),
         "build": build_record(),
-        "select": {"backend": "torch" if module is None else "ext", "reason": reason},
+        "select": {
+            "backend": "torch" if module is None else "ext",
+            "reason": reason,
+            "instruction_set": instruction_set(),
+            "cuda": cuda_library(),
+        },
         "kernels": {op: dict(zip(("backend", "reason"), kernel_choice(op, gpu), strict=True)) for op in OPS},
         "engine": {"name": "fast", "reason": "a model that fails its self-check is left to the reference engine"},
     }
@@ -112,6 +149,8 @@ def describe() -> str:
     rows["CUDA devices"] = ", ".join(facts["cuda"]) or "none found"
     rows["CPU threads"] = str(facts["cpu_threads"])
     rows["select"] = f"{facts['select']['backend']} ({facts['select']['reason']})"
+    rows["instructions"] = facts["select"]["instruction_set"] or "those of torch"
+    rows["CUDA select"] = facts["select"]["cuda"]
     rows |= {op: f"{found['backend']} ({found['reason']})" for op, found in facts["kernels"].items()}
     rows["engine"] = f"{facts['engine']['name']} ({facts['engine']['reason']})"
     width = max(map(len, rows))

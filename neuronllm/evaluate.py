@@ -18,9 +18,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .anatomy import Anatomy
-from .attribute import Questions, as_prompts
-from .engine.answers import Edit, answered_right, option_logprobs
+from .engine.answers import Edit, Questionnaire, answered_right
 from .errors import InputError
+from .job import Questions, as_prompts
 from .neurons import NeuronSet
 from .prompts import Prompt, group_by_question
 from .statistics import bootstrap_interval, mcnemar, percent_of, relative_change
@@ -43,8 +43,7 @@ class Answers:
         self.letter = logprobs.argmax(-1).numpy()
         self.right = self.letter == self.right_letter
         self.p_right = logprobs.exp()[torch.arange(len(prompts)), torch.from_numpy(self.right_letter)].double().numpy()
-        rows = logprobs.split([len(group) for group in self.groups])
-        self.question_right = np.array([answered_right(r, g) for r, g in zip(rows, self.groups, strict=True)])
+        self.question_right = answered_right(logprobs, self.groups).numpy()
 
     def by_question(self, values: np.ndarray) -> np.ndarray:
         """The mean of prompts' values over the variants of each question."""
@@ -231,29 +230,24 @@ class Asker:
     """The same prompts asked again and again, under different edits."""
 
     def __init__(self, model: PreTrainedModel, prompts: list[Prompt], batch_size: int | str) -> None:
-        self.model, self.prompts, self.batch_size = model, prompts, batch_size
+        self.model, self.prompts = model, prompts
         self.anatomy = Anatomy.of(model)
+        self._ask = Questionnaire(model, prompts, batch_size=batch_size)
 
     def __call__(self, change: Edit | None, label: str = "", progress: bool = False) -> Answers:
-        logprobs = option_logprobs(
-            self.model,
-            self.prompts,
-            change,
-            anatomy=self.anatomy,
-            batch_size=self.batch_size,
-            progress=progress,
-            label=label,
-        )
-        return Answers(self.prompts, logprobs)
+        return Answers(self.prompts, self._ask(change, anatomy=self.anatomy, progress=progress, label=label))
 
 
 def random_like(ids: Tensor, anatomy: Anatomy, generator: torch.Generator) -> Tensor:
-    """As many random neurons in each block as `ids` has there, in the same order of blocks."""
+    """As many random neurons in each block, and of each expert, as `ids` has there, in the same order of blocks."""
     where, drawn = anatomy.site_of(ids), torch.empty_like(ids)
-    for n in where.unique().tolist():
-        here = where == n
-        picked = torch.randperm(anatomy.sites[n].width, generator=generator)[: int(here.sum())]
-        drawn[here] = picked + anatomy.offsets[n]
+    widths = torch.tensor([site.width for site in anatomy.sites])[where]
+    # The first neuron of the block, or of the expert, that each id lies in.
+    first = ids - (ids - anatomy.offsets[where]) % widths
+    for start in first.unique().tolist():
+        here = first == start
+        picked = torch.randperm(int(widths[here][0]), generator=generator)[: int(here.sum())]
+        drawn[here] = picked + start
     return drawn
 
 

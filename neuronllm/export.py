@@ -23,22 +23,28 @@ class Baked:
     """The undo handle of `bake`: it kept the original columns, because dividing cannot restore zeros."""
 
     def __init__(self) -> None:
-        self._columns: list[tuple[Tensor, Tensor, int, Tensor]] = []
+        self._columns: list[tuple[Tensor, bool, tuple[Tensor, ...], Tensor]] = []
 
     @torch.no_grad()
-    def scale(self, weight: Tensor, index: Tensor, dim: int, factors: Tensor) -> None:
-        original = weight.index_select(dim, index)
-        self._columns.append((weight, index, dim, original))
-        shape = [1, -1] if dim == 1 else [-1, 1]
-        weight.index_copy_(dim, index, original * factors.to(weight).reshape(shape))
+    def scale(self, weight: Tensor, transposed: bool, neurons: tuple[Tensor, ...], factors: Tensor) -> None:
+        """Multiply the columns of `neurons`: their indices, after those of their experts where there are any."""
+        columns = _by_neuron(weight, transposed)
+        original = columns[neurons]
+        self._columns.append((weight, transposed, neurons, original))
+        columns[neurons] = original * factors.to(weight)[:, None]
 
     @torch.no_grad()
     def undo(self) -> None:
         """Put the original weights back, bit for bit."""
         while self._columns:
-            weight, index, dim, original = self._columns.pop()
+            weight, transposed, neurons, original = self._columns.pop()
             # The model may have been moved or cast in between.
-            weight.index_copy_(dim, index.to(weight.device), original.to(weight))
+            _by_neuron(weight, transposed)[tuple(n.to(weight.device) for n in neurons)] = original.to(weight)
+
+
+def _by_neuron(weight: Tensor, transposed: bool) -> Tensor:
+    """The weight of a down projection with the neurons in front: (width, D), or (experts, width, D)."""
+    return weight if transposed else weight.transpose(-1, -2)
 
 
 def bake(
@@ -70,16 +76,18 @@ def bake(
     plan = []
     for n in where.unique().tolist():
         site = anatomy.sites[n]
-        weight: Any = model.get_submodule(site.down).weight
-        if weight.dtype not in DTYPES or weight.ndim != 2:
+        module: Any = model.get_submodule(site.down)
+        weight = module.down_proj if site.experts else module.weight
+        if weight.dtype not in DTYPES or weight.ndim != (3 if site.experts else 2):
             raise InputError(
                 f"{site.down}: quantised weights cannot be baked, use the live edit or unquantised weights"
             )
         if owners[weight] > 1:
             raise InputError(f"{site.down}: its weight is shared with another module, use the live edit")
-        index = (ids[where == n] - anatomy.offsets[n]).to(weight.device)
-        plan.append((weight, index, 0 if site.transposed else 1, factors[where == n]))
+        within = (ids[where == n] - anatomy.offsets[n]).to(weight.device)
+        neurons_here = (within // site.width, within % site.width) if site.experts else (within,)
+        plan.append((weight, site.transposed, neurons_here, factors[where == n]))
     handle = Baked()
-    for weight, index, dim, factor in plan:
-        handle.scale(weight, index, dim, factor)
+    for step in plan:
+        handle.scale(*step)
     return handle

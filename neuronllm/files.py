@@ -1,4 +1,4 @@
-"""Folders that appear whole or not at all."""
+"""Folders and files that appear whole or not at all."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,9 +18,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-# The file that marks a folder of ours -> the files beside it; None: whatever stands there is ours.
+# The file that marks a folder of ours -> patterns of the files beside it; None: whatever stands there is ours.
 MARKS: dict[str, tuple[str, ...] | None] = {
-    "scores.json": ("scores.safetensors",),
+    "scores.json": ("scores.safetensors", "run.json", "part-*.safetensors"),
     "neuron_config.json": ("neurons.safetensors", "README.md"),
     "neuronllm_bake.json": None,
     "neuronllm-demo.json": None,
@@ -80,20 +81,59 @@ def check_new_folder(path: str | os.PathLike[str], mark: str) -> None:
     if names and mark not in names:
         raise InputError(f"output {target}: the folder is not empty and not one of ours of this kind, name a new one")
     beside = MARKS[mark]
-    foreign = sorted(names - {mark, *beside}) if beside is not None else []
+    foreign = sorted(n for n in names if not any(fnmatch(n, known) for known in (mark, *(beside or "*"))))
     if foreign:
         raise InputError(f"output {target}: the folder also holds {foreign[0]}, which is not ours; name a new one")
+    check_writable(target)
+
+
+def check_writable(target: Path) -> None:
+    """Refuse a place where nothing can be made."""
+    above = next(folder for folder in (target, *target.absolute().parents) if os.path.exists(folder))
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        why = "is not a folder" if not above.is_dir() else "cannot be written to"
+        raise InputError(f"output {target}: cannot be made, {above} {why}")
 
 
 def write_json(path: Path, data: Any) -> None:
+    with _whole(path) as temporary:
+        temporary.write_text(json.dumps(data, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """A safetensors file that appears whole or not at all; the same tensors give the same bytes."""
+    from safetensors.torch import save_file
+
+    with _whole(path) as temporary:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
+        temporary.chmod(0o644)  # safetensors makes its files private
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[Path]:
+    """A temporary name beside `path`; what the body writes there is flushed to the disk and takes its place."""
+    from safetensors import SafetensorError
+
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        temporary.write_text(json.dumps(data, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        yield temporary
+        flush_to_disk(temporary)
         temporary.replace(path)
-    except OSError as error:
-        raise InputError(f"output {path}: cannot be written: {error.strerror}") from error
+        flush_to_disk(path.parent)
+    except (OSError, SafetensorError) as error:
+        why = (isinstance(error, OSError) and error.strerror) or str(error).splitlines()[0]
+        raise InputError(f"output {path}: cannot be written: {why}") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def flush_to_disk(path: Path) -> None:
+    """Make what a file holds, or which names a folder has, outlast a power cut."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def check_new_file(path: str | os.PathLike[str]) -> None:
@@ -117,14 +157,20 @@ def read_json(folder: str | os.PathLike[str], name: str, what: str) -> Any:
 
 
 def read_tensors(folder: str | os.PathLike[str], name: str, what: str) -> dict[str, Tensor]:
-    """A safetensors file of a folder that we wrote, or one clear line on why it is not one."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    """The tensors of a safetensors file of a folder that we wrote."""
+    with open_tensors(Path(folder) / name, what) as file:
+        return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - it is no dictionary
 
-    path = Path(folder) / name
+
+@contextmanager
+def open_tensors(path: Path, what: str) -> Iterator[Any]:
+    """A safetensors file that we wrote, mapped into memory, or one clear line on why it is not one."""
+    from safetensors import SafetensorError, safe_open
+
     if not path.is_file():
-        raise InputError(f"{folder}: no {what} there (missing {name})")
+        raise InputError(f"{path.parent}: no {what} there (missing {path.name})")
     try:
-        return load_file(path)
+        with safe_open(path, "pt") as file:
+            yield file
     except SafetensorError as error:
         raise InputError(f"{path}: not a valid safetensors file ({error}); write the {what} again") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,14 +12,17 @@ from torch import Tensor
 
 from .anatomy import Anatomy
 from .errors import InputError
-from .files import new_folder, read_json, read_tensors, write_json
+from .files import new_folder, read_json, read_tensors, write_json, write_tensors
+from .kept import Parts, Top
 
 if TYPE_CHECKING:
     import pandas
 
     from .neurons import NeuronSet
 
-CONFIG, TENSORS = "scores.json", "scores.safetensors"
+CONFIG, TENSORS, MANIFEST = "scores.json", "scores.safetensors", "run.json"
+PARTIAL = ".partial"  # behind the name of a folder: the run that is to become it
+TOP = "top."
 
 
 @dataclass(eq=False, repr=False)
@@ -26,7 +30,8 @@ class Scores:
     """What `nl.attribute` returns.
 
     `values` (n_neurons,) float32: + helps, - hurts. `stderr` and `sign_consistency` are over questions (the share of
-    questions that agree with the mean's sign). `per_prompt` (prompts, n_neurons): raw scores, with keep="all" only.
+    questions that agree with the mean's sign). `per_prompt` (prompts, n_neurons): raw scores, with keep="all" only; on
+    disk it is read row by row when it is indexed. `top`: every prompt's highest and lowest, with keep="topk" only.
 
     >>> scores = nl.Scores.load("scores")           # doctest: +SKIP
     >>> neurons = scores.find(good=100, bad=100)    # doctest: +SKIP
@@ -37,7 +42,8 @@ class Scores:
     sign_consistency: Tensor
     anatomy: Anatomy
     provenance: dict[str, Any] = field(default_factory=dict)
-    per_prompt: Tensor | None = None
+    per_prompt: Tensor | Parts | None = None
+    top: Top | None = None
 
     def __post_init__(self) -> None:
         if self.values.shape != (self.anatomy.n_neurons,):
@@ -74,21 +80,43 @@ class Scores:
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write the scores into a folder, whole or not at all."""
-        from safetensors.torch import save_file
-
-        tensors = {"values": self.values, "stderr": self.stderr, "sign_consistency": self.sign_consistency}
-        if self.per_prompt is not None:
-            tensors["per_prompt"] = self.per_prompt
         with new_folder(folder, CONFIG) as temporary:
-            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary / TENSORS)
-            write_json(temporary / CONFIG, {"anatomy": self.anatomy.to_dict(), "provenance": self.provenance})
+            self.write_into(temporary)
+
+    def write_into(self, folder: Path) -> None:
+        """Write the files of the scores, last the one that marks the folder as complete."""
+        tensors = {"values": self.values, "stderr": self.stderr, "sign_consistency": self.sign_consistency}
+        config: dict[str, Any] = {"anatomy": self.anatomy.to_dict(), "provenance": self.provenance}
+        if isinstance(self.per_prompt, Parts):
+            self.per_prompt.copy_to(folder)
+            config["parts"] = self.per_prompt.names
+        elif self.per_prompt is not None:
+            tensors["per_prompt"] = self.per_prompt
+        if self.top is not None:
+            tensors |= {TOP + name: tensor for name, tensor in self.top.tensors().items()}
+        write_tensors(folder / TENSORS, tensors)
+        write_json(folder / CONFIG, config)
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> Scores:
-        """Read what `save` wrote."""
+        """Read what `save` or a run wrote."""
+        _refuse_unfinished(Path(folder))
         config = read_json(folder, CONFIG, "scores")
-        tensors = read_tensors(folder, TENSORS, "scores")
+        tensors: dict[str, Any] = read_tensors(folder, TENSORS, "scores")
         try:
+            ends = {name.removeprefix(TOP): tensors.pop(name) for name in sorted(tensors) if name.startswith(TOP)}
+            if ends:
+                tensors["top"] = Top.of_tensors(ends)
+            if config.get("parts"):
+                tensors["per_prompt"] = Parts(folder, config["parts"])
             return cls(anatomy=Anatomy.from_dict(config["anatomy"]), provenance=config["provenance"], **tensors)
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{folder}: not scores as written here ({type(error).__name__}: {error})") from error
+
+
+def _refuse_unfinished(folder: Path) -> None:
+    for begun in (folder, folder.with_name(folder.name + PARTIAL)):
+        if (begun / MANIFEST).is_file() and not (folder / CONFIG).is_file():
+            raise InputError(
+                f"{folder}: no finished scores there, {begun} is a run under way: go on with resume=True (--resume)"
+            )

@@ -1,8 +1,8 @@
 """Edits on a live model: factors on neurons, in front of the down projections.
 
-`visiting` is the one place that hooks a model's neurons; the engine and the edits are built on it. Hooks leave with
-the context, also after an exception, and a forward pass that bypassed one of them raises instead of giving unedited
-numbers.
+`visiting` is the one place that hooks a model's neurons (those of routed experts through `experts.py`); the engine and
+the edits are built on it. Hooks leave with the context, also after an exception, and a forward pass that bypassed one
+of them raises instead of giving unedited numbers.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch import nn
 
 from .anatomy import Anatomy, Site
 from .errors import InputError
+from .experts import VisitExperts, visiting_experts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -33,7 +34,9 @@ class HookError(RuntimeError):
 def visiting(model: PreTrainedModel, sites: Sequence[Site], visit: Visit) -> Iterator[None]:
     """Call `visit(site, h, routes)` with h (batch, tokens, width) in front of every site's down projection.
 
-    What `visit` returns replaces h; None leaves it. Every forward pass of `model` must reach every site.
+    At a routed site h is (batch, tokens, K, width), of the K experts that `routes` (batch, tokens, K) names for each
+    token. What `visit` returns replaces h; None leaves it. Every forward pass of `model` must reach every site, in its
+    own order: a layer's experts may come before or after its shared block. An outer context comes before an inner one.
     """
     fired: set[str] = set()
     shapes: dict[str, torch.Size] = {}
@@ -55,6 +58,17 @@ def visiting(model: PreTrainedModel, sites: Sequence[Site], visit: Visit) -> Ite
 
         return hook
 
+    def intercept_experts(site: Site) -> VisitExperts:
+        def visit_experts(h: torch.Tensor, routes: torch.Tensor, leading: Any) -> torch.Tensor | None:
+            fired.add(site.down)
+            shape = shapes[site.block]
+            if shape.numel() != len(h):
+                raise HookError(f"{site.down} saw {len(h)} tokens where its layer has {shape.numel()}")
+            edited = visit(site, h.unflatten(0, shape), routes.unflatten(0, shape))
+            return None if edited is None else edited.flatten(0, 1)
+
+        return visit_experts
+
     def check(module: nn.Module, args: Any, output: Any) -> None:
         missed = [site.down for site in sites if site.down not in fired]
         if missed:
@@ -69,8 +83,10 @@ def visiting(model: PreTrainedModel, sites: Sequence[Site], visit: Visit) -> Ite
         for site in sites:
             block, down = model.get_submodule(site.block), model.get_submodule(site.down)
             handles.append(block.register_forward_pre_hook(remember_shape(site.block), with_kwargs=True))
-            handles.append(down.register_forward_pre_hook(intercept(site)))
-        yield
+            if not site.experts:
+                handles.append(down.register_forward_pre_hook(intercept(site)))
+        with visiting_experts(model, {site.down: intercept_experts(site) for site in sites if site.experts}):
+            yield
     finally:
         for handle in handles:
             handle.remove()
@@ -98,7 +114,7 @@ def edit(
         factor = placed.get(site.down)
         if factor is None or factor.device != h.device or factor.dtype != h.dtype:
             factor = placed[site.down] = by_site[site.down].to(h)
-        return _scaled(h, factor, positions)
+        return _scaled(h, factor if routes is None else factor[routes], positions)
 
     sites = [site for site in anatomy.sites if site.down in by_site]
     with visiting(model, sites, scale):
@@ -108,13 +124,13 @@ def edit(
 def _scaled(h: torch.Tensor, factor: torch.Tensor, positions: Positions) -> torch.Tensor:
     if isinstance(positions, str):
         return h * factor
-    out = h.clone()
+    out, factor = h.clone(), factor.expand_as(h)
     try:
         if isinstance(positions, torch.Tensor):
             rows = torch.arange(h.shape[0], device=h.device)
-            out[rows, positions.to(h.device)] *= factor
+            out[rows, positions.to(h.device)] *= factor[rows, positions.to(h.device)]
         else:
-            out[:, positions] *= factor
+            out[:, positions] *= factor[:, positions]
     except IndexError as error:
         raise InputError(f"positions do not fit a forward pass of {h.shape[0]} rows of {h.shape[1]} tokens") from error
     return out
@@ -132,7 +148,7 @@ def _check_positions(positions: Any) -> None:
 
 
 def _factors_by_site(anatomy: Anatomy, ids: Any, factors: Any) -> dict[str, torch.Tensor]:
-    """A dense row of factors for every site that holds an edited neuron."""
+    """Factors of all neurons of every site that holds an edited one: (width,), or (experts, width) of a routed site."""
     ids = anatomy.checked(ids)
     factors = torch.as_tensor(factors, dtype=torch.float64).reshape(-1)
     if factors.numel() not in (1, ids.numel()):
@@ -144,8 +160,8 @@ def _factors_by_site(anatomy: Anatomy, ids: Any, factors: Any) -> dict[str, torc
         raise InputError("ids: a neuron is named twice; give each neuron one factor")
     rows = {}
     for n in anatomy.site_of(ids).unique().tolist():
-        here = anatomy.site_of(ids) == n
-        row = torch.ones(anatomy.sites[n].width, dtype=torch.float64)
+        site, here = anatomy.sites[n], anatomy.site_of(ids) == n
+        row = torch.ones(site.size, dtype=torch.float64)
         row[ids[here] - anatomy.offsets[n]] = factors[here]
-        rows[anatomy.sites[n].down] = row
+        rows[site.down] = row.unflatten(0, (site.experts, site.width)) if site.experts else row
     return rows

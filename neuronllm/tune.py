@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tqdm.auto import tqdm
 
-from .attribute import Questions, as_prompts
 from .engine.answers import Edit
 from .errors import InputError
 from .evaluate import POSITIONS, Answers, Asker, template_of, warn_if_one_letter
+from .job import Questions, as_prompts
 from .neurons import NeuronSet
 
 if TYPE_CHECKING:

@@ -55,6 +55,8 @@ def snapshot(model: Any) -> dict[str, Any]:
         },
         "config": model.config.to_dict(),
         "attention": model.config._attn_implementation,
+        "experts": model.get_experts_implementation(),
+        "visitors": [name for name, module in modules.items() if any("neuronllm" in key for key in vars(module))],
         "random state": torch.get_rng_state().numpy().tobytes(),
         "grad mode": torch.is_grad_enabled(),
     }

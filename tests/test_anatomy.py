@@ -14,7 +14,7 @@ from neuronllm import anatomy as anatomy_module
 from neuronllm.anatomy import Anatomy, Site, register
 from neuronllm.steer import edit
 from tests.checks import refused
-from tests.tiny import DENSE, EXPERTS, GLU, tiny
+from tests.tiny import DENSE, GLU, tiny
 
 GATED = ("mlp.down_proj", ("mlp.gate_proj", "mlp.up_proj"))
 FUSED = ("mlp.down_proj", ("mlp.gate_up_proj",))
@@ -96,7 +96,7 @@ def test_numbers_go_there_and_back(name):
     shuffled = torch.randperm(len(ids))
     assert torch.equal(anatomy.flat(*anatomy.locate(shuffled)), shuffled)
     parts = anatomy.split(ids)
-    assert [len(part) for part in parts] == anatomy.widths and torch.equal(torch.cat(parts), ids)
+    assert [len(part) for part in parts] == anatomy.sizes and torch.equal(torch.cat(parts), ids)
 
 
 def ragged():
@@ -112,7 +112,7 @@ def ragged():
 def test_widths_come_from_the_weights():
     model = ragged()
     anatomy = Anatomy.of(model)
-    assert anatomy.widths == [28, 40, 7]
+    assert anatomy.sizes == [28, 40, 7]
     assert anatomy.locate([27, 28, 67, 68, 74])[0].tolist() == [0, 1, 1, 2, 2]
     assert anatomy.locate([27, 28, 67, 68, 74])[2].tolist() == [27, 0, 39, 0, 6]
     assert "7 to 40" in anatomy.describe()
@@ -141,18 +141,10 @@ def test_width_equal_to_or_twice_or_half_the_hidden_size(name, width):
     key = {"gpt2": "n_inner", "opt": "ffn_dim"}.get(name, "intermediate_size")
     more = {"block_auto_adjust_ff_dim": False} if name == "lfm2" else {}
     anatomy, (down, ups) = Anatomy.of(tiny(name, **{key: width}, **more)), modules_of(name)
-    assert anatomy.widths == [width, width]
+    assert anatomy.sizes == [width, width]
     for site in anatomy.sites:
         assert site.down == f"{site.block}.{down}"
         assert site.ups == tuple(f"{site.block}.{up}" for up in ups)
-
-
-@pytest.mark.noext
-@pytest.mark.parametrize("name", EXPERTS)
-def test_mixtures_of_experts_are_refused_by_name(name):
-    model = tiny(name)
-    with refused(type(model).__name__, "mixture of experts", "not supported yet"):
-        Anatomy.of(model)
 
 
 def test_experts_kept_in_a_list_are_refused():
@@ -160,7 +152,7 @@ def test_experts_kept_in_a_list_are_refused():
     model = tiny("llama")
     layer = model.model.layers[1]
     layer.mlp.experts = nn.ModuleList([nn.ModuleDict({"up": nn.Linear(16, 8), "down": nn.Linear(8, 16)})])
-    with refused("LlamaForCausalLM", "mixture of experts", "layer 1"):
+    with refused("LlamaForCausalLM", "family llama", "layer 1, mlp.experts", "common interface"):
         Anatomy.of(model)
 
 
@@ -176,7 +168,7 @@ def test_three_dimensional_weights_alone_do_not_make_experts():
         lru_width=16,
     )
     anatomy = Anatomy.of(AutoModelForCausalLM.from_config(config))
-    assert anatomy.widths == [28, 28, 28]
+    assert anatomy.sizes == [28, 28, 28]
     assert anatomy.sites[0].ups == tuple(f"{anatomy.sites[0].block}.mlp_block.{up}" for up in ("gate_proj", "up_proj"))
 
 
@@ -244,7 +236,7 @@ def folded_sites(model) -> list[Site]:
 
 
 def check_foreign(model) -> None:
-    assert Anatomy.of(model).widths == [12, 12]
+    assert Anatomy.of(model).sizes == [12, 12]
     tokens = torch.arange(3, 12)[None]
     with torch.no_grad():
         plain = model(tokens).logits

@@ -15,7 +15,7 @@ from neuronllm.engine.objective import OBJECTIVES
 from neuronllm.engine.quadrature import quadrature
 from neuronllm.engine.reference import ReferenceEngine
 from neuronllm.prompts import Prompt
-from tests.tiny import DENSE, random_prompts, tiny
+from tests.tiny import DENSE, EXPERTS, random_prompts, tiny
 
 OUT_OF_REACH = {  # what the reason must say
     "lfm2": "cannot be run on answer tokens",  # convolutions keep a state that no key or value holds
@@ -23,7 +23,7 @@ OUT_OF_REACH = {  # what the reason must say
     "gptj": "cannot be run on answer tokens",
     "bloom": "cannot be run on answer tokens",
 }
-REACHED = [name for name in DENSE if name not in OUT_OF_REACH]
+REACHED = [name for name in DENSE + EXPERTS if name not in OUT_OF_REACH]
 
 CALLS = {
     "integrate": lambda e, p: e.integrate(p, "logp_options", *quadrature("midpoint", 4)),
@@ -36,6 +36,9 @@ CALLS = {
     "effects": lambda e, p: e.effects(p, "logp_options"),
     "some effects": lambda e, p: e.effects(p, "p_options", ids=torch.arange(55, 0, -3), factor=2.0),
     "direct": lambda e, p: e.direct(p, "logp_options"),
+    "activations": lambda e, p: e.activations(p),
+    "activations everywhere": lambda e, p: e.activations(p, "all"),
+    "gates everywhere": lambda e, p: e.activations(p, "all", "frequency"),
 }
 
 

@@ -10,7 +10,6 @@ import graphlib
 import importlib.metadata
 import importlib.util
 import json
-import math
 import os
 import re
 import shutil
@@ -20,7 +19,6 @@ import sysconfig
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -36,12 +34,16 @@ PACKAGE = ROOT / "neuronllm"
 # From the ground up. A room may import its own floor and those below it, and no two modules may import each other.
 FLOORS = (
     ("errors", "env", "files", "tables", "_select"),
-    ("kernels", "anatomy", "rows", "questions", "loading", "statistics"),
+    ("kernels", "anatomy", "experts", "rows", "questions", "loading", "statistics"),
     ("ops", "select", "steer", "templates", "prompts", "transform"),
-    ("neurons", "engine"),
+    ("neurons", "engine", "kept"),
+    ("ranks",),
     ("scores", "methods", "export"),
+    ("provenance", "runs"),
+    ("job",),
     ("attribute", "evaluate"),
     ("tune",),
+    ("flags",),
     ("cli", "demo", "bench", "__main__"),
 )
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
@@ -209,12 +211,13 @@ def sources(tmp_path: Path) -> Path:
 
 
 def build_in_place(sources: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    environment = {"NEURONLLM_BUILD_CUDA": "0"} | environment
     return run(sys.executable, "setup.py", "--quiet", "build_ext", "--inplace", cwd=sources, **environment)
 
 
 def test_wheel(sources: Path, tmp_path: Path) -> None:
     pip_wheel = (sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", tmp_path)
-    done = run(*pip_wheel, sources, cwd=tmp_path, NEURONLLM_BUILD_EXT="0")
+    done = run(*pip_wheel, sources, cwd=tmp_path, NEURONLLM_BUILD_EXT="0", NEURONLLM_BUILD_CUDA="0")
     assert done.returncode == 0, done.stderr
     (wheel,) = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
@@ -230,7 +233,8 @@ def test_wheel(sources: Path, tmp_path: Path) -> None:
     installed = {str(path.relative_to(ROOT)) for path in data | set(MODULES.values()) - kernels}
     assert installed | {f"neuronllm/{path.relative_to(ROOT)}" for path in kernels} <= names
     assert {"neuronllm/py.typed", "neuronllm/_select.pyi"} <= names
-    assert record == {"built": False, "reason": "NEURONLLM_BUILD_EXT=0 was set at installation"}
+    skipped = {"built": False, "reason": "NEURONLLM_BUILD_EXT=0 was set at installation"}
+    assert record == skipped | {"cuda": {"built": False, "reason": "NEURONLLM_BUILD_CUDA=0 was set at installation"}}
     assert not [name for name in names if name.endswith(".so")]
     code = "import neuronllm.kernels.toy_op as op; print(op.ANSWER, op.__file__)"
     where = tmp_path / "site" / "neuronllm" / "kernels" / "toy_op" / "__init__.py"
@@ -279,7 +283,7 @@ def test_setup_never_imports_torch(sources: Path) -> None:
         "import runpy, sys; sys.argv = ['setup.py', '--quiet', 'build_ext', '--inplace']\n"
         "runpy.run_path('setup.py', run_name='__main__'); print('torch' in sys.modules)"
     )
-    assert python(code, sources, NEURONLLM_BUILD_EXT="0").splitlines()[-1] == "False"
+    assert python(code, sources, NEURONLLM_BUILD_EXT="0", NEURONLLM_BUILD_CUDA="0").splitlines()[-1] == "False"
 
 
 # --- the extension ---
@@ -307,7 +311,7 @@ def test_select_falls_back_with_a_reason() -> None:
     assert found.largest.indices.tolist() == [0, 3] and found.smallest.indices.tolist() == [2]
     module, reason = env.extension()
     report = env.report()["select"]
-    assert report == {"backend": "torch" if module is None else "ext", "reason": reason}
+    assert (report["backend"], report["reason"]) == ("torch" if module is None else "ext", reason)
     if module is None:
         with pytest.raises(InputError, match="not built"):
             select.extremes(x, largest=2, backend="ext")
@@ -318,7 +322,7 @@ def test_select_falls_back_with_a_reason() -> None:
 @pytest.mark.noext
 def test_env_says_what_is_there() -> None:
     text = env.describe()
-    assert f"torch         {importlib.metadata.version('torch')}" in text
+    assert re.search(rf"^torch +{re.escape(importlib.metadata.version('torch'))}$", text, re.MULTILINE)
     assert env.extension()[1] in text and "reference" in text
     assert json.loads(json.dumps(env.report())) == env.report()
 
@@ -326,67 +330,3 @@ def test_env_says_what_is_there() -> None:
 @pytest.mark.gpu
 def test_env_names_the_gpus() -> None:
     assert env.report()["cuda"] == [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-
-
-def oracle(x: list[float], k: int, largest: bool) -> list[int]:
-    """Sorted by value, then by index; Python's floats compare -0 equal to +0."""
-    valid = [index for index, value in enumerate(x) if not math.isnan(value)]
-    return sorted(valid, key=lambda index: (-x[index] if largest else x[index], index))[:k]
-
-
-def cases() -> dict[str, np.ndarray[Any, np.dtype[np.float32]]]:
-    rng = np.random.default_rng(0)
-    noise = rng.standard_normal(1000)
-    denormals = rng.integers(-5, 6, 200) * 1e-45
-    specials = rng.choice([0.0, -0.0, np.inf, -np.inf, np.nan, -np.nan, 1.0, -1.0, 1e-45, -1e-45, 3.4e38], 300)
-    named = {
-        "empty": np.array([]),
-        "one": np.array([2.0]),
-        "one nan": np.array([np.nan]),
-        "all nan": np.full(7, np.nan),
-        "zeros of both signs": np.array([-0.0, 0.0, -0.0, 0.0]),
-        "noise": noise,
-        "sorted": np.sort(noise),
-        "reversed": np.sort(noise)[::-1],
-        "constant": np.full(50, -3.0),
-        "few distinct": np.round(noise),
-        "denormals": denormals,
-        "specials": specials,
-    }
-    return {name: np.ascontiguousarray(x, dtype=np.float32) for name, x in named.items()}
-
-
-@needs_extension
-@pytest.mark.parametrize("flush_denormals", [False, True], ids=["ieee", "denormals are zero"])
-@pytest.mark.parametrize("x", cases().values(), ids=cases().keys())
-def test_extension_agrees_with_the_oracle(x: np.ndarray[Any, Any], flush_denormals: bool) -> None:
-    module, _ = env.extension()
-    assert module is not None
-    as_list = x.tolist()
-    for k in (0, 1, 3, len(x), len(x) + 5):
-        torch.set_flush_denormal(flush_denormals)
-        try:
-            values, indices, low_values, low_indices, n_nan, n_valid = module.extremes(x, k, max(0, k - 1))
-        finally:
-            torch.set_flush_denormal(False)
-        assert indices.tolist() == oracle(as_list, k, largest=True)
-        assert low_indices.tolist() == oracle(as_list, max(0, k - 1), largest=False)
-        assert values.tobytes() == x[indices].tobytes() and low_values.tobytes() == x[low_indices].tobytes()
-        assert (values.dtype, indices.dtype) == (np.float32, np.int64)
-        assert (n_nan, n_valid) == (int(np.isnan(x).sum()), int((~np.isnan(x)).sum()))
-
-
-@needs_extension
-def test_extension_refuses_what_it_cannot_read() -> None:
-    module, _ = env.extension()
-    assert module is not None
-    x = np.zeros(8, dtype=np.float32)
-    for bad in (x.astype(np.float64), x.reshape(2, 4), x.astype(">f4"), [1.0, 2.0]):
-        with pytest.raises(TypeError):
-            module.extremes(bad, 1, 1)
-    with pytest.raises(ValueError, match="contiguous"):
-        module.extremes(x[::2], 1, 1)
-    with pytest.raises(ValueError, match="negative"):
-        module.extremes(x, -1, 0)
-    x.flags.writeable = False
-    assert module.extremes(x, 1, 0)[1].tolist() == [0]

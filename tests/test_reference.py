@@ -218,9 +218,9 @@ def test_relp_keeps_the_forward_values(name):
         live = engine.gradients([prompt], "logp_options", rules="relp")
         detached = engine.gradients([prompt], "logp_options", rules="relp-detached")
     # The last layer's neurons meet no attention on their way out; the first layer's do.
-    widths = engine.anatomy.widths
-    assert torch.allclose(live[:, widths[0] :], detached[:, widths[0] :], atol=1e-9)
-    assert not torch.allclose(live[:, : widths[0]], detached[:, : widths[0]], atol=1e-9)
+    sizes = engine.anatomy.sizes
+    assert torch.allclose(live[:, sizes[0] :], detached[:, sizes[0] :], atol=1e-9)
+    assert not torch.allclose(live[:, : sizes[0]], detached[:, : sizes[0]], atol=1e-9)
 
 
 def test_scores_of_a_prompt_do_not_depend_on_its_company():

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from neuronllm.anatomy import Anatomy
+from neuronllm.errors import InputError
 from neuronllm.neurons import NeuronSet
 from neuronllm.scores import Scores
 from tests.checks import refused
@@ -89,7 +90,7 @@ def test_nothing_half_written_stays(tmp_path, monkeypatch, what, broken, existin
         thing.provenance["bad"] = object()
     else:
         monkeypatch.setattr("pathlib.Path.rename", fail)
-    with pytest.raises((OSError, TypeError)):
+    with pytest.raises((OSError, TypeError, InputError)):
         save(tmp_path / "out")
     monkeypatch.undo()
     assert content(tmp_path) == before

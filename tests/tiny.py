@@ -41,6 +41,7 @@ _COMMON = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
+_MIXTURE = {"moe_intermediate_size": 8, "num_experts": 4, "num_experts_per_tok": 2, "norm_topk_prob": True}
 # None takes a setting away.
 _SPECIAL: dict[str, dict[str, Any]] = {
     "mistral": {"sliding_window": 8},
@@ -57,7 +58,28 @@ _SPECIAL: dict[str, dict[str, Any]] = {
     "bloom": {"n_head": 4, "n_layer": 2},
     "lfm2": {"layer_types": ["conv", "full_attention"], "block_auto_adjust_ff_dim": True, "block_multiple_of": 4},
     "cohere": {"logit_scale": 0.5},
-    "deepseek_v3": {"first_k_dense_replace": 1, "head_dim": None},
+    # Mixtures of experts: 4 experts of 8 neurons, of which a token meets 2.
+    "mixtral": {"intermediate_size": 8, "num_local_experts": 4, "num_experts_per_tok": 2},
+    "qwen2_moe": _MIXTURE | {"shared_expert_intermediate_size": 20},
+    "qwen3_moe": _MIXTURE,
+    "olmoe": {"intermediate_size": 8, "num_experts": 4, "num_experts_per_tok": 2, "head_dim": None},
+    "deepseek_v3": {
+        "first_k_dense_replace": 1,
+        "head_dim": None,
+        "num_key_value_heads": 4,
+        "moe_intermediate_size": 8,
+        "n_routed_experts": 4,
+        "num_experts_per_tok": 2,
+        "n_shared_experts": 1,
+        "n_group": 2,
+        "topk_group": 1,
+        "kv_lora_rank": 8,
+        "q_lora_rank": 8,
+        "qk_nope_head_dim": 4,
+        "qk_rope_head_dim": 4,
+        "v_head_dim": 4,
+    },
+    "gpt_oss": {"intermediate_size": 8, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 8},
     "granite": {"residual_multiplier": 0.7, "logits_scaling": 2.0, "attention_multiplier": 0.5},
 }
 
@@ -72,8 +94,10 @@ def tiny(name: str, dtype: torch.dtype = torch.float64, std: float = 0.2, **extr
     torch.manual_seed(0)
     config = AutoConfig.for_model(name, **settings)
     # Scaled-dot-product attention leaves Gemma 2's soft cap out, and some versions choose it unasked.
-    attention = {"attn_implementation": "eager"} if name == "gemma2" else {}
-    model = AutoModelForCausalLM.from_config(config, **attention).to(dtype).eval()
+    chosen = {"attn_implementation": "eager"} if name == "gemma2" else {}
+    # transformers' grouped products of experts, its default, take no float64.
+    chosen |= {"experts_implementation": "eager"} if name in EXPERTS and dtype == torch.float64 else {}
+    model = AutoModelForCausalLM.from_config(config, **chosen).to(dtype).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim > 1:

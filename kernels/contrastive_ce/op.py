@@ -13,7 +13,7 @@ from neuronllm.kernels.launch import uses_triton
 from . import reference
 
 TYPES = (torch.float16, torch.bfloat16, torch.float32)
-MOST_TOKENS = 64  # of a question's options, that the kernel holds at once
+MOST_TOKENS = 32  # of a question's options, that the kernel holds at once
 
 
 class ContrastiveCE(NamedTuple):

@@ -116,7 +116,7 @@ def _faithfulness(model: Any, tokenizer: Any, questions: list[Question], progres
 
 def _rows(scores: Scores) -> np.ndarray:
     assert scores.per_prompt is not None  # keep="all"
-    return scores.per_prompt.numpy()
+    return scores.per_prompt[:].numpy()
 
 
 def _curves(model: Any, tokenizer: Any, test: list[Question], neurons: NeuronSet) -> dict[str, list[float]]:

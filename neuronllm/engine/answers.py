@@ -1,13 +1,16 @@
-"""Ask the model: option probabilities of many prompts in padded batches, with or without an edit.
+"""Ask the model: option probabilities of many prompts in batches, with or without an edit.
 
 Prompts of like length share a batch, padded on the right, where padding is invisible to a causal model; nothing of the
-tokenizer is used, so its padding side does not matter.
+tokenizer is used, so its padding side does not matter. What prompts start with in common (instructions, demonstration,
+the stem of a question's variants) is computed once for all of them, under the edit of the moment, where the model lets
+itself be driven so.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,8 +19,10 @@ from tqdm.auto import tqdm
 from ..anatomy import Anatomy
 from ..errors import InputError
 from ..steer import edit
-from .borrowed import answer_logits, borrowed, check_prompts
-from .objective import option_scores
+from .attention import piece_attention
+from .borrowed import DRIVING_ERRORS, answer_logits, borrowed, check_prompts
+from .objective import NEVER, Choices
+from .prefix import Level, piece_inputs, prefill_root, root_length, shared_levels, siblings, tails
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -41,35 +46,86 @@ def check_batch_size(batch_size: int | str) -> int | str:
     return batch_size
 
 
-@torch.no_grad()
+class Questionnaire:
+    """The same prompts, to be asked again and again under different edits.
+
+    >>> ask = Questionnaire(model, prompts)   # doctest: +SKIP
+    >>> ask().exp()                           # doctest: +SKIP
+    """
+
+    def __init__(self, model: PreTrainedModel, prompts: Sequence[Prompt], *, batch_size: int | str = "auto") -> None:
+        check_prompts(model, prompts)
+        self.model, self.prompts = model, prompts
+        size = BATCH_SIZE if check_batch_size(batch_size) == "auto" else int(batch_size)
+        groups = sorted(siblings(prompts, 0), key=lambda group: max(len(prompts[n].input_ids) for n in group))
+        order = [n for group in groups for n in group]
+        self.batches = [order[start : start + size] for start in range(0, len(order), size)]
+        self.root = root_length(prompts)
+        self._shares: bool | None = None  # whether the model may be asked through the tree of prefixes; None: untried
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        change: Edit | None = None,
+        *,
+        anatomy: Anatomy | None = None,
+        progress: bool = False,
+        label: str = "asking",
+    ) -> Tensor:
+        """Log-probabilities among each prompt's options, (prompts, most options), -inf where a prompt has fewer."""
+        anatomy = anatomy or (Anatomy.of(self.model) if change is not None else None)
+        edited = Edited(self.model, change, anatomy)
+        out = torch.full((len(self.prompts), max(len(p.option_ids) for p in self.prompts)), float("-inf"))
+        with (
+            borrowed(self.model, attention=None),
+            tqdm(total=len(self.prompts), desc=label, disable=not progress, unit="prompt", leave=False) as bar,
+        ):
+            root = self._shared_root(edited)
+            for places in self.batches:
+                batch = [self.prompts[n] for n in places]
+                logits = _through_tree(batch, root, edited) if self._shares else _plain(batch, edited)
+                scores = Choices.of(batch).scores(logits[:, None])[:, 0]
+                found = scores.log_softmax(-1).masked_fill(scores <= NEVER, float("-inf"))
+                out[torch.tensor(places), : found.shape[1]] = found.float().cpu()
+                bar.update(len(batch))
+        return out
+
+    def _shared_root(self, edited: Edited) -> Level | None:
+        """What all prompts start with, under the edit; on first use, try whether the tree gives the plain answers."""
+        start = self.prompts[0].input_ids[: self.root]
+        if self._shares is None:
+            batch = [self.prompts[n] for n in self.batches[-1][-4:]]
+            self._shares = self._agrees(batch, start, edited)
+        if not (self._shares and start):
+            return None
+        with edited(None):
+            return prefill_root(self.model, start)
+
+    def _agrees(self, batch: Sequence[Prompt], start: list[int], edited: Edited) -> bool:
+        worth = self.root or any(len(group) > 1 for group in siblings(self.prompts, 0))
+        if not worth:
+            return False
+        plain = _plain(batch, edited)
+        try:
+            with edited(None):
+                root = prefill_root(self.model, start) if start else None
+            shared = _through_tree(batch, root, edited)
+        except DRIVING_ERRORS:
+            return False
+        eps = 1000 * max(torch.finfo(kind).eps for kind in (plain.dtype, torch.float32))
+        return bool(((shared - plain).abs() <= min(eps, 0.1) * plain.abs().max()).all())
+
+
 def option_logprobs(
     model: PreTrainedModel,
     prompts: Sequence[Prompt],
     change: Edit | None = None,
     *,
-    anatomy: Anatomy | None = None,
     batch_size: int | str = "auto",
     progress: bool = False,
-    label: str = "asking",
 ) -> Tensor:
     """Log-probabilities among each prompt's options, (prompts, most options), -inf where a prompt has fewer."""
-    check_prompts(model, prompts)
-    size = BATCH_SIZE if check_batch_size(batch_size) == "auto" else int(batch_size)
-    anatomy = anatomy or (Anatomy.of(model) if change is not None else None)
-    out = torch.full((len(prompts), max(len(p.option_ids) for p in prompts)), float("-inf"))
-    by_length = sorted(range(len(prompts)), key=lambda n: len(prompts[n].input_ids))
-    with (
-        borrowed(model, attention=None),
-        tqdm(total=len(prompts), desc=label, disable=not progress, unit="prompt", leave=False) as bar,
-    ):
-        for start in range(0, len(prompts), size):
-            here = by_length[start : start + size]
-            logits = _asked(model, [prompts[n] for n in here], change, anatomy)
-            for row, n in zip(logits, here, strict=True):
-                scores = option_scores(row, prompts[n].option_ids).log_softmax(-1)
-                out[n, : len(scores)] = scores.float().cpu()
-            bar.update(len(here))
-    return out
+    return Questionnaire(model, prompts, batch_size=batch_size)(change, progress=progress)
 
 
 def padded(prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor | None, Tensor]:
@@ -83,27 +139,45 @@ def padded(prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor | None, Tensor]:
     return ids, None if bool(mask.all()) else mask.long(), lengths - 1
 
 
-def _asked(model: PreTrainedModel, prompts: Sequence[Prompt], change: Edit | None, anatomy: Anatomy | None) -> Tensor:
+class Edited:
+    """The edit of the moment, around passes over the tokens that answer (None: over tokens before any answer)."""
+
+    def __init__(self, model: PreTrainedModel, change: Edit | None, anatomy: Anatomy | None) -> None:
+        self.model, self.change, self.anatomy = model, change, anatomy
+
+    def __call__(self, answer: Tensor | None) -> AbstractContextManager[Any]:
+        if self.change is None or (self.change.positions == "answer" and answer is None):
+            return nullcontext()
+        where: Any = answer if self.change.positions == "answer" else self.change.positions
+        return edit(self.model, self.change.ids, self.change.factors, positions=where, anatomy=self.anatomy)
+
+
+def _plain(prompts: Sequence[Prompt], edited: Edited) -> Tensor:
+    """Logits (prompts, vocabulary) of whole prompts."""
     ids, mask, answer = padded(prompts)
-    if change is None:
-        return answer_logits(model, ids, mask, answer)
-    where = answer if change.positions == "answer" else change.positions
-    with edit(model, change.ids, change.factors, positions=where, anatomy=anatomy):
-        return answer_logits(model, ids, mask, answer)
+    with edited(answer):
+        return answer_logits(edited.model, ids, mask, answer)
 
 
-def by_choice(logprobs: Tensor, prompt: Prompt) -> Tensor:
-    """A prompt's log-probabilities in the order in which its question gives the choices."""
-    shown = logprobs[: len(prompt.option_ids)]
-    if not prompt.order:
-        return shown
-    return torch.empty_like(shown).scatter(0, torch.tensor(prompt.order), shown)
+def _through_tree(prompts: Sequence[Prompt], root: Level | None, edited: Edited) -> Tensor:
+    """The same, computing what prompts share once."""
+    with edited(None):
+        above, begins = shared_levels(edited.model, prompts, root)
+    level, pieces = tails(prompts, begins, [len(p.input_ids) for p in prompts])
+    answer = level.lengths - 1
+    with piece_attention(edited.model, level, above, None), edited(answer):
+        inputs = piece_inputs(edited.model, level, pieces)
+        return answer_logits(edited.model, inputs.pop("input_ids"), None, answer, **inputs)
 
 
-def answered_right(logprobs: Tensor, prompts: Sequence[Prompt]) -> bool:
-    """Whether the mean probability over the variants of one question is highest for the right choice."""
-    pairs = list(zip(logprobs, prompts, strict=True))
-    mean = torch.stack([by_choice(row, prompt).exp() for row, prompt in pairs]).mean(0)
-    first = prompts[0]
-    right = first.order[first.answer] if first.order else first.answer
-    return int(mean.argmax()) == right
+def answered_right(logprobs: Tensor, groups: Sequence[Sequence[Prompt]]) -> Tensor:
+    """Which questions' mean probability over their variants is highest for the right choice, (questions,)."""
+    prompts = [prompt for group in groups for prompt in group]
+    most = logprobs.shape[1]
+    order = torch.tensor([[*p.order, *range(len(p.order), most)] for p in prompts])  # which choice stands where
+    probabilities = torch.zeros_like(logprobs).scatter(1, order, logprobs.exp())
+    question = torch.tensor([n for n, group in enumerate(groups) for _ in group])
+    total = torch.zeros(len(groups), most).index_add(0, question, probabilities)
+    count = torch.tensor([[len(group)] for group in groups])
+    right = [g[0].order[g[0].answer] if g[0].order else g[0].answer for g in groups]
+    return (total / count).argmax(-1) == torch.tensor(right)

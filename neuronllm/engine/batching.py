@@ -9,13 +9,14 @@ from __future__ import annotations
 import gc
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from ..errors import InputError
+from .memory import available
 from .prefix import root_length, siblings
 
 if TYPE_CHECKING:
@@ -25,8 +26,11 @@ if TYPE_CHECKING:
     from ..prompts import Prompt
 
 _log = logging.getLogger("neuronllm")
-ROWS = 2048  # answer tokens of one pass
-TOKENS = 4096  # tokens of one full pass
+# Answer tokens, and tokens of prompts, of one pass: enough to keep the hardware busy, and memory small.
+ROWS, CUDA_ROWS, LEAST_ROWS = 2048, 8192, 64
+TOKENS, CUDA_TOKENS = 768, 16384
+WINDOW = 32
+ENOUGH = 4  # prompts of a batch, below which blocks had better run again on the way back
 
 
 @dataclass
@@ -42,6 +46,7 @@ class Plan:
     window: int  # prompts that the engine is handed at once
     root: int = 0  # tokens that all prompts start with, computed once
     recompute: bool = False  # with positions="all", blocks run again on the way back
+    can_recompute: bool = False
     estimate: dict[str, int] = field(default_factory=dict)  # bytes: what -> how many
     backoffs: list[str] = field(default_factory=list)  # what ran out of memory, and what was done
 
@@ -59,10 +64,45 @@ class Plan:
 def make_plan(
     model: PreTrainedModel, anatomy: Anatomy, prompts: Sequence[Prompt], *, batch_size: int | str = "auto"
 ) -> Plan:
-    """The plan for these prompts on this model."""
+    """The plan for these prompts on this model, as long as memory does not ask for less (see `fit`)."""
     longest = max(len(p.input_ids) for p in prompts)
-    size = batch_size if isinstance(batch_size, int) else max(1, min(TOKENS // longest, len(prompts)))
-    return Plan(prompts=size, rows=ROWS, window=max(32, size), root=root_length(prompts))
+    cuda = model.device.type == "cuda"
+    size = batch_size if isinstance(batch_size, int) else max(1, (CUDA_TOKENS if cuda else TOKENS) // longest)
+    window = size if isinstance(batch_size, int) else max(WINDOW, size)
+    return Plan(prompts=size, rows=CUDA_ROWS if cuda else ROWS, window=window, root=root_length(prompts))
+
+
+def roomy(model: PreTrainedModel, anatomy: Anatomy, prompts: Sequence[Prompt]) -> bool:
+    """Whether even a whole graph of a batch is small beside the memory of this computer, so that no trial is needed."""
+    if model.device.type == "cuda":
+        return False
+    hidden = next(model.get_input_embeddings().parameters()).shape[1]
+    tokens = max(TOKENS, ROWS, *(len(p.input_ids) for p in prompts))
+    numbers = tokens * len(anatomy.blocks) * (24 * hidden + 10 * max(site.size for site in anatomy.sites))
+    return bool(numbers * model.dtype.itemsize < available(model.device) // 4)
+
+
+def fit(plan: Plan, work: Callable[[Plan, Sequence[Prompt]], int], prompts: Sequence[Prompt], budget: int) -> Plan:
+    """The plan, with batches as large as memory allows and what they will take.
+
+    `work` does a batch under a trial plan and says how many bytes it held; what one and two of the longest prompts
+    took says what more would take.
+    """
+    longest = sorted(prompts, key=lambda p: -len(p.input_ids))[:2]
+    while True:
+        alone = replace(plan, prompts=1)
+        first = work(alone, longest[:1])
+        plan.can_recompute = alone.can_recompute
+        further = max(0, work(replace(plan, prompts=2), longest) - first) if len(longest) == 2 else 0
+        most = 1 + (budget - first) // max(1, further) if first <= budget else 0
+        if most < min(plan.prompts, ENOUGH) and not plan.recompute and plan.can_recompute:
+            plan = replace(plan, recompute=True)
+        elif most < 1 and plan.rows > LEAST_ROWS:
+            plan = replace(plan, rows=plan.rows // 2)
+        else:
+            break
+    size = max(1, min(plan.prompts, most))
+    return replace(plan, prompts=size, estimate={"first prompt": first, "each further prompt": further})
 
 
 def run_batches(
@@ -93,8 +133,13 @@ def in_batches(prompts: Sequence[Prompt], plan: Plan, rows: int = 1) -> list[lis
     return cut([n for group in groups for n in group], plan, rows)
 
 
+def batch_size(plan: Plan, rows: int) -> int:
+    """Prompts of a batch whose passes have so many answer tokens a prompt."""
+    return max(1, min(plan.prompts, plan.rows // rows))
+
+
 def cut(places: list[int], plan: Plan, rows: int) -> list[list[int]]:
-    size = max(1, min(plan.prompts, plan.rows // rows))
+    size = batch_size(plan, rows)
     return [places[start : start + size] for start in range(0, len(places), size)]
 
 

@@ -13,11 +13,26 @@ from torch.overrides import TorchFunctionMode
 
 from ..errors import InputError
 from ..loading import check_weights
+from ..steer import HookError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from ..prompts import Prompt
+
+
+# What the code of a model, or an edit around it, raises that takes its inputs another way. What is wrong with the
+# prompts or the weights themselves, the reference will say.
+DRIVING_ERRORS = (
+    HookError,
+    AttributeError,
+    IndexError,
+    KeyError,
+    NotImplementedError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 
 
 @contextmanager
@@ -77,12 +92,14 @@ def input_device(model: PreTrainedModel) -> torch.device:
     return next(model.get_input_embeddings().parameters()).device
 
 
-def answer_logits(model: PreTrainedModel, ids: Tensor, mask: Tensor | None = None, at: Tensor | None = None) -> Tensor:
+def answer_logits(
+    model: PreTrainedModel, ids: Tensor, mask: Tensor | None = None, at: Tensor | None = None, **more: Any
+) -> Tensor:
     """Logits (rows, vocabulary) at position `at` of each row (None: the last), computed nowhere else if possible."""
     where, place = (torch.tensor([ids.shape[1] - 1]), torch.zeros(len(ids), dtype=torch.int64))
     if at is not None:
         where, place = at.unique(return_inverse=True)
-    inputs = {"input_ids": ids.to(input_device(model)), "use_cache": False}
+    inputs = {"input_ids": ids.to(input_device(model)), "use_cache": False, **more}
     if mask is not None:
         inputs["attention_mask"] = mask.to(input_device(model))
     if "logits_to_keep" in inspect.signature(model.forward).parameters:

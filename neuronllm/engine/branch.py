@@ -11,8 +11,10 @@ multipliers, experts) the copies join in front of it and their h is edited in fr
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -37,10 +39,25 @@ EditRows = Callable[[Site, Tensor, "Tensor | None"], Tensor]
 RowsBehind = Callable[[Site, Tensor, Tensor], Tensor]
 
 
+@dataclass
+class Batch:
+    """Prompts whose prefixes are there, and all that is needed to ask the model about their answer tokens."""
+
+    model: PreTrainedModel
+    anatomy: Anatomy
+    prompts: Sequence[Prompt]
+    prefix: Prefix
+    plain: frozenset[str]  # blocks behind which rows may join
+    value: Callable[[Tensor], Tensor]  # logits (prompts, rows, ids) -> the objective (prompts, rows)
+    rows: int  # answer tokens of one pass, at most
+
+    def in_order(self, found: dict[str, Tensor]) -> Tensor:
+        """One column a neuron, of what was found at every site."""
+        return torch.cat([found[site.down].cpu() for site in self.anatomy.sites], -1)
+
+
 def sweep(
-    model: PreTrainedModel,
-    prompts: Sequence[Prompt],
-    prefix: Prefix,
+    batch: Batch,
     sites: Sequence[Site],
     *,
     rows: Mapping[str, int] | None = None,
@@ -52,6 +69,7 @@ def sweep(
     `rows` says how many copies join in front of a block, and `edit` sees them at its sites; `behind` makes the rows
     that join behind a block. Both go by the block's name.
     """
+    model = batch.model
     rows, behind = rows or {}, behind or {}
     clean: dict[str, Tensor] = {}
 
@@ -65,7 +83,7 @@ def sweep(
         return torch.cat([h[:, :-count], edited.to(h)], 1)
 
     with ExitStack() as stack:
-        stack.enter_context(branch_attention(model, prefix))
+        stack.enter_context(branch_attention(model, batch.prefix))
         visited = [site for site in sites if rows.get(site.block) or site.block in behind]
         for block in dict.fromkeys(site.block for site in visited if site.block not in behind):
             # before `visiting`, which looks at the shape that a block is given
@@ -76,36 +94,47 @@ def sweep(
                 append = lambda x, site=site, make=make: make(site, x, clean.pop(site.block))  # noqa: E731
                 stack.enter_context(joining_behind(model.get_submodule(site.block), append))
         stack.enter_context(visiting(model, visited, in_front))
-        return answer_pass(model, prompts, prefix)
+        return answer_pass(model, batch.prompts, batch.prefix)
 
 
-def clean_states(
-    model: PreTrainedModel, prompts: Sequence[Prompt], prefix: Prefix, sites: Sequence[Site]
-) -> dict[str, tuple[Tensor, Tensor]]:
-    """The clean answer token at every site: its block's output (prompts, D) and h (prompts, width)."""
+def clean_states(batch: Batch, sites: Sequence[Site]) -> dict[str, tuple[Tensor, Tensor]]:
+    """The clean answer token at sites with a block of their own: the block's output (prompts, D) and h, by `down`."""
     states: dict[str, tuple[Tensor, Tensor]] = {}
 
     def keep(site: Site, x: Tensor, h: Tensor) -> Tensor:
         states[site.down] = (x, h)
         return x[:, None][:, :0]
 
-    sweep(model, prompts, prefix, sites, behind={site.block: keep for site in sites})
+    sweep(batch, sites, behind={site.block: keep for site in sites})
     return states
 
 
-def residuals(
-    model: PreTrainedModel, prompts: Sequence[Prompt], prefix: Prefix, site: Site, sites: Sequence[Site], count: int,
-    edit: EditRows,
-) -> Tensor:  # fmt: skip
+def clean_routes(batch: Batch) -> dict[str, Tensor]:
+    """The experts that each answer token is routed to, (prompts, K), by the routed site's `down`."""
+    found: dict[str, Tensor] = {}
+
+    def look(site: Site, h: Tensor, routes: Tensor | None) -> None:
+        assert routes is not None
+        found[site.down] = routes[:, 0]
+
+    routed = [site for site in batch.anatomy.sites if site.experts]
+    if not routed:
+        return found
+    with visiting(batch.model, routed, look), branch_attention(batch.model, batch.prefix):
+        answer_pass(batch.model, batch.prompts, batch.prefix)
+    return found
+
+
+def residuals(batch: Batch, sites: Sequence[Site], count: int, edit: EditRows) -> Tensor:
     """What `count` edited rows of the sites of one block have become right behind it, (prompts, rows, D)."""
     out: list[Tensor] = []
-    with _leaving(model.get_submodule(site.block), count, out):
-        sweep(model, prompts, prefix, sites, rows={site.block: count}, edit=edit)
+    with _leaving(batch.model.get_submodule(sites[0].block), count, out):
+        sweep(batch, sites, rows={sites[0].block: count}, edit=edit)
     return out[0]
 
 
 def vectors(model: PreTrainedModel, site: Site, ids: Tensor | None = None) -> Tensor:
-    """What each neuron writes when its h is 1: (neurons, D), in float32 or better; all neurons without ids."""
+    """What each neuron of a dense site writes when its h is 1: (neurons, D), in float32 or better; all without ids."""
     weight: Any = model.get_submodule(site.down).weight
     if ids is None:
         return wide(weight if site.transposed else weight.T)
@@ -113,22 +142,30 @@ def vectors(model: PreTrainedModel, site: Site, ids: Tensor | None = None) -> Te
     return wide(weight.index_select(0, index) if site.transposed else weight.index_select(1, index).T)
 
 
-def plain_blocks(model: PreTrainedModel, anatomy: Anatomy, prompts: Sequence[Prompt], prefix: Prefix) -> frozenset[str]:
+def plain_blocks(batch: Batch) -> frozenset[str]:
     """The blocks whose only site adds W h to the residual stream and nothing more, found by halving h."""
-    alone = [site for site in anatomy.sites if sum(site.block == other.block for other in anatomy.sites) == 1]
+    count = Counter(site.block for site in batch.anatomy.sites)
+    alone = [site for site in batch.anatomy.sites if count[site.block] == 1 and _readable(batch.model, site)]
     plain = set()
-    clean = clean_states(model, prompts, prefix, alone)
-    for site in alone:
-        weight: Any = getattr(model.get_submodule(site.down), "weight", None)
-        x, h = clean[site.down]
-        if weight is None or not weight.is_floating_point() or weight.is_meta or h.shape[-1] != site.width:
-            continue
-        moved = residuals(model, prompts, prefix, site, [site], 1, lambda site, h, routes: h / 2)[:, 0]
-        step = wide(h) @ vectors(model, site) / -2
-        tolerance = 0.05 if torch.finfo(weight.dtype).eps > 1e-4 else 1e-4  # the block's own rounding
+    for site, (x, h) in zip(alone, clean_states(batch, alone).values(), strict=True):
+        moved = residuals(batch, [site], 1, lambda site, h, routes: h / 2)[:, 0]
+        step = wide(h) @ vectors(batch.model, site) / -2
+        tolerance = 0.05 if torch.finfo(moved.dtype).eps > 1e-4 else 1e-4  # the block's own rounding
         if bool((wide(moved) - wide(x) - step).norm() <= tolerance * step.norm()):
             plain.add(site.block)
     return frozenset(plain)
+
+
+def _readable(model: PreTrainedModel, site: Site) -> bool:
+    """Whether a site's down projection is one plain matrix at hand."""
+    weight = getattr(model.get_submodule(site.down), "weight", None)
+    return (
+        not site.experts
+        and weight is not None
+        and weight.is_floating_point()
+        and weight.ndim == 2
+        and not weight.is_meta
+    )
 
 
 @contextmanager

@@ -15,16 +15,20 @@ import torch
 from torch import Tensor
 
 from ..anatomy import Anatomy, Site, decoder_layers
-from ..steer import HookError, visiting
+from ..steer import visiting
 from .answer import answer_pass, watching_gradients
 from .attention import branch_attention
-from .batching import Plan, make_plan, run_batches
-from .borrowed import answer_logits, check_prompts, input_device
-from .branch import clean_states, plain_blocks, residuals, sweep, vectors
+from .batching import Plan, batch_size, fit, make_plan, roomy, run_batches
+from .borrowed import DRIVING_ERRORS, answer_logits, check_prompts, input_device
+from .branch import Batch, plain_blocks, sweep
+from .direct import direct
+from .effects import effects, rounding
 from .full import full_pass, recomputing
+from .integrals import integral
+from .memory import available, peak_memory
 from .objective import Choices, needs_vocabulary, only_options, wide
 from .prefix import Level, Prefix, prefill, prefill_root, siblings
-from .reference import ReferenceEngine
+from .reference import ReferenceEngine, summed
 from .relp import relp_rules, watching_ups
 from .stream import float32_stream
 
@@ -33,18 +37,7 @@ if TYPE_CHECKING:
 
     from ..prompts import Prompt
 
-# What the code of a model, or an edit around it, raises that takes its inputs another way. What is wrong with the
-# prompts or the weights themselves, the reference will say.
-DRIVING_ERRORS = (
-    HookError,
-    AttributeError,
-    IndexError,
-    KeyError,
-    NotImplementedError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
+Score = Callable[[Sequence["Prompt"]], Tensor]
 
 
 class FastEngine(ReferenceEngine):
@@ -62,37 +55,39 @@ class FastEngine(ReferenceEngine):
         plan: Plan | None = None,
     ) -> None:
         super().__init__(model, anatomy, dtype=dtype, batch_size=batch_size)
-        self._given_plan = plan
+        self._planned = plan is not None
+        self.plan = plan or self.plan
         self._root: tuple[list[int], Level] | None = None
-        self._plain: frozenset[str] = frozenset()  # blocks behind which rows may join
-        self._tried = False
+        self._plain: frozenset[str] | None = None  # blocks behind which rows may join
         self.options_head = True  # whether the head may compute the options' logits alone
-        self.noise = 0.0  # what a rounding of the residual stream did to an objective, at most
+        self.noise = 0.0  # what a rounding of h did to an objective, at most
+        self._trial = False  # as little work as shows what memory it takes
+        self._rows_a_prompt = 1
+        self._prefix_bytes = 0  # of a prompt, in the last batch
+
+    # ---- the self-check ----
 
     def unusable(self, prompts: Sequence[Prompt]) -> str | None:
         """Why this model cannot be driven by answer tokens, or None: a clean branch must equal the clean answer."""
-        if any(site.experts for site in self.anatomy.sites):
-            return "experts are not on the fast way yet"
         if min(len(p.input_ids) for p in prompts) < 2:
             return "a prompt of one token has no prefix"
-        self._planned(prompts)
+        self._make_plan(prompts)
         longest = max(range(len(prompts)), key=lambda n: len(prompts[n].input_ids))
         family = next(group for group in siblings(prompts, self.plan.root) if longest in group)
-        batch = [prompts[n] for n in dict.fromkeys([longest, family[0], family[-1]])]
         try:
-            return self._differs(batch)
+            return self._differs([prompts[n] for n in dict.fromkeys([longest, family[0], family[-1]])])
         except DRIVING_ERRORS as error:
             text = (str(error).splitlines() or [""])[0]
             return f"it cannot be run on answer tokens ({type(error).__name__}: {text[:120]})"
 
     @torch.no_grad()
-    def _differs(self, batch: Sequence[Prompt]) -> str | None:
-        plain = torch.stack([answer_logits(self.model, torch.tensor([p.input_ids]))[0] for p in batch])
-        prefix = self._prefill(batch)
-        first = self.anatomy.sites[0]
-        logits = sweep(self.model, batch, prefix, [first], rows={first.block: 1}, edit=lambda site, h, routes: h)
-        with branch_attention(self.model, prefix) as seen:
-            answer_pass(self.model, batch, prefix)
+    def _differs(self, prompts: Sequence[Prompt]) -> str | None:
+        plain = torch.stack([answer_logits(self.model, torch.tensor([p.input_ids]))[0] for p in prompts])
+        batch = self._batch(prompts, lambda logits: logits[..., 0])
+        first = batch.anatomy.blocks[self.anatomy.sites[0].block]
+        logits = sweep(batch, first, rows={first[0].block: 1}, edit=lambda site, h, routes: h)
+        with branch_attention(self.model, batch.prefix) as seen:
+            answer_pass(self.model, prompts, batch.prefix)
         layers = len(decoder_layers(self.model)[1])
         if len(seen) != layers:
             return f"{layers - len(seen)} of its {layers} layers attend in a way of their own"
@@ -102,24 +97,59 @@ class FastEngine(ReferenceEngine):
         distance = (logits - plain[:, None]).abs().max()
         if not bool(distance <= tolerance):
             return f"a clean branch differs from the clean answer by {float(distance):.1e}"
-        self.options_head = self._head_can_be_cut(batch, prefix, plain, tolerance)
-        self._try_blocks(batch[0])
+        self.options_head = self._head_can_be_cut(batch, plain, tolerance)
+        self._find_plain_blocks(prompts[0])
         return None
 
-    @torch.no_grad()
-    def _try_blocks(self, prompt: Prompt) -> None:
-        with float32_stream(self.model):
-            self._plain = plain_blocks(self.model, self.anatomy, [prompt], self._prefill([prompt]))
-        self._tried = True
-
-    def _head_can_be_cut(self, batch: Sequence[Prompt], prefix: Prefix, plain: Tensor, tolerance: Tensor) -> bool:
-        ids, _ = Choices.of(batch).columns()
+    def _head_can_be_cut(self, batch: Batch, plain: Tensor, tolerance: Tensor) -> bool:
+        ids, _ = Choices.of(batch.prompts).columns()
         try:
-            with only_options(self.model, ids), branch_attention(self.model, prefix):
-                few = answer_pass(self.model, batch, prefix)[:, 0]
+            with only_options(self.model, ids), branch_attention(self.model, batch.prefix):
+                few = answer_pass(self.model, batch.prompts, batch.prefix)[:, 0]
         except DRIVING_ERRORS:
             return False
         return few.shape[-1] == len(ids) and bool(((few - plain[:, ids.to(plain.device)]).abs() <= tolerance).all())
+
+    @torch.no_grad()
+    def _find_plain_blocks(self, prompt: Prompt) -> None:
+        with self._in_float32():
+            self._plain = plain_blocks(self._batch([prompt], lambda logits: logits[..., 0]))
+
+    # ---- memory ----
+
+    def fit(self, work: Score, prompts: Sequence[Prompt], *, always: bool = False) -> None:
+        """Find out what `work` (prompts -> scores) takes and cut the batches by it.
+
+        Done where memory is an issue, and for batch_size="auto" only; `always` gives an estimate anyway.
+        """
+        chosen = self.batch_size != "auto" or roomy(self.model, self.anatomy, prompts)
+        if chosen and not always:
+            return
+        device = input_device(self.model)
+        plan = self.plan
+
+        def trial(smaller: Plan, some: Sequence[Prompt]) -> int:
+            self.plan = smaller
+            return peak_memory(lambda: work(some), device)
+
+        self._trial = True
+        try:
+            budget = 2**62 if chosen else available(device) // 2
+            fitted = fit(plan, trial, prompts, budget)
+        finally:
+            self._trial, self.plan = False, plan
+        first, further = fitted.estimate.values()
+        size = batch_size(fitted, self._rows_a_prompt)
+        weights = sum(p.numel() * p.element_size() for p in self.model.parameters())
+        peak = first + (size - 1) * further
+        prefixes = size * self._prefix_bytes
+        fitted.estimate = {
+            "weights": weights,
+            "prefix cache": prefixes,
+            "branches and graph": peak - prefixes,
+            "peak above the weights": peak,
+        }
+        self.plan = fitted
 
     # ---- the reference's questions, answered in batches ----
 
@@ -134,28 +164,7 @@ class FastEngine(ReferenceEngine):
 
     @torch.no_grad()
     def activations(self, prompts: Sequence[Prompt], positions: str = "answer", statistic: str = "value") -> Tensor:
-        def score(batch: Sequence[Prompt]) -> Tensor:
-            found: dict[str, Tensor] = {}
-            lengths = torch.tensor([[len(p.input_ids)] for p in batch])
-            with watching_ups(self.model, self.anatomy.sites) as ups, self._asking(batch):
-
-                def look(site: Site, h: Tensor, routes: Tensor | None) -> None:
-                    value = wide(h if statistic == "value" else (ups(site, h)[0] > 0).to(h))
-                    if positions == "all":
-                        real = torch.arange(h.shape[1]) < lengths
-                        value = (value * real[..., None].to(value)).sum(1) / lengths.to(value)
-                    found[site.down] = value.reshape(len(batch), -1).cpu()
-
-                with visiting(self.model, self.anatomy.sites, look):
-                    if positions == "all":
-                        full_pass(self.model, batch)
-                    else:
-                        prefix = self._prefill(batch)
-                        with branch_attention(self.model, prefix):
-                            answer_pass(self.model, batch, prefix)
-            return self._in_order(found)
-
-        return self._batched(prompts, score)
+        return self._batched(prompts, lambda batch: self._held(batch, positions == "all", statistic))
 
     def gradients(
         self,
@@ -169,196 +178,117 @@ class FastEngine(ReferenceEngine):
         def score(batch: Sequence[Prompt]) -> Tensor:
             with self._asking(batch, objective) as choices:
                 value = lambda logits: choices.value(objective, logits)  # noqa: E731
-                return self._gradient(batch, value, 1, positions, weight, rules).sum(1)
+                return self._gradient(batch, value, 1, positions == "all", weight, rules)[:, 0]
 
         return self._batched(prompts, score)
 
     def option_gradients(self, prompts: Sequence[Prompt]) -> Tensor:
         """(prompts, options, n_neurons): h times the gradient of every option's score; 0 where there is no option.
 
-        The K gradients come from one backward pass: the answer token runs in K copies, of which each answers for one
+        The K gradients come from one backward pass: the answer token runs in K copies, each of which answers for one
         option.
         """
+        most = max(len(p.option_ids) for p in prompts)
 
         def score(batch: Sequence[Prompt]) -> Tensor:
             with self._asking(batch) as choices:
-                return self._gradient(batch, choices.each, choices.real.shape[1], "answer", "activation", None)
+                found = self._gradient(batch, choices.each, choices.real.shape[1], False, "activation", None)
+            return torch.nn.functional.pad(found, (0, 0, 0, most - found.shape[1]))
 
         return self._batched(prompts, score)
 
     def integrate(self, prompts: Sequence[Prompt], objective: str, alphas: Tensor, weights: Tensor) -> Tensor:
         def score(batch: Sequence[Prompt]) -> Tensor:
             with self._asking(batch, objective) as choices:
-                return self._integral(batch, choices, objective, alphas, weights)
+                return integral(self._batch(batch, lambda logits: choices.value(objective, logits)), alphas, weights)
 
-        return self._batched(prompts, score, 1 + len(alphas) * len(self._blocks))
+        blocks = {site.block for site in self.anatomy.sites}
+        return self._batched(prompts, score, 1 + len(alphas) * len(blocks))
 
     @torch.no_grad()
     def effects(
         self, prompts: Sequence[Prompt], objective: str, *, ids: Tensor | None = None, factor: float = 0.0
     ) -> Tensor:
-        ids = torch.arange(self.anatomy.n_neurons) if ids is None else self.anatomy.checked(ids)
-        order = ids.argsort(stable=True)  # a sweep meets the sites from the first to the last
+        ids = None if ids is None else self.anatomy.checked(ids)
 
-        def score(batch: Sequence[Prompt]) -> Tensor:
-            with float32_stream(self.model), self._asking(batch, objective) as choices:
-                prefix = self._prefill(batch)
-                self.noise = max(self.noise, self._rounding(batch, prefix, choices, objective))
-                chunks = ids[order].split(max(1, self.plan.rows // len(batch)))
-                found = torch.cat([self._swept(batch, prefix, choices, objective, part, factor) for part in chunks], 1)
-            return torch.empty_like(found).index_copy_(1, order, found)
+        def score(prompts: Sequence[Prompt]) -> Tensor:
+            with self._in_float32(), self._asking(prompts, objective) as choices:
+                batch = self._batch(prompts, lambda logits: choices.value(objective, logits))
+                self.noise = max(self.noise, rounding(batch))
+                return effects(batch, ids, factor, self._trial)
 
-        return self._batched(prompts, score, max(1, min(self.plan.rows, len(ids))))
+        rows = self.anatomy.n_neurons if ids is None else len(ids)
+        return self._batched(prompts, score, rows)
 
     @torch.no_grad()
     def direct(self, prompts: Sequence[Prompt], objective: str) -> Tensor:
-        def score(batch: Sequence[Prompt]) -> Tensor:
-            prefix = self._prefill(batch)
-            found = {}
-            plain = [site for site in self.anatomy.sites if site.block in self._plain]
-            with self._asking(batch, objective) as choices:
-                states = clean_states(self.model, batch, prefix, plain)
-                for site in self.anatomy.sites:
-                    if site.block in self._plain:
-                        x, h = (wide(part) for part in states[site.down])
-                        written = vectors(self.model, site)
-                        rows = (x - h @ written)[:, None] + torch.nn.functional.pad(
-                            h[..., None] * written, (0, 0, 0, 1)
-                        )
-                    else:
-                        rows = self._alone(batch, prefix, site)
-                    parts = [self._unembed_rows(part) for part in rows.split(max(1, self.plan.rows // len(batch)), 1)]
-                    value = torch.cat([choices.value(objective, part) for part in parts], 1)
-                    found[site.down] = (value[:, :-1] - value[:, -1:]).cpu()
-            return self._in_order(found)
+        def score(prompts: Sequence[Prompt]) -> Tensor:
+            with self._asking(prompts, objective) as choices:
+                batch = self._batch(prompts, lambda logits: choices.value(objective, logits))
+                return direct(batch, self._unembed_rows)
 
-        return self._batched(prompts, score)
+        return self._batched(prompts, score, max(site.width for site in self.anatomy.sites))
 
     # ---- one batch ----
 
+    def _held(self, prompts: Sequence[Prompt], everywhere: bool, statistic: str) -> Tensor:
+        found: dict[str, Tensor] = {}
+        real = [len(p.input_ids) if everywhere else 1 for p in prompts]
+
+        with watching_ups(self.model, self.anatomy.sites) as ups, self._asking(prompts):
+
+            def look(site: Site, h: Tensor, routes: Tensor | None) -> None:
+                value = wide(h if statistic == "value" else (ups(site, h)[0] > 0).to(h))
+                means = [
+                    summed(site, value[n, :count], None if routes is None else routes[n, :count]) / count
+                    for n, count in enumerate(real)
+                ]
+                found[site.down] = torch.stack(means)
+
+            batch = None if everywhere else self._batch(prompts, lambda logits: logits)
+            with visiting(self.model, self.anatomy.sites, look):
+                if batch is None:
+                    full_pass(self.model, prompts)
+                else:
+                    with branch_attention(self.model, batch.prefix):
+                        answer_pass(self.model, prompts, batch.prefix)
+        return torch.cat([found[site.down].cpu() for site in self.anatomy.sites], -1)
+
     def _gradient(
         self,
-        batch: Sequence[Prompt],
+        prompts: Sequence[Prompt],
         value: Callable[[Tensor], Tensor],
         rows: int,
-        positions: str,
+        everywhere: bool,
         weight: str,
         rules: str | None,
     ) -> Tensor:
-        """(prompts, rows, n_neurons): weight times the gradient of every row's value; one row holds all positions."""
+        """(prompts, rows, n_neurons): weight times the gradient of every row's value, or summed over all tokens."""
         found: dict[str, Tensor] = {}
         scale = torch.sign if weight == "sign" else torch.Tensor.detach
 
         def keep(site: Site, h: Tensor, grad: Tensor, routes: Tensor | None) -> None:
-            # Prompt by prompt, so that products in float32 stay small. Padding stands behind the answer: gradient 0.
-            products = [wide(scale(one)) * wide(other) for one, other in zip(h, grad, strict=True)]
-            found[site.down] = torch.stack([p.sum(0, keepdim=True) if rows == 1 else p for p in products]).cpu()
+            parts = []
+            for n in range(len(h)):  # so that products in float32 stay small; behind the answer the gradient is 0
+                product, of = wide(scale(h[n])) * wide(grad[n]), None if routes is None else routes[n]
+                parts.append(summed(site, product, of)[None] if rows == 1 else site.spread(product, of))
+            found[site.down] = torch.stack(parts).cpu()
 
         with ExitStack() as stack:
             detached = rules == "relp-detached"
-            if rules:
-                attention = detached and positions == "all"  # answer passes have an attention of their own
-                stack.enter_context(relp_rules(self.model, self.anatomy, detach_attention=attention))
-            if positions == "all":
+            if rules:  # answer passes have an attention of their own
+                rule = relp_rules(self.model, self.anatomy, detach_attention=detached and everywhere)
+                stack.enter_context(rule)
+            if everywhere:
+                self.plan.can_recompute = True
                 stack.enter_context(recomputing(self.model, self.plan.recompute))
             else:
-                prefix = self._prefill(batch)
+                prefix = self._prefill(prompts)
                 stack.enter_context(branch_attention(self.model, prefix, constant_patterns=detached))
             anchor = stack.enter_context(watching_gradients(self.model, self.anatomy.sites, keep))
-            everywhere = positions == "all"
-            logits = full_pass(self.model, batch) if everywhere else answer_pass(self.model, batch, prefix, rows)
+            logits = full_pass(self.model, prompts) if everywhere else answer_pass(self.model, prompts, prefix, rows)
             torch.autograd.grad(value(logits).sum(), anchor)
-        return self._in_order(found)
-
-    def _integral(
-        self, batch: Sequence[Prompt], choices: Choices, objective: str, alphas: Tensor, weights: Tensor
-    ) -> Tensor:
-        prefix, steps = self._prefill(batch), len(alphas)
-        clean: dict[str, Tensor] = {}
-        leaves: dict[str, Tensor] = {}
-
-        def join(site: Site, x: Tensor, h: Tensor) -> Tensor:
-            """A row whose h is alpha h is the clean row less (1 - alpha) of what the neurons write."""
-            clean[site.down] = h
-            step = wide(h) @ vectors(self.model, site)
-            rows = wide(x)[:, None] - (1 - alphas.to(step))[None, :, None] * step[:, None]
-            leaves[site.down] = rows.to(x).requires_grad_(True)
-            return leaves[site.down]
-
-        def scale(site: Site, h: Tensor, routes: Tensor | None) -> Tensor:
-            clean[site.down] = h[:, 0].detach()
-            leaves[site.down] = (alphas.to(h)[None, :, None] * h.detach()).requires_grad_(True)
-            return leaves[site.down]
-
-        with torch.enable_grad():
-            logits = sweep(
-                self.model,
-                batch,
-                prefix,
-                self.anatomy.sites,
-                rows={block: steps for block in self._blocks if block not in self._plain},
-                edit=scale,
-                behind=dict.fromkeys(self._plain, join),
-            )
-            value = choices.value(objective, logits[:, 1:])
-            grads = torch.autograd.grad(value.sum(), [leaves[site.down] for site in self.anatomy.sites])
-        found = {}
-        for site, grad in zip(self.anatomy.sites, grads, strict=True):
-            h = wide(clean[site.down])
-            mean = torch.einsum("m,bmd->bd", weights.to(grad.device), grad.double()).to(h)
-            # Summed over alpha first, then one product with the down projection.
-            found[site.down] = (h * (mean @ vectors(self.model, site).T if site.block in self._plain else mean)).cpu()
-        return self._in_order(found)
-
-    def _swept(
-        self, batch: Sequence[Prompt], prefix: Prefix, choices: Choices, objective: str, ids: Tensor, factor: float
-    ) -> Tensor:
-        """(prompts, ids): F(clean) - F(edited) for neurons in the order of their sites."""
-        where = self.anatomy.site_of(ids)
-        sites = [self.anatomy.sites[n] for n in where.unique().tolist()]
-        index = {self.anatomy.sites[n].down: ids[where == n] - self.anatomy.offsets[n] for n in where.unique().tolist()}
-
-        def join(site: Site, x: Tensor, h: Tensor) -> Tensor:
-            columns = index[site.down].to(h.device)
-            return wide(x)[:, None] + (factor - 1) * wide(h)[:, columns, None] * vectors(self.model, site, columns)
-
-        def multiply(site: Site, h: Tensor, routes: Tensor | None) -> Tensor:
-            h, columns = h.clone(), index[site.down].to(h.device)
-            h[:, torch.arange(len(columns), device=h.device), columns] *= factor
-            return h
-
-        logits = sweep(
-            self.model,
-            batch,
-            prefix,
-            sites,
-            rows={site.block: len(index[site.down]) for site in sites if site.block not in self._plain},
-            edit=multiply,
-            behind={site.block: join for site in sites if site.block in self._plain},
-        )
-        values = choices.value(objective, logits)
-        return (values[:, :1] - values[:, 1:]).cpu()
-
-    def _rounding(self, batch: Sequence[Prompt], prefix: Prefix, choices: Choices, objective: str) -> float:
-        """What a change of h by one rounding does to the objective: effects below it are noise."""
-        site, copies = self.anatomy.sites[0], 8
-
-        def jitter(site: Site, h: Tensor, routes: Tensor | None) -> Tensor:
-            generator = torch.Generator().manual_seed(0)
-            noise = torch.randn(h.shape, generator=generator, dtype=torch.float64).to(h)
-            return h * (1 + noise * torch.finfo(h.dtype).eps)
-
-        logits = sweep(self.model, batch, prefix, [site], rows={site.block: copies}, edit=jitter)
-        values = choices.value(objective, logits)
-        return float((values[:, 1:] - values[:, :1]).abs().max())
-
-    def _alone(self, batch: Sequence[Prompt], prefix: Prefix, site: Site) -> Tensor:
-        """Residual rows behind a block: row i keeps neuron i only, the last row keeps none."""
-
-        def alone(site: Site, h: Tensor, routes: Tensor | None) -> Tensor:
-            return h * torch.eye(site.width + 1, site.width, dtype=h.dtype, device=h.device)
-
-        return residuals(self.model, batch, prefix, site, [site], site.width + 1, alone)
+        return torch.cat([found[site.down] for site in self.anatomy.sites], -1)
 
     def _unembed_rows(self, rows: Tensor) -> Tensor:
         """Logits of residual rows (prompts, rows, D), by the model's own final norm, head and scale."""
@@ -377,44 +307,56 @@ class FastEngine(ReferenceEngine):
 
     # ---- batches ----
 
-    def _batched(self, prompts: Sequence[Prompt], score: Callable[[Sequence[Prompt]], Tensor], rows: int = 1) -> Tensor:
+    def _batched(self, prompts: Sequence[Prompt], score: Score, rows: int = 1) -> Tensor:
         """Scores of all prompts, (prompts, ...), batch by batch; a pass has about `rows` answer tokens a prompt."""
         check_prompts(self.model, prompts)
-        self._planned(prompts)
-        if not self._tried:
-            self._try_blocks(min(prompts, key=lambda p: len(p.input_ids)))
-        return run_batches(prompts, score, self.plan, rows)
+        self._make_plan(prompts)
+        if self._plain is None:
+            self._find_plain_blocks(min(prompts, key=lambda p: len(p.input_ids)))
+        self._rows_a_prompt = min(rows, self.plan.rows)
+        return run_batches(prompts, score, self.plan, self._rows_a_prompt)
 
-    def _planned(self, prompts: Sequence[Prompt]) -> None:
-        if self._given_plan is None:
-            self._given_plan = make_plan(self.model, self.anatomy, prompts, batch_size=self.batch_size)
-        self.plan = self._given_plan
+    def _make_plan(self, prompts: Sequence[Prompt]) -> None:
+        if not self._planned:
+            self.plan = make_plan(self.model, self.anatomy, prompts, batch_size=self.batch_size)
+            self._planned = True
 
-    def _prefill(self, batch: Sequence[Prompt]) -> Prefix:
-        """The batch's prefixes; what all prompts of the run start with is computed once."""
-        start = batch[0].input_ids[: self.plan.root]
-        shared = start and all(len(p.input_ids) > len(start) and p.input_ids[: len(start)] == start for p in batch)
+    def _batch(self, prompts: Sequence[Prompt], value: Callable[[Tensor], Tensor]) -> Batch:
+        plain = self._plain or frozenset()
+        return Batch(self.model, self.anatomy, prompts, self._prefill(prompts), plain, value, self.plan.rows)
+
+    def _prefill(self, prompts: Sequence[Prompt]) -> Prefix:
+        """Their prefixes; what all prompts of the run start with is computed once."""
+        prefix = self._prefilled(prompts)
+        self._prefix_bytes = prefix.n_bytes() // len(prompts)
+        return prefix
+
+    def _prefilled(self, prompts: Sequence[Prompt]) -> Prefix:
+        start = prompts[0].input_ids[: self.plan.root]
+        shared = start and all(len(p.input_ids) > len(start) and p.input_ids[: len(start)] == start for p in prompts)
         if not shared:
-            return prefill(self.model, batch)
+            return prefill(self.model, prompts)
         if self._root is None or self._root[0] != start:
             self._root = (list(start), prefill_root(self.model, start))
-        return prefill(self.model, batch, self._root[1])
+        return prefill(self.model, prompts, self._root[1])
 
     @contextmanager
-    def _asking(self, batch: Sequence[Prompt], objective: str = "") -> Iterator[Choices]:
+    def _in_float32(self) -> Iterator[None]:
+        """Float32 whatever the weights; keys and values from elsewhere are not used here, nor the other way round."""
+        outside, self._root = self._root, None
+        try:
+            with float32_stream(self.model):
+                yield
+        finally:
+            self._root = outside
+
+    @contextmanager
+    def _asking(self, prompts: Sequence[Prompt], objective: str = "") -> Iterator[Choices]:
         """The choices of a batch, with a head that computes their logits alone where that is enough."""
-        choices = Choices.of(batch, objective)
+        choices = Choices.of(prompts, objective)
         if needs_vocabulary(objective) or not self.options_head:
             yield choices
         else:
             ids, choices = choices.columns()
             with only_options(self.model, ids):
                 yield choices
-
-    def _in_order(self, found: dict[str, Tensor]) -> Tensor:
-        """One column a neuron, of what was found at every site."""
-        return torch.cat([found[site.down] for site in self.anatomy.sites], -1)
-
-    @property
-    def _blocks(self) -> list[str]:
-        return list(dict.fromkeys(site.block for site in self.anatomy.sites))

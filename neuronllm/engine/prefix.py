@@ -62,8 +62,10 @@ class Prefix:
         self.levels, self.lengths = levels, lengths
         self._visible: dict[tuple[int | None, torch.device], Tensor | None] = {}
 
-    def n_layers(self) -> int:
-        return len(self.levels[-1].layers)
+    def n_bytes(self) -> int:
+        """What the keys and values take."""
+        pairs = [pair for level in self.levels for pair in level.layers.values()]
+        return sum(part.numel() * part.element_size() for pair in pairs for part in pair)
 
     def visible(self, window: int | None, device: torch.device) -> Tensor | None:
         """(prompts, tokens + 1): what an answer token sees within a sliding window; last, itself. None: everything."""
@@ -114,27 +116,39 @@ def prefill_root(model: PreTrainedModel, ids: Sequence[int]) -> Level:
 def prefill(model: PreTrainedModel, prompts: Sequence[Prompt], root: Level | None = None) -> Prefix:
     """Keys and values of everything before the last tokens; `root` is what all the prompts are known to start with."""
     ends = [len(p.input_ids) - 1 for p in prompts]
+    levels, begins = shared_levels(model, prompts, root)
+    if any(end > begin for begin, end in zip(begins, ends, strict=True)):
+        tail, pieces = tails(prompts, begins, ends)
+        _compute(model, tail, levels, pieces)
+        levels.append(tail)
+    return Prefix(levels, torch.tensor(ends))
+
+
+def shared_levels(
+    model: PreTrainedModel, prompts: Sequence[Prompt], root: Level | None = None
+) -> tuple[list[Level], list[int]]:
+    """The pieces that prompts have in common, and where each prompt goes on by itself."""
     levels = [] if root is None else [root.for_prompts(len(prompts))]
     start = 0 if root is None else int(root.lengths)
     groups = siblings(prompts, start)
     stems = [_stem(prompts, group, start) for group in groups]
+    if sum(length * (len(group) - 1) for length, group in zip(stems, groups, strict=True)) < WORTH_SHARING:
+        return levels, [start] * len(prompts)
+    # A prompt without siblings puts as much into its stem as the others do, so that tails stay short.
     longest = max(stems)
-    begins = [start] * len(prompts)
-    if sum(length * (len(group) - 1) for length, group in zip(stems, groups, strict=True)) >= WORTH_SHARING:
-        # A prompt without siblings puts as much into its stem as the others do, so that tails stay short.
-        stems = [length or min(longest, ends[group[0]] - start) for length, group in zip(stems, groups, strict=True)]
-        piece = torch.tensor([n for n, group in enumerate(groups) for _ in group])
-        stem = Level(torch.full((len(groups),), start), torch.tensor(stems), piece)
-        first = [prompts[group[0]].input_ids[start : start + n] for group, n in zip(groups, stems, strict=True)]
-        _compute(model, stem, levels, first)
-        levels.append(stem)
-        begins = [start + stems[int(n)] for n in piece]
-    if any(end > begin for begin, end in zip(begins, ends, strict=True)):
-        lengths = torch.tensor([end - begin for begin, end in zip(begins, ends, strict=True)])
-        tail = Level(torch.tensor(begins), lengths, torch.arange(len(prompts)))
-        _compute(model, tail, levels, [p.input_ids[b:e] for p, b, e in zip(prompts, begins, ends, strict=True)])
-        levels.append(tail)
-    return Prefix(levels, torch.tensor(ends))
+    firsts = [prompts[group[0]].input_ids for group in groups]
+    stems = [length or min(longest, len(ids) - 1 - start) for length, ids in zip(stems, firsts, strict=True)]
+    piece = [n for n, group in enumerate(groups) for _ in group]
+    stem = Level(torch.full((len(groups),), start), torch.tensor(stems), torch.tensor(piece))
+    _compute(model, stem, levels, [ids[start : start + n] for ids, n in zip(firsts, stems, strict=True)])
+    return [*levels, stem], [start + stems[n] for n in piece]
+
+
+def tails(prompts: Sequence[Prompt], begins: list[int], ends: list[int]) -> tuple[Level, list[list[int]]]:
+    """What each prompt has for itself, from `begins` to `ends`: a level to be computed, and its tokens."""
+    lengths = torch.tensor([end - begin for begin, end in zip(begins, ends, strict=True)])
+    level = Level(torch.tensor(begins), lengths, torch.arange(len(prompts)))
+    return level, [list(p.input_ids[b:e]) for p, b, e in zip(prompts, begins, ends, strict=True)]
 
 
 def _stem(prompts: Sequence[Prompt], group: list[int], start: int) -> int:
@@ -147,18 +161,22 @@ def _compute(model: PreTrainedModel, level: Level, above: list[Level], pieces: S
     """Fill in a level's keys and values: one pass of its pieces, which ends as soon as the last layer has them."""
     from .attention import Enough, piece_attention
 
+    last = None if _offloaded(model) else len(decoder_layers(model)[1]) - 1
+    with piece_attention(model, level, above, last), suppress(Enough):
+        model.get_decoder()(**piece_inputs(model, level, pieces))
+
+
+def piece_inputs(model: PreTrainedModel, level: Level, pieces: Sequence[Sequence[int]]) -> dict[str, Any]:
+    """What a model takes to compute the pieces of a level."""
     ids = torch.zeros(len(pieces), level.width, dtype=torch.int64)
     for row, piece in zip(ids, pieces, strict=True):
         row[: len(piece)] = torch.tensor(piece)
-    device = input_device(model)
-    last = None if _offloaded(model) else len(decoder_layers(model)[1]) - 1
-    with piece_attention(model, level, above, last), suppress(Enough):
-        model.get_decoder()(
-            input_ids=ids.to(device),
-            position_ids=level.positions.to(device),
-            past_key_values=passing_cache(int(level.starts.max())),
-            use_cache=True,
-        )
+    return {
+        "input_ids": ids.to(input_device(model)),
+        "position_ids": level.positions.to(input_device(model)),
+        "past_key_values": passing_cache(int(level.starts.max())),
+        "use_cache": True,
+    }
 
 
 def _offloaded(model: PreTrainedModel) -> bool:

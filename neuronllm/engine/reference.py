@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..anatomy import Anatomy, Site
+from ..experts import computable
 from ..steer import visiting
 from .batching import Plan
 from .borrowed import DoublePrecision, answer_logits, borrowed, check_prompts, input_device
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
 
 TOKENS = 4096
+# h at the answer position by site.down, and the experts it belongs to
+Clean = dict[str, tuple[Tensor, "Tensor | None"]]
 
 
 class ReferenceEngine:
@@ -66,12 +69,19 @@ class ReferenceEngine:
 
     def __enter__(self) -> ReferenceEngine:
         self._stack.enter_context(borrowed(self.model))
+        if self.anatomy.routed:
+            self._stack.enter_context(computable(self.model))
         if self.dtype == torch.float64:
             self._stack.enter_context(DoublePrecision())
         return self
 
     def __exit__(self, *exc: Any) -> None:
         self._stack.close()
+
+    def fit(
+        self, work: Callable[[Sequence[Prompt]], Tensor], prompts: Sequence[Prompt], *, always: bool = False
+    ) -> None:
+        """Cut the batches by what memory `work` takes; here a pass is small enough as it is."""
 
     # ---- what a method can ask for: one row a prompt, one column a neuron ----
 
@@ -101,7 +111,10 @@ class ReferenceEngine:
         return self._each(prompts, lambda p: self._gradients(p, objective, positions, weight, rules))
 
     def integrate(self, prompts: Sequence[Prompt], objective: str, alphas: Tensor, weights: Tensor) -> Tensor:
-        """Integrated gradients at the answer position, a layer's whole h scaled together by each alpha."""
+        """Integrated gradients at the answer position, a layer's whole h scaled together by each alpha.
+
+        Shared and routed experts of a layer are scaled together, because its routing does not depend on h.
+        """
         return self._each(prompts, lambda p: self._integrate(p, objective, alphas, weights))
 
     @torch.no_grad()
@@ -118,9 +131,13 @@ class ReferenceEngine:
 
     @torch.no_grad()
     def post_normed(self, prompt: Prompt) -> bool:
-        """True if the first block's output is not linear in h, as behind a norm of the FFN's output."""
-        site, h = self.anatomy.sites[0], self._clean(prompt)[0]
-        none, once, twice = wide(self._after(prompt, site, torch.stack([0 * h, h, 2 * h]))).unbind(0)
+        """True if a block's output is not linear in h, as behind a norm of the FFN's output; one block of each kind."""
+        clean = self._clean(prompt)
+        kinds = {site.expert: site for site in reversed(self.anatomy.sites)}  # the first one of each
+        return any(self._not_linear(prompt, site, clean[site.down][0]) for site in kinds.values())
+
+    def _not_linear(self, prompt: Prompt, site: Site, h: Tensor) -> bool:
+        none, once, twice = wide(self._after(prompt, site.block, {site.down: torch.stack([0 * h, h, 2 * h])})).unbind(0)
         step = once - none
         return bool((twice - none - 2 * step).norm() > 0.1 * step.norm())
 
@@ -134,44 +151,50 @@ class ReferenceEngine:
         """Logits (rows, vocabulary) at the answer position of `rows` copies of the prompt."""
         return answer_logits(self.model, torch.tensor([prompt.input_ids]).expand(rows, -1))
 
-    def _clean(self, prompt: Prompt) -> list[Tensor]:
-        """h of every site at the answer position, each (width,)."""
-        seen: list[Tensor] = []
-        with torch.no_grad(), visiting(self.model, self.anatomy.sites, lambda site, h, routes: seen.append(h[0, -1])):
+    def _clean(self, prompt: Prompt) -> Clean:
+        """h of every site at the answer position: (width,), or (K, width) of the K experts in the routes beside it."""
+        seen: Clean = {}
+
+        def look(site: Site, h: Tensor, routes: Tensor | None) -> None:
+            seen[site.down] = (h[0, -1], None if routes is None else routes[0, -1])
+
+        with torch.no_grad(), visiting(self.model, self.anatomy.sites, look):
             self._forward(prompt)
         return seen
 
-    def _edited(self, prompt: Prompt, site: Site, h: Tensor) -> Tensor:
-        """Logits of one copy of the prompt per row of h (rows, width), each with that h at the answer position."""
+    def _edited(self, prompt: Prompt, rows: dict[str, Tensor]) -> Tensor:
+        """Logits of copies of the prompt, each with its row of h at the answer position of the sites in `rows`."""
 
-        def replace(_: Site, old: Tensor, routes: Tensor | None) -> Tensor:
-            return torch.cat([old[:, :-1], h[:, None].to(old)], 1)
+        def replace(site: Site, old: Tensor, routes: Tensor | None) -> Tensor:
+            return torch.cat([old[:, :-1], rows[site.down][:, None].to(old)], 1)
 
-        with visiting(self.model, [site], replace):
-            return self._forward(prompt, len(h))
+        with visiting(self.model, [site for site in self.anatomy.sites if site.down in rows], replace):
+            return self._forward(prompt, len(next(iter(rows.values()))))
 
     def _activations(self, prompt: Prompt, positions: str, statistic: str) -> Tensor:
-        seen: list[Tensor] = []
+        seen: dict[str, Tensor] = {}
         with watching_ups(self.model, self.anatomy.sites) as ups:
 
             def look(site: Site, h: Tensor, routes: Tensor | None) -> None:
                 value = h if statistic == "value" else (ups(site, h)[0] > 0).to(h)
-                seen.append(wide(value[0, -1:] if positions == "answer" else value[0]).mean(0).cpu())
+                last = slice(-1, None) if positions == "answer" else slice(None)
+                of = None if routes is None else routes[0, last]
+                seen[site.down] = summed(site, wide(value[0, last]), of) / len(value[0, last])
 
             with visiting(self.model, self.anatomy.sites, look):
                 self._forward(prompt)
-        return torch.cat(seen)
+        return self._joined(seen)
 
     def _gradients(self, prompt: Prompt, objective: str, positions: str, weight: str, rules: str | None) -> Tensor:
-        values: list[Tensor] = []
-        deltas: list[Tensor] = []
+        values: dict[str, tuple[Tensor, Tensor | None]] = {}
+        deltas: dict[str, Tensor] = {}
 
         def add_zero(site: Site, h: Tensor, routes: Tensor | None) -> Tensor:
             """h + 0, where the zero is a leaf: its gradient is the gradient at h."""
-            last = h[:, -1:] if positions == "answer" else h
-            values.append(last.detach()[0])
-            deltas.append(torch.zeros_like(last).requires_grad_(True))
-            return h + torch.nn.functional.pad(deltas[-1], (0, 0, h.shape[1] - last.shape[1], 0))
+            start = h.shape[1] - 1 if positions == "answer" else 0
+            values[site.down] = (h[0, start:].detach(), None if routes is None else routes[0, start:])
+            deltas[site.down] = torch.zeros_like(h[:, start:]).requires_grad_(True)
+            return h + torch.cat([torch.zeros_like(h[:, :start]), deltas[site.down]], 1)
 
         with ExitStack() as stack:
             if rules:
@@ -179,56 +202,85 @@ class ReferenceEngine:
             stack.enter_context(visiting(self.model, self.anatomy.sites, add_zero))
             stack.enter_context(torch.enable_grad())
             value = objective_value(objective, self._forward(prompt), prompt)
-            grads = torch.autograd.grad(value.sum(), deltas)
+            grads = dict(zip(deltas, torch.autograd.grad(value.sum(), list(deltas.values())), strict=True))
         scale = torch.sign if weight == "sign" else torch.Tensor.detach
-        return torch.cat([(wide(scale(h)) * wide(g[0])).sum(0).cpu() for h, g in zip(values, grads, strict=True)])
+        scores = {}
+        for site in self.anatomy.sites:
+            h, routes = values[site.down]
+            scores[site.down] = summed(site, wide(scale(h)) * wide(grads[site.down][0]), routes)
+        return self._joined(scores)
 
     def _integrate(self, prompt: Prompt, objective: str, alphas: Tensor, weights: Tensor) -> Tensor:
-        scores = []
-        for site, h in zip(self.anatomy.sites, self._clean(prompt), strict=True):
+        scores, clean = {}, self._clean(prompt)
+        for sites in self.anatomy.blocks.values():
+            scaled = {}
+            for site in sites:
+                h = clean[site.down][0]
+                scaled[site.down] = (across(alphas.to(h), h) * h).requires_grad_(True)
             with torch.enable_grad():
-                scaled = (alphas.to(h)[:, None] * h).requires_grad_(True)
-                value = objective_value(objective, self._edited(prompt, site, scaled), prompt)
-                (grad,) = torch.autograd.grad(value.sum(), scaled)
-            mean = (weights.to(h.device)[:, None] * grad.double()).sum(0)
-            scores.append(wide(mean.to(wide(h).dtype) * wide(h)).cpu())
-        return torch.cat(scores)
+                value = objective_value(objective, self._edited(prompt, scaled), prompt)
+                grads = torch.autograd.grad(value.sum(), list(scaled.values()))
+            for site, grad in zip(sites, grads, strict=True):
+                h, routes = clean[site.down]
+                mean = (across(weights.to(h.device), h) * grad.double()).sum(0)
+                scores[site.down] = site.spread(mean.to(wide(h).dtype) * wide(h), routes)
+        return self._joined(scores)
 
     def _effects(self, prompt: Prompt, objective: str, ids: Tensor | None, factor: float) -> Tensor:
         ids = torch.arange(self.anatomy.n_neurons) if ids is None else self.anatomy.checked(ids)
         where, clean = self.anatomy.site_of(ids), self._clean(prompt)
-        effects = torch.empty(len(ids), dtype=wide(clean[0]).dtype)
+        effects = torch.zeros(len(ids), dtype=wide(next(iter(clean.values()))[0]).dtype)
         for n in where.unique().tolist():
-            site, h = self.anatomy.sites[n], clean[n]
-            for part in (where == n).nonzero()[:, 0].split(self._rows(prompt)):
-                index = (ids[part] - self.anatomy.offsets[n]).to(h.device)
-                rows = h.repeat(len(index) + 1, 1)  # the last row stays clean: both sides come from one pass
-                rows[torch.arange(len(index), device=h.device), index] *= factor
-                value = objective_value(objective, self._edited(prompt, site, rows), prompt)
+            site = self.anatomy.sites[n]
+            h, routes = clean[site.down]
+            within = ids - self.anatomy.offsets[n]
+            # Neurons of experts that the answer token is not routed to do nothing here.
+            active = where == n if routes is None else (where == n) & torch.isin(within // site.width, routes.cpu())
+            for part in active.nonzero()[:, 0].split(self._rows(prompt)):
+                mask = one_each(site, within[part].to(h.device), routes)
+                # The last row stays clean: both sides come from one pass.
+                rows = torch.cat([torch.where(mask, h * factor, h), h[None]])
+                value = objective_value(objective, self._edited(prompt, {site.down: rows}), prompt)
                 effects[part] = (value[-1] - value[:-1]).cpu()
         return effects
 
     def _direct(self, prompt: Prompt, objective: str) -> Tensor:
-        scores = []
-        for site, h in zip(self.anatomy.sites, self._clean(prompt), strict=True):
-            for index in torch.arange(site.width, device=h.device).split(self._rows(prompt)):
-                alone = torch.zeros(len(index) + 1, site.width, dtype=h.dtype, device=h.device)
-                alone[torch.arange(len(index), device=h.device), index] = h[index]
-                logits = self._unembed(self._after(prompt, site, alone))
-                value = objective_value(objective, logits, prompt)
-                scores.append((value[:-1] - value[-1]).cpu())
-        return torch.cat(scores)
+        scores, clean = {}, self._clean(prompt)
+        for block, sites in self.anatomy.blocks.items():
+            for site in sites:
+                h, routes = clean[site.down]
+                found = torch.zeros(site.size, dtype=wide(h).dtype)
+                for index in self._active(site, routes).split(self._rows(prompt)):
+                    mask = one_each(site, index.to(h.device), routes)
+                    alone = torch.cat([torch.where(mask, h, 0), torch.zeros_like(h)[None]])
+                    # Whatever else the layer holds stays silent, and so it does in the last row.
+                    others = {s.down: clean[s.down][0] for s in sites if s is not site}
+                    silent = {down: torch.zeros_like(o).expand(len(alone), *o.shape) for down, o in others.items()}
+                    logits = self._unembed(self._after(prompt, block, {site.down: alone, **silent}))
+                    value = objective_value(objective, logits, prompt)
+                    found[index] = (value[:-1] - value[-1]).cpu()
+                scores[site.down] = found
+        return self._joined(scores)
 
-    def _after(self, prompt: Prompt, site: Site, h: Tensor) -> Tensor:
-        """The residual stream (rows, D) right after the site's layer, with the rows of h at the answer position."""
+    def _active(self, site: Site, routes: Tensor | None) -> Tensor:
+        """The neurons of a site that the answer token reaches."""
+        every = torch.arange(site.size)
+        return every if routes is None else every[torch.isin(every // site.width, routes.cpu())]
+
+    def _joined(self, scores: dict[str, Tensor]) -> Tensor:
+        """One row of all neurons out of what was found in each site."""
+        return torch.cat([scores[site.down].cpu() for site in self.anatomy.sites])
+
+    def _after(self, prompt: Prompt, block: str, rows: dict[str, Tensor]) -> Tensor:
+        """The residual stream (rows, D) right after a layer, with rows of h at the answer position of its sites."""
         out: list[Tensor] = []
 
         def keep(module: Any, args: Any, output: Any) -> None:
             out.append((output[0] if isinstance(output, tuple) else output)[:, -1])
 
-        handle = self.model.get_submodule(site.block).register_forward_hook(keep)
+        handle = self.model.get_submodule(block).register_forward_hook(keep)
         try:
-            self._edited(prompt, site, h)
+            self._edited(prompt, rows)
         finally:
             handle.remove()
         return out[0]
@@ -256,3 +308,21 @@ class ReferenceEngine:
     def _rows(self, prompt: Prompt) -> int:
         """How many edited copies of a prompt go into one pass."""
         return self.batch_size if isinstance(self.batch_size, int) else max(1, TOKENS // len(prompt.input_ids))
+
+
+def summed(site: Site, values: Tensor, routes: Tensor | None) -> Tensor:
+    """(tokens, width) or (tokens, K, width) of a site -> the sum over tokens at all of its neurons, (size,)."""
+    return values.sum(0) if routes is None else site.spread(values.flatten(0, 1), routes.flatten())
+
+
+def across(points: Tensor, h: Tensor) -> Tensor:
+    """Numbers as a first dimension in front of those of h."""
+    return points.reshape(-1, *[1] * h.ndim)
+
+
+def one_each(site: Site, index: Tensor, routes: Tensor | None) -> Tensor:
+    """(neurons, *h.shape), true where each one's own neuron of the site is in h at the answer position."""
+    mask = index[:, None] % site.width == torch.arange(site.width, device=index.device)
+    if routes is None:
+        return mask
+    return mask[:, None] & (index[:, None, None] // site.width == routes[:, None])

@@ -3,6 +3,10 @@
 Norms pass gradients as if their scale were constant; an activation passes x * (act(x)/x with the ratio constant); the
 two factors of a gated product take half each. At a down projection these rules meet in one formula that needs neither
 the activation function nor to know which factor is the gate: dh/dg = h / 2g, dh/du = h / 2u (dh/dx = h / x ungated).
+
+Experts follow the same formula. Where a family's up factor is u + 1, the share of h that is linear in u passes through
+u: dh/du = (h - h at u = 0) / 2u. A routing weight is a constant, so that the relevance of its product with an expert's
+output is the expert's alone.
 """
 
 from __future__ import annotations
@@ -17,33 +21,62 @@ from torch import Tensor, nn
 
 from ..anatomy import Anatomy, Site
 from ..errors import InputError
+from ..experts import VisitExperts, gate_and_up, share_of_up, visiting_experts
 from ..steer import visiting
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+class Ups:
+    """The outputs that lead into a site's h in the pass that is running."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.seen: dict[str, Any] = {}  # an output by the module's name; of experts, how to make it
+
+    def __call__(self, site: Site, h: Tensor) -> list[Tensor]:
+        """The gate first, each shaped as h."""
+        if site.experts:
+            outputs = gate_and_up(self.model.get_submodule(site.down), self.seen[site.down]())
+        else:
+            outputs = [self.seen[name] for name in site.ups]
+            if outputs[0].shape[-1] == 2 * site.width:
+                outputs = list(outputs[0].chunk(2, -1))
+        return [output.reshape(h.shape) for output in outputs]
+
+    def parts(self, site: Site, h: Tensor) -> list[Tensor]:
+        """The part of h that is a product with each of the outputs: h itself, but for up factors like u + 1."""
+        if not site.experts:
+            return [h] * len(self(site, h))
+        module: Any = self.model.get_submodule(site.down)
+        if not module.has_gate:
+            return [h]
+        return [h, h * share_of_up(module, self.seen[site.down]()).reshape(h.shape).to(h)]
+
+
 @contextmanager
-def watching_ups(model: PreTrainedModel, sites: Sequence[Site]) -> Iterator[Callable[[Site, Tensor], list[Tensor]]]:
+def watching_ups(model: PreTrainedModel, sites: Sequence[Site]) -> Iterator[Ups]:
     """Yields `ups(site, h)`: the outputs that lead into a site's h in this pass, the gate first, shaped as h."""
-    seen: dict[str, Tensor] = {}
+    ups = Ups(model)
 
     def keep(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, output: Tensor) -> None:
-            seen[name] = output
+            ups.seen[name] = output
 
         return hook
 
-    def ups(site: Site, h: Tensor) -> list[Tensor]:
-        outputs = [seen[name] for name in site.ups]
-        if outputs[0].shape[-1] == 2 * site.width:
-            outputs = list(outputs[0].chunk(2, -1))
-        return [output.reshape(h.shape) for output in outputs]
+    def keep_experts(name: str) -> VisitExperts:
+        def visit(h: Tensor, routes: Tensor, leading: Callable[[], Tensor]) -> None:
+            ups.seen[name] = leading
+
+        return visit
 
     names = {name for site in sites for name in site.ups}
     handles = [model.get_submodule(name).register_forward_hook(keep(name)) for name in names]
     try:
-        yield ups
+        with visiting_experts(model, {site.down: keep_experts(site.down) for site in sites if site.experts}):
+            yield ups
     finally:
         for handle in handles:
             handle.remove()
@@ -54,12 +87,14 @@ def relp_rules(model: PreTrainedModel, anatomy: Anatomy, *, detach_attention: bo
     """Run the body's backward passes by RelP's rules."""
     norms = [m for m in model.modules() if "norm" in type(m).__name__.lower() and not list(m.children())]
     handles = [norm.register_forward_hook(_constant_scale) for norm in norms]
+    routed = [model.get_submodule(site.down) for site in anatomy.sites if site.experts]
+    handles += [experts.register_forward_pre_hook(_constant_weights) for experts in routed]
     try:
         with ExitStack() as stack:
             if detach_attention:
                 stack.enter_context(_constant_patterns(model))
             ups = stack.enter_context(watching_ups(model, anatomy.sites))
-            stack.enter_context(visiting(model, anatomy.sites, lambda site, h, routes: _relevance(h, ups(site, h))))
+            stack.enter_context(visiting(model, anatomy.sites, lambda site, h, _: _relevance(h, ups, site)))
             yield
     finally:
         for handle in handles:
@@ -76,8 +111,15 @@ def _follow(value: Tensor, terms: list[Tensor]) -> Tensor:
     return value.detach() + sum(term - term.detach() for term in terms)
 
 
-def _relevance(h: Tensor, ups: list[Tensor]) -> Tensor:
-    return _follow(h, [up * _ratio(h, up) / len(ups) for up in ups])
+def _relevance(h: Tensor, ups: Ups, site: Site) -> Tensor:
+    outputs = ups(site, h)
+    pairs = zip(outputs, ups.parts(site, h), strict=True)
+    return _follow(h, [up * _ratio(part, up) / len(outputs) for up, part in pairs])
+
+
+def _constant_weights(experts: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    hidden, routes, weights = args
+    return hidden, routes, weights.detach()
 
 
 def _constant_scale(norm: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:

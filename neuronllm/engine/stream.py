@@ -1,13 +1,13 @@
-"""A residual stream in float32 through a model whose weights are in 16 bits.
+"""Float32 through a model whose weights are in 16 bits.
 
-An exact effect is a difference of two nearly equal numbers: in bfloat16 most of a single neuron's effect is rounded
-away as soon as it is added to the residual stream. Here the stream, the norms and the head work in float32, while the
-matrices keep their type and see inputs in it.
+An exact effect is a difference of two nearly equal numbers: where every layer rounds to bfloat16, most of a single
+neuron's effect is rounded away. Here the residual stream, the norms, the head and what goes into the matrices are
+float32; the weights keep their type and are widened one matrix at a time, while it is in use.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -24,34 +24,48 @@ HALVES = (torch.bfloat16, torch.float16)
 
 @contextmanager
 def float32_stream(model: PreTrainedModel) -> Iterator[None]:
-    """The residual stream in float32 while the context lasts; nothing to do in wider models."""
-    head, layers = model.get_output_embeddings(), decoder_layers(model)[1]
-    matrices = [m for m in model.modules() if _halves(m, 2) and not isinstance(m, nn.Embedding) and m is not head]
-    vectors = [m for m in model.modules() if _halves(m, 1) and not _halves(m, 2)]
-    kept: list[tuple[nn.Parameter, Tensor]] = []
-    handles: list[Any] = []
+    """Compute in float32 while the context lasts; nothing to do in wider models."""
+    layers, head = decoder_layers(model)[1], model.get_output_embeddings()
+    cut = head is not None and "forward" in head.__dict__  # to the options, by `only_options`, in float32 already
+    if not any(_halved(p) for p in layers.parameters()):
+        yield
+        return
+    linears: list[nn.Module] = []
+    others: list[nn.Module] = []
+    small: list[nn.Module] = []
+    for module in model.modules():
+        own = list(module.parameters(recurse=False))
+        if isinstance(module, nn.Embedding) or (cut and module is head) or not any(map(_halved, own)):
+            continue
+        matrix = any(p.ndim >= 2 for p in own)
+        (linears if type(module) is nn.Linear else others if matrix else small).append(module)
+    widened: list[tuple[nn.Parameter, Tensor]] = []
+    owns = [linear.__dict__.get("forward") for linear in linears]
+    handles = [layers[0].register_forward_pre_hook(_widen, with_kwargs=True)]
     try:
-        if _halves(layers, 0):
-            handles.append(layers[0].register_forward_pre_hook(_widen, with_kwargs=True))
-        for module in matrices:
-            handles.append(module.register_forward_pre_hook(_narrow(module), with_kwargs=True))
-        for module in vectors:
-            for parameter in module.parameters(recurse=False):
-                kept.append((parameter, parameter.data))
-                parameter.data = parameter.data.float()
-        with _wide_head(head):
-            yield
+        for linear in linears:
+            linear.forward = _linear(linear)
+        for module in others:
+            kept: list[tuple[nn.Parameter, Tensor]] = []
+            handles.append(module.register_forward_pre_hook(lambda m, args, kept=kept: kept.extend(_widened(m))))
+            handles.append(
+                module.register_forward_hook(lambda m, args, out, kept=kept: _narrow(kept), always_call=True)
+            )
+        for module in small:
+            widened += _widened(module)
+        yield
     finally:
         for handle in handles:
             handle.remove()
-        for parameter, data in kept:
-            parameter.data = data
+        for linear, own_forward in zip(linears, owns, strict=True):
+            linear.__dict__.pop("forward", None)
+            if own_forward is not None:
+                linear.forward = own_forward
+        _narrow(widened)
 
 
-def _halves(module: nn.Module, ndim: int) -> bool:
-    """Whether a module itself holds 16-bit weights of at least so many dimensions (0: it or a part of it)."""
-    parameters = module.parameters(recurse=ndim == 0)
-    return any(p.dtype in HALVES and p.ndim >= ndim and not p.is_meta for p in parameters)
+def _halved(parameter: nn.Parameter) -> bool:
+    return parameter.dtype in HALVES and not parameter.is_meta
 
 
 def _widen(module: nn.Module, args: Any, kwargs: Any) -> Any:
@@ -62,27 +76,34 @@ def _float(value: Any) -> Any:
     return value.float() if isinstance(value, Tensor) and value.dtype in HALVES else value
 
 
-def _narrow(module: nn.Module) -> Any:
-    dtype = next(p.dtype for p in module.parameters(recurse=False) if p.dtype in HALVES)
-
-    def cast(value: Any) -> Any:
-        return value.to(dtype) if isinstance(value, Tensor) and value.dtype == torch.float32 else value
-
-    def hook(module: nn.Module, args: Any, kwargs: Any) -> Any:
-        return tuple(map(cast, args)), {name: cast(value) for name, value in kwargs.items()}
-
-    return hook
+def _widened(module: nn.Module) -> list[tuple[nn.Parameter, Tensor]]:
+    """Give a module's own weights as float32, and what they were."""
+    kept = [(p, p.data) for p in module.parameters(recurse=False) if _halved(p)]
+    for parameter, data in kept:
+        parameter.data = data.float()
+    return kept
 
 
-@contextmanager
-def _wide_head(head: Any) -> Iterator[None]:
-    """The head in float32, unless it is already replaced by one of a few rows."""
-    if "forward" in head.__dict__ or not _halves(head, 2):
-        yield
-        return
-    weight, bias = head.weight.float(), None if getattr(head, "bias", None) is None else head.bias.float()
-    head.forward = lambda x: nn.functional.linear(x.float(), weight, bias)
-    try:
-        yield
-    finally:
-        del head.forward
+def _narrow(kept: list[tuple[nn.Parameter, Tensor]]) -> None:
+    while kept:
+        parameter, data = kept.pop()
+        parameter.data = data
+
+
+def _linear(linear: Any) -> Callable[[Tensor], Tensor]:
+    def forward(x: Tensor) -> Tensor:
+        if x.is_cuda:
+            return _split_product(x.float(), linear.weight, linear.bias)
+        return nn.functional.linear(x.float(), linear.weight.float(), _float(linear.bias))
+
+    return forward
+
+
+def _split_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x W^T to about 16 bits at the speed of 16-bit hardware: x as the sum of two halves, summed in float32."""
+    rows = x.reshape(-1, x.shape[-1])
+    high = rows.to(weight.dtype)
+    low = (rows - high.float()).to(weight.dtype)
+    product = torch.mm(high, weight.T, out_dtype=torch.float32) + torch.mm(low, weight.T, out_dtype=torch.float32)
+    product = product if bias is None else product + bias
+    return product.reshape(*x.shape[:-1], -1)

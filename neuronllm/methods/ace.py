@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ..engine.quadrature import quadrature
 from ..select import extremes
-from .base import Collector, Method, in_range, one_of
+from .base import Collector, Method, in_range, one_of, question_mean
 
 if TYPE_CHECKING:
     from ..engine.reference import ReferenceEngine
@@ -87,7 +87,7 @@ class Unambiguous(Collector):
 
     def add(self, scores: Tensor, right: Tensor | None = None) -> None:
         super().add(scores, right)
-        score = scores.double().mean(0)
+        score = question_mean(scores)
         ends = extremes(score, largest=self.z, smallest=self.z)
         self.good[ends.largest.indices] = True
         self.bad[ends.smallest.indices] = True

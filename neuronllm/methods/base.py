@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from ..engine.aggregate import Statistics
+from ..engine.aggregate import Statistics, Streaming
 from ..errors import InputError
 
 if TYPE_CHECKING:
@@ -27,15 +27,18 @@ class Summary(NamedTuple):
     sign_consistency: Tensor
 
 
-class Collector:
-    """Streams question after question into a summary. This one is the mean over questions."""
+class Collector(Streaming):
+    """Streams question after question into a summary. This one is the mean over questions.
+
+    What a subclass gathers is tensors, or Statistics; sums and marks are merged as such (see `Streaming`).
+    """
 
     def __init__(self, n_neurons: int) -> None:
         self.stats = Statistics(n_neurons)
 
     def add(self, scores: Tensor, right: Tensor | None = None) -> None:
         """Take in one question: scores (variants, n_neurons), and which variants the model answered right."""
-        self.stats.add(scores.double().mean(0))
+        self.stats.add(question_mean(scores))
 
     def values(self) -> Tensor:
         return self.stats.mean
@@ -91,6 +94,11 @@ def one_of(option: str, value: Any, known: Sequence[str]) -> None:
 def in_range(option: str, value: Any, low: float, high: float) -> None:
     if isinstance(value, bool) or not isinstance(value, Real) or not low <= float(value) <= high:
         raise InputError(f"{option}={value!r}: give a number between {low} and {high}")
+
+
+def question_mean(scores: Tensor) -> Tensor:
+    """The mean over a question's variants, in float64."""
+    return scores.mean(0, dtype=torch.float64)
 
 
 def above_share_of_max(scores: Tensor, share: float) -> Tensor:

@@ -43,16 +43,16 @@ class RightMinusWrong(Collector):
 
     def __init__(self, n_neurons: int) -> None:
         super().__init__(n_neurons)
-        self.sides = {True: Statistics(n_neurons), False: Statistics(n_neurons)}
+        self.right, self.wrong = Statistics(n_neurons), Statistics(n_neurons)
 
     def add(self, scores: Tensor, right: Tensor | None = None) -> None:
         super().add(scores, right)
         assert right is not None  # the driver asks the model: needs_answers
         for score, is_right in zip(scores, right.tolist(), strict=True):
-            self.sides[is_right].add(score)
+            (self.right if is_right else self.wrong).add(score)
 
     def summary(self) -> Summary:
-        yes, no = self.sides[True], self.sides[False]
+        yes, no = self.right, self.wrong
         if not yes.count or not no.count:
             side = "right" if yes.count else "wrong"
             raise InputError(

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..engine.quadrature import quadrature
-from .base import Collector, Method, above_share_of_max, in_range
+from .base import Collector, Method, above_share_of_max, in_range, question_mean
 
 if TYPE_CHECKING:
     from ..engine.reference import ReferenceEngine
@@ -61,7 +61,7 @@ class Refined(Collector):
     def add(self, scores: Tensor, right: Tensor | None = None) -> None:
         super().add(scores, right)
         kept = above_share_of_max(scores, self.threshold).double().mean(0) > self.share
-        self.sum += torch.where(kept, scores.double().mean(0), 0.0)
+        self.sum += torch.where(kept, question_mean(scores), 0.0)
 
     def values(self) -> Tensor:
         return self.sum / max(1, self.stats.count)

@@ -73,7 +73,7 @@ def contrastive_ce() -> Iterator[Launch]:
         (4, 1, "logp_options", False, None),
         (4, 2, "margin", True, 30.0),
         (10, 2, "p_options", False, None),
-        (10, 4, "logp_options", True, None),
+        (26, 1, "logp_options", True, None),
         (4, 2, "logp_vocab", False, None),
         (4, 1, "p_vocab", True, 30.0),
     ]

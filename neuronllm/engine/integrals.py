@@ -1,0 +1,66 @@
+"""Integrated gradients of a batch, all layers in one sweep.
+
+Alpha scales everything that a layer's neurons hold together: the FFN of a dense block, or all experts that the token is
+routed to and the shared one (the layer's own routing does not depend on h).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..anatomy import Site
+from .branch import Batch, sweep, vectors
+from .objective import wide
+
+
+def integral(batch: Batch, alphas: Tensor, weights: Tensor) -> Tensor:
+    """(prompts, n_neurons): h times the weighted mean, over alphas, of dF/dh at alpha h."""
+    held: dict[str, tuple[Tensor, Tensor | None]] = {}
+    leaves: dict[str, Tensor] = {}
+
+    def join(site: Site, x: Tensor, h: Tensor) -> Tensor:
+        """A row whose h is alpha h is the clean row less (1 - alpha) of what the neurons write."""
+        held[site.down] = (h, None)
+        step = wide(h) @ vectors(batch.model, site)
+        rows = wide(x)[:, None] - (1 - alphas.to(step))[None, :, None] * step[:, None]
+        leaves[site.down] = rows.to(x).requires_grad_(True)
+        return leaves[site.down]
+
+    def scale(site: Site, h: Tensor, routes: Tensor | None) -> Tensor:
+        held[site.down] = (h.detach(), routes)
+        alpha = alphas.to(h).reshape(1, -1, *[1] * (h.ndim - 2))
+        leaves[site.down] = (alpha * h.detach()).requires_grad_(True)
+        return leaves[site.down]
+
+    in_front = [block for block in batch.anatomy.blocks if block not in batch.plain]
+    with torch.enable_grad():
+        logits = sweep(
+            batch,
+            batch.anatomy.sites,
+            rows=dict.fromkeys(in_front, len(alphas)),
+            edit=scale,
+            behind=dict.fromkeys(batch.plain, join),
+        )
+        value = batch.value(logits[:, 1:])
+        grads = dict(zip(leaves, torch.autograd.grad(value.sum(), list(leaves.values())), strict=True))
+    found = {}
+    for site in batch.anatomy.sites:
+        h, routes = held[site.down]
+        if site.block in batch.plain:
+            # Upstream gradients summed over alpha first, then one product with the down projection.
+            mean = torch.einsum("m,bmd->bd", weights.to(h.device), grads[site.down].double()).to(wide(h))
+            found[site.down] = wide(h) * (mean @ vectors(batch.model, site).T)
+        else:
+            found[site.down] = _mean(site, wide(h) * grads[site.down].double(), routes, weights).to(wide(h))
+    return batch.in_order(found)
+
+
+def _mean(site: Site, terms: Tensor, routes: Tensor | None, weights: Tensor) -> Tensor:
+    """The weighted sum of rows (prompts, rows, ...) at a site's neurons, (prompts, size)."""
+    weights = weights.to(terms.device)
+    if routes is None or bool((routes == routes[:, :1]).all()):
+        routes = None if routes is None else routes[:, 0]
+        return site.spread(torch.einsum("m,bm...->b...", weights, terms), routes)
+    # Rounding broke a tie of the router in some rows: every row knows its own experts.
+    return torch.einsum("m,bm...->b...", weights, site.spread(terms, routes))

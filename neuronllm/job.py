@@ -1,0 +1,181 @@
+"""An attribution as it was asked for: checked, rendered, and described for the records."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from .anatomy import Anatomy
+from .engine.answers import check_batch_size
+from .engine.borrowed import check_prompts
+from .engine.objective import check_objective
+from .errors import InputError
+from .kept import PLACES, top_of
+from .methods import Method
+from .prompts import Prompt, group_by_question, render
+from .provenance import identity, prompt_hash, question_hash, type_name, versions, weights_hash, wording
+from .questions import Question
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Questions = Sequence[Question | Prompt]
+ITEMS = ("all", "wrong", "right")
+KEEPS = ("mean", "topk", "all")
+KEEP_TYPES = (torch.float32, torch.bfloat16)
+
+
+@dataclass
+class Job:
+    """An attribution as it was asked for."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase | None
+    questions: Questions
+    how: Method
+    objective: str | None = None
+    positions: str = "answer"
+    orders: str | None = None
+    template: Any = None
+    items: str = "all"
+    keep: str = "mean"
+    k: int = 100
+    keep_dtype: torch.dtype = torch.float32
+    batch_size: int | str = "auto"
+    backend: str = "fast"
+    dtype: torch.dtype | None = None
+
+    def check(self) -> Job:
+        """Refuse what cannot be done, fill in the method's defaults, and render the prompts."""
+        self.objective = _checked(self)
+        self.orders = self.how.orders if self.orders is None else self.orders
+        self.template = self.how.template if self.template is None else self.template
+        check_prompts(self.model, self.prompts)
+        # An engine that judges in float64 reads a plain torch.float32 as float64, but not the type of a tensor.
+        self._like = torch.empty(0, dtype=self.keep_dtype)
+        return self
+
+    @cached_property
+    def anatomy(self) -> Anatomy:
+        return Anatomy.of(self.model)
+
+    @cached_property
+    def prompts(self) -> list[Prompt]:
+        return as_prompts(self.tokenizer, self.questions, self.orders or "", self.template)
+
+    @cached_property
+    def groups(self) -> list[list[Prompt]]:
+        return group_by_question(self.prompts)
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes that are kept of one prompt."""
+        if self.keep == "all":
+            return self.anatomy.n_neurons * self.keep_dtype.itemsize
+        return 2 * min(self.k, self.anatomy.n_neurons) * 8 if self.keep == "topk" else 0
+
+    def rows(self, raw: Tensor, places: Tensor) -> dict[str, Tensor]:
+        """What is kept of these prompts' raw scores."""
+        if self.keep == "mean":
+            return {}
+        kept = {"scores": raw.to(self._like)} if self.keep == "all" else top_of(raw, self.k).tensors()
+        return {PLACES: places, **kept}
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        rendered = not isinstance(self.questions[0], Prompt)  # of given prompts, the caller chose the order
+        return {
+            "objective": self.objective,
+            "positions": self.positions,
+            "orders": self.orders if rendered else None,
+            "items": self.items,
+        }
+
+    @property
+    def method(self) -> dict[str, Any]:
+        return {"method": self.how.name, "options": {name: getattr(self.how, name) for name in self.how.options()}}
+
+    def settings(self, processes: int) -> dict[str, Any]:
+        """All that decides the bytes of the result."""
+        return {
+            **self.method,
+            **self.asked,
+            **identity(self.model),
+            "weights": weights_hash(self.model),
+            **wording(self.tokenizer, self.questions, self.template),
+            "prompts": prompt_hash(self.prompts),
+            "grouping": question_hash(self.groups),
+            "keep": self.keep,
+            "k": self.k if self.keep == "topk" else None,
+            "keep_dtype": type_name(self.keep_dtype) if self.keep == "all" else None,
+            "judged in": type_name(self.dtype),
+            "backend": self.backend,
+            "batch_size": self.batch_size,
+            "device": self.model.device.type,
+            "processes": processes,
+            **versions("torch"),
+        }
+
+    def provenance(self, groups: Sequence[Sequence[Prompt]]) -> dict[str, Any]:
+        return {
+            **identity(self.model),
+            **self.method,
+            "questions": len(groups),
+            "prompts": sum(len(group) for group in groups),
+            **wording(self.tokenizer, self.questions, self.template),
+            "option_tokens": [list(ids) for ids in groups[0][0].option_ids],
+            **versions(),
+            **self.asked,
+        }
+
+
+def as_prompts(
+    tokenizer: PreTrainedTokenizerBase | None, questions: Questions, orders: str, template: Any
+) -> list[Prompt]:
+    """Rendered prompts: the given ones, or the questions in every order and template."""
+    if isinstance(questions, (str, os.PathLike)):
+        raise InputError(f"questions={str(questions)!r}: load them first, with nl.load_questions({str(questions)!r})")
+    if not isinstance(questions, Sequence):
+        raise InputError(f"questions: give a list, not a {type(questions).__name__}")
+    if not questions:
+        raise InputError("questions: the list is empty, give at least one question")
+    given = [q for q in questions if isinstance(q, Prompt)]
+    asked = [q for q in questions if isinstance(q, Question)]
+    if len(given) == len(questions):
+        return given
+    if len(asked) != len(questions):
+        raise InputError("questions: give a list of Question (nl.load_questions) or a list of Prompt, not a mixture")
+    if tokenizer is None:
+        raise InputError("tokenizer=None: questions need a tokenizer to be rendered; only Prompts do without")
+    return render(tokenizer, asked, orders, list(template) if isinstance(template, tuple) else template)
+
+
+def _checked(job: Job) -> str:
+    """The objective, after refusing what the method cannot do and values that are not known."""
+    how, objective = job.how, job.objective
+    if job.positions not in how.positions:
+        takes = " or ".join(map(repr, how.positions))
+        raise InputError(f"positions={job.positions!r}: method {how.name!r} takes {takes}")
+    for name, value, known in (("items", job.items, ITEMS), ("keep", job.keep, KEEPS)):
+        if value not in known:
+            raise InputError(f"{name}={value!r}: known values are {', '.join(known)}")
+    if isinstance(job.k, bool) or not isinstance(job.k, int) or job.k < 1:
+        raise InputError(f"k={job.k!r}: give a positive whole number")
+    if job.keep_dtype not in KEEP_TYPES:
+        raise InputError(f"keep_dtype={job.keep_dtype!r}: give torch.float32 or torch.bfloat16")
+    check_batch_size(job.batch_size)
+    if job.dtype is not None and not (isinstance(job.dtype, torch.dtype) and job.dtype.is_floating_point):
+        raise InputError(f"dtype={job.dtype!r}: give a floating type of torch, such as torch.float64")
+    if how.objective is None:
+        if objective is not None:
+            raise InputError(f"objective={objective!r}: method {how.name!r} explains no objective, leave it out")
+        return ""
+    objective = check_objective(how.objective if objective is None else objective)
+    how.check_objective(objective)
+    return objective

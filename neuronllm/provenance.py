@@ -1,0 +1,77 @@
+"""Where scores come from: what goes into their provenance, and what decides every byte of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from .env import package_version
+from .loading import public_name
+from .prompts import Prompt, template_hash
+from .questions import Question, fingerprint
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+SAMPLE = 64  # values of each weight in a fingerprint: one look at every tensor, not a walk through gigabytes
+
+
+def identity(model: PreTrainedModel) -> dict[str, Any]:
+    """Which model it is, by its name."""
+    return {
+        "model": public_name(model.config._name_or_path),
+        "revision": getattr(model.config, "_commit_hash", None),
+        "model_type": model.config.model_type,
+        "dtype": type_name(model.dtype),
+    }
+
+
+def wording(tokenizer: Any, questions: Sequence[Question | Prompt], template: Any) -> dict[str, Any]:
+    """What was asked, and in which words."""
+    asked = [q for q in questions if isinstance(q, Question)]
+    if not asked:
+        return {"question_fingerprint": prompt_hash(questions), "template": None, "template_hash": None}
+    return {
+        "question_fingerprint": fingerprint(asked),
+        "template": list(template) if isinstance(template, tuple) else template,
+        "template_hash": template_hash(template, tokenizer),
+    }
+
+
+def versions(*more: str) -> dict[str, Any]:
+    return {name: package_version(name) for name in ("transformers", "neuronllm", *more)}
+
+
+def prompt_hash(prompts: Sequence[Question | Prompt]) -> str:
+    """SHA-256 of all that the model is shown, and of what counts as right."""
+    content = [(p.input_ids, p.option_ids, p.answer) for p in prompts if isinstance(p, Prompt)]
+    return sha256(repr(content).encode()).hexdigest()
+
+
+def question_hash(groups: Sequence[Sequence[Prompt]]) -> str:
+    """SHA-256 of which prompts are one question."""
+    return sha256(repr([len(group) for group in groups]).encode()).hexdigest()
+
+
+def weights_hash(model: PreTrainedModel) -> str:
+    """SHA-256 of every weight's name, shape, type and a few of its values: other checkpoints differ, and it is cheap.
+
+    >>> model, _ = nl.load_model("demo")
+    >>> weights_hash(model) == weights_hash(model)
+    True
+    """
+    digest = sha256()
+    for name, weight in model.named_parameters():
+        digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}\n".encode())
+        if weight.numel() and not weight.is_meta:
+            flat = weight.detach().reshape(-1)
+            sample = flat[:: max(1, len(flat) // SAMPLE)][:SAMPLE].cpu().contiguous()
+            digest.update(sample.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def type_name(dtype: torch.dtype | None) -> str | None:
+    return None if dtype is None else str(dtype).removeprefix("torch.")

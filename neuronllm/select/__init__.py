@@ -1,0 +1,237 @@
+"""The k largest and the k smallest of arrays of scores, exactly: in memory, row by row, or part by part.
+
+Order: by value, then by lowest index. NaN is counted and never selected, -0 equals +0, a k above the number of valid
+elements gives a shorter result. The result is the same, bit for bit, for every back end, number of threads and
+instruction set.
+
+Back ends, by name: "ext" is the C++ extension (CPU memory; float16, bfloat16, float32, float64; any strides), "cuda"
+the CUDA library (the same types, side by side in memory), "torch" the reference, which takes whatever torch can sort.
+"auto" takes the first of them that can take the array. NEURONLLM_SELECT_ISA holds the extension to one instruction set;
+`neuronllm env` lists them.
+"""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+from . import compiled, cuda, reference
+from .results import FLOATS, End, Extremes, RowExtremes, checked_count, checked_threads
+
+__all__ = ["BACKENDS", "End", "Extremes", "RowExtremes", "Stream", "extension_refusal", "extremes", "extremes_rows"]
+
+BACKENDS = ("auto", "ext", "cuda", "torch")
+
+
+def extremes(
+    x: Any,
+    largest: int = 0,
+    smallest: int = 0,
+    *,
+    sorted: bool = True,
+    threads: int | None = None,
+    backend: str = "auto",
+) -> Extremes:
+    """The `largest` greatest and `smallest` least elements of a one-dimensional array.
+
+    x: a tensor, a NumPy array or memory map, anything with `__dlpack__`, or a list. Nothing is copied but the result.
+    sorted=False gives each end in the order of its indices. threads: as many as torch uses, unless given.
+
+    >>> extremes([3.0, 1.0, 2.0], largest=2).largest.indices.tolist()
+    [0, 2]
+    """
+    x, largest, smallest = _given(x, largest, smallest, backend, ndim=1)
+    threads = checked_threads(threads)
+    largest, smallest = min(largest, len(x)), min(smallest, len(x))
+    chosen = _choose(x, backend)
+    if chosen == "ext":
+        return compiled.extremes(x, largest, smallest, sorted, threads)
+    found = (
+        cuda.extremes(x, largest, smallest) if chosen == "cuda" else reference.extremes(_tensor(x), largest, smallest)
+    )
+    if not sorted:
+        found = found._replace(largest=_by_index(found.largest), smallest=_by_index(found.smallest))
+    return found if isinstance(x, Tensor) else _to_numpy(found)
+
+
+def extremes_rows(
+    x: Any,
+    largest: int = 0,
+    smallest: int = 0,
+    *,
+    sorted: bool = True,
+    threads: int | None = None,
+    backend: str = "auto",
+) -> RowExtremes:
+    """The same for every row of a two-dimensional array; a row with too few valid elements ends in NaN, index -1.
+
+    >>> extremes_rows([[3.0, 1.0, 2.0], [0.0, 9.0, 4.0]], largest=1).largest.indices.tolist()
+    [[0], [1]]
+    """
+    x, largest, smallest = _given(x, largest, smallest, backend, ndim=2)
+    threads = checked_threads(threads)
+    largest, smallest = min(largest, x.shape[1]), min(smallest, x.shape[1])
+    chosen = _choose(x, backend)
+    if chosen == "ext":
+        return compiled.extremes_rows(x, largest, smallest, sorted, threads)
+    if chosen == "cuda":
+        found = cuda.extremes_rows(x, largest, smallest)
+    else:
+        found = reference.extremes_rows(_tensor(x), largest, smallest)
+    if not sorted:
+        found = found._replace(largest=_by_index(found.largest), smallest=_by_index(found.smallest))
+    return found if isinstance(x, Tensor) else _to_numpy(found)
+
+
+class Stream:
+    """The extremes of an array that comes in parts, in any order: files, shards, ranks.
+
+    k: how many of each end, or a pair (largest, smallest). dtype: a torch.dtype, then `result()` gives tensors, or a
+    NumPy dtype, then it gives arrays. Memory: O(k).
+
+    >>> stream = Stream(1, "float32")
+    >>> stream.push(np.float32([1, 5]), base_index=0)
+    >>> stream.push(np.float32([7, 2]), base_index=2)
+    >>> stream.result().largest.indices.tolist()
+    [2]
+    """
+
+    def __init__(
+        self,
+        k: int | tuple[int, int],
+        dtype: torch.dtype | np.dtype[Any] | str,
+        *,
+        threads: int | None = None,
+        backend: str = "auto",
+    ) -> None:
+        largest, smallest = k if isinstance(k, tuple) else (k, k)
+        self.k = min(checked_count("k", largest), 2**48), min(checked_count("k", smallest), 2**48)
+        self.gives_tensors = isinstance(dtype, torch.dtype)
+        self.dtype = _torch_dtype(dtype)
+        self.threads = checked_threads(threads)
+        if backend not in ("auto", "ext", "torch"):
+            raise InputError(f"backend={backend!r}: the back ends of a stream are auto, ext, torch")
+        if backend == "ext":
+            compiled.module()  # says why it is absent
+        self.backend = "torch" if backend == "torch" or compiled.refusal() else "ext"
+        self._lock = threading.Lock()  # the extension lets go of the GIL
+        self._inner: Any = (compiled if self.backend == "ext" else reference).Stream(self.dtype, *self.k)
+
+    def push(self, x: Any, base_index: int) -> None:
+        """The elements of `x` get the indices base_index, base_index + 1, ...; no two parts may share an index."""
+        x, _, _ = _given(x, 0, 0, "auto", ndim=1)
+        tensor = _tensor(x) if self.backend == "torch" or not isinstance(x, np.ndarray) else x
+        if (FLOATS[tensor.dtype] if isinstance(tensor, Tensor) and tensor.dtype in FLOATS else str(tensor.dtype)) != (
+            FLOATS[self.dtype]
+        ):
+            raise InputError(f"x: this is a stream of {FLOATS[self.dtype]}, not of {tensor.dtype}")
+        base = checked_count("base_index", base_index)
+        with self._lock:
+            if self.backend == "ext":
+                part = tensor.cpu() if isinstance(tensor, Tensor) else tensor
+                self._inner.push(part, base, self.threads)
+            else:
+                self._inner.push(tensor, base)
+
+    def merge(self, other: Stream) -> None:
+        """Take over what another stream of the same kind has seen."""
+        if other is self or not isinstance(other, Stream):
+            raise InputError("other: give another stream")
+        if (other.k, other.dtype, other.backend) != (self.k, self.dtype, self.backend):
+            raise InputError("other: the two streams must have the same k, dtype and back end")
+        with self._lock:
+            self._inner.merge(other._inner)
+
+    def result(self, *, sorted: bool = True) -> Extremes:
+        """The extremes of all that came so far; more may come afterwards."""
+        with self._lock:
+            if self.backend == "ext":
+                found = self._inner.result(sorted)
+            else:
+                found = self._inner.found
+                if not sorted:
+                    found = found._replace(largest=_by_index(found.largest), smallest=_by_index(found.smallest))
+        return found if self.gives_tensors else _to_numpy(found)
+
+
+def extension_refusal(x: Any = None) -> str | None:
+    """Why the extension cannot take `x` (or, without one, any array); None if it can."""
+    return compiled.refusal(x)
+
+
+def _given(x: Any, largest: Any, smallest: Any, backend: str, ndim: int) -> tuple[Any, int, int]:
+    """The checked arguments; x as a tensor or an array."""
+    if backend not in BACKENDS:
+        raise InputError(f"backend={backend!r}: known back ends are {', '.join(BACKENDS)}")
+    largest, smallest = checked_count("largest", largest), checked_count("smallest", smallest)
+    if isinstance(x, Tensor):
+        x = x.detach()
+    elif not isinstance(x, np.ndarray) and hasattr(x, "__dlpack__"):
+        x = torch.from_dlpack(x)
+    else:
+        x = np.asarray(x)
+        if x.dtype.kind not in "fiubc":
+            raise InputError(f"x: give an array of numbers, not of {x.dtype}")
+    if x.ndim != ndim:
+        words = {1: "one-dimensional", 2: "two-dimensional"}
+        raise InputError(f"x: give a {words[ndim]} array, not one of shape {tuple(x.shape)}")
+    complex_or_bool = x.is_complex() or x.dtype == torch.bool if isinstance(x, Tensor) else x.dtype.kind in "cb"
+    if complex_or_bool:
+        raise InputError(f"x: give real numbers, not {str(x.dtype).removeprefix('torch.')}")
+    return x, largest, smallest
+
+
+def _choose(x: Any, backend: str) -> str:
+    """The back end for this array; a reason where the one that was asked for cannot take it."""
+    refusals = {"ext": compiled.refusal, "cuda": cuda.refusal}
+    if backend in refusals:
+        reason = refusals[backend](x)
+        if reason:
+            raise InputError(f'backend="{backend}": {reason}')
+        return backend
+    if backend == "auto":
+        return next((name for name, refusal in refusals.items() if refusal(x) is None), "torch")
+    return "torch"
+
+
+def _tensor(x: Any) -> Tensor:
+    if isinstance(x, Tensor):
+        return x
+    array = np.ascontiguousarray(x, dtype=x.dtype.newbyteorder("="))  # torch knows no negative strides
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of read-only memory, which is only read here
+        return torch.from_numpy(array)
+
+
+def _to_numpy(found: Any) -> Any:
+    def array(x: Any) -> Any:
+        return x.numpy() if isinstance(x, Tensor) else x
+
+    ends = (End(array(end.values), array(end.indices)) for end in found[:2])
+    return type(found)(*ends, array(found.n_nan), array(found.n_valid))
+
+
+def _by_index(end: End) -> End:
+    """In the order of the indices; places without an element stay last."""
+    indices = end.indices
+    order = torch.where(indices < 0, torch.iinfo(torch.int64).max, indices).sort(dim=-1, stable=True).indices
+    return End(end.values.gather(-1, order), indices.gather(-1, order))
+
+
+def _torch_dtype(dtype: Any) -> torch.dtype:
+    names = {name: known for known, name in FLOATS.items()}
+    if isinstance(dtype, torch.dtype) and dtype in FLOATS:
+        return dtype
+    try:
+        name = "" if isinstance(dtype, torch.dtype) else np.dtype(dtype).name
+    except TypeError:
+        name = ""
+    if name not in names:
+        raise InputError(f"dtype={dtype}: give float16, float32, float64 or torch.bfloat16")
+    return names[name]

@@ -1,0 +1,298 @@
+"""The benchmarks on toy sizes: wrong results are not timed, what is written is whole, the page is what the JSON says.
+
+No test looks at a clock.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def bench() -> Any:
+    """The modules of bench/, which is not installed and stands beside the package."""
+    sys.path.append(str(ROOT))  # last: neuronllm is whichever is tested
+    names = (
+        "harness",
+        "shapes",
+        "plain",
+        "memory",
+        "record",
+        "report",
+        "suites",
+        "scaling",
+        "fixture",
+        "kernels",
+        "__main__",
+    )
+    try:
+        return SimpleNamespace(**{name.strip("_"): importlib.import_module(f"bench.{name}") for name in names})
+    finally:
+        sys.path.remove(str(ROOT))
+
+
+def side(bench: Any, name: str = "ours", **more: Any) -> Any:
+    return bench.harness.Side(name, lambda turn: (turn,), lambda turn: turn, **more)
+
+
+def toy(bench: Any, threads: int = 1) -> Any:
+    return bench.harness.Setup(threads=threads, shape="toy", rounds=2)
+
+
+# ---- the harness ----
+
+
+def test_wrong_results_are_not_timed(bench: Any) -> None:
+    ran: list[int] = []
+    checks = [bench.harness.Check("scores", value=0.5, limit=1e-4)]
+    never = bench.harness.Side("ours", lambda turn: (turn,), ran.append)
+    case = bench.harness.Case(sides=[never], check=lambda: checks, views=[])
+    with pytest.raises(bench.harness.WrongResult, match=r"scores: 5.00e-01, limit 1.00e-04"):
+        bench.harness.run_case(case, toy(bench), lambda name: {})
+    assert not ran
+
+
+@pytest.mark.parametrize(("value", "at_least", "fine"), [(1.0, False, True), (2.0, False, False), (2.0, True, True)])
+def test_checks_have_a_side_and_nan_is_never_fine(bench: Any, value: float, at_least: bool, fine: bool) -> None:
+    assert bench.harness.Check("x", value, 1.5, at_least).fine is fine
+    assert not bench.harness.Check("x", float("nan"), 1.5, at_least).fine
+
+
+def test_sides_take_turns_on_new_inputs(bench: Any) -> None:
+    ran: list[tuple[str, int]] = []
+
+    def noted(name: str, **more: Any) -> Any:
+        return bench.harness.Side(name, lambda turn: (name, turn), lambda *given: ran.append(given), **more)
+
+    sides = [noted("a"), noted("b", times=2), noted("c", every=2)]
+    times = bench.harness.interleave(sides, 3, "cpu")
+    assert ran[0] == ("b", 0)  # the warm-up
+    assert ran[1:] == [
+        *[("a", 0), ("b", 0), ("c", 0), ("b", 1)],
+        *[("b", 2), ("a", 1), ("b", 3)],
+        *[("a", 2), ("b", 4), ("c", 2), ("b", 5)],
+    ]
+    assert {name: len(found) for name, found in times.items()} == {"a": 3, "b": 6, "c": 2}
+
+
+def test_the_best_candidate_is_timed(bench: Any) -> None:
+    slow, fast = (side(bench, name, own_clock=True, work=work) for name, work in (("batch 1", 1), ("batch 4", 4)))
+    slow, fast = (dataclasses.replace(s, run=lambda turn: 8.0) for s in (slow, fast))
+    choice = bench.harness.Choice("plain", [slow, fast], lambda best: dataclasses.replace(best, work=16))
+    chosen, pilot = bench.harness.choose(choice, "cpu")
+    assert (chosen.name, chosen.work) == ("plain", 16)
+    assert pilot == {"chosen": "batch 4", "per_unit": {"batch 1": 8.0, "batch 4": 2.0}}
+
+
+def case_of_known_times(bench: Any) -> Any:
+    """Sides that give their seconds themselves: a prompt takes 2 s plainly, 0.5 s by ours."""
+    h = bench.harness
+    sides = [
+        h.Side("plain", lambda turn: (), lambda: 4.0, work=2, own_clock=True),
+        h.Side("ours", lambda turn: (), lambda: 2.0, work=4, own_clock=True, times=2),
+        *(h.Side(f"{n} steps", lambda turn: (), lambda n=n: 1.0 + 0.5 * n, own_clock=True) for n in (2, 4)),
+    ]
+    views = [
+        h.Comparison("scores", "plain scores", "plain", "ours", bar=h.Bar(">=", 5)),
+        h.Comparison("scores", "plain scores", "plain", "ours", "cost", "peak", bar=h.Bar("<=", 1.1)),
+        h.Comparison("scores", "what did not run", "absent", "ours"),
+        h.Series("scores against steps", "steps", [(2.0, "2 steps"), (4.0, "4 steps")]),
+        h.Limit("scores of ten prompts", "ours", 10, h.Bar("<=", 5)),
+    ]
+    case = h.Case(sides, lambda: [h.Check("scores: difference", 1e-6, 1e-4)], views, peaks=["plain", "ours"])
+    case.settings, case.notes = {"model": "a model", "tokens": 7}, ["Plain: by hand"]
+    case.facts = lambda peaks: {"columns": {"run": "text", "peak": "size"}, "rows": [["ours", peaks["ours"]]]}
+    return case
+
+
+def known(bench: Any) -> dict[str, Any]:
+    benchmark = bench.harness.Benchmark("suite.known", "known times", lambda setup: None, {})
+    peaks = {"plain": {"peak": 2**20}, "ours": {"peak": 2**21}}
+    figures = bench.harness.run_case(case_of_known_times(bench), toy(bench), lambda name: dict(peaks[name]))
+    return json.loads(json.dumps(bench.record.stamp(benchmark, toy(bench), 0.0) | figures))
+
+
+def test_figures_of_known_times(bench: Any) -> None:
+    result = known(bench)
+    ours = result["sides"]["ours"]
+    assert ours == {"work": 4, "times": [2.0] * 4, "median": 0.5, "p20": 0.5, "p80": 0.5, "peak": 2**21}
+    time, memory, series, limit = result["views"]
+    assert (time["ratio"], time["met"], memory["ratio"], memory["met"]) == (4.0, False, 2.0, False)
+    assert series["slope"] == pytest.approx(0.5) and series["start"] == pytest.approx(1.0)
+    assert series["off"] == pytest.approx(0, abs=1e-9)
+    assert (limit["seconds"], limit["met"]) == (5.0, True)
+    assert {"cpu", "cores", "ram_gib", "gpu"} <= result["machine"].keys()
+    assert {"python", "torch", "transformers", "neuronllm"} <= result["versions"].keys()
+    assert {"id", "dirty"} == result["commit"].keys() and result["threads"] == 1 and result["settings"]["tokens"] == 7
+
+
+def test_memory_is_measured_when_the_model_is_gone(bench: Any) -> None:
+    case = case_of_known_times(bench)
+    left: list[int] = []
+    bench.harness.run_case(case, toy(bench), lambda name: left.append(len(case.sides)) or {"peak": 1})
+    assert left == [0, 0]
+
+
+def test_peak_memory_counts_what_is_held_at_once(bench: Any) -> None:
+    def one_after_another() -> None:
+        for _ in range(3):
+            torch.zeros(2**18)  # 1 MiB
+
+    def together() -> list[torch.Tensor]:
+        return [torch.zeros(2**18) for _ in range(3)]
+
+    assert 2**20 <= bench.memory.peak_memory(one_after_another) < 1.1 * 2**20
+    assert 3 * 2**20 <= bench.memory.peak_memory(together) < 3.1 * 2**20
+
+
+# ---- models and baselines ----
+
+
+def test_the_twin_shares_weights_and_nothing_else(bench: Any) -> None:
+    model = bench.shapes.random_model(bench.shapes.SHAPES["toy"])
+    twin = bench.shapes.twin(model)
+    pairs = list(zip(model.parameters(), twin.parameters(), strict=True))
+    assert pairs and all(a is b for a, b in pairs)
+    assert not {id(m) for m in model.modules()} & {id(m) for m in twin.modules()}
+    assert twin.config is not model.config and not any(p.requires_grad for p in model.parameters())
+
+
+def test_prompts_share_what_they_should(bench: Any) -> None:
+    shape = dataclasses.replace(bench.shapes.SHAPES["toy"], tokens=12)
+    ids = [p.input_ids for p in bench.shapes.shared_prompts(shape, questions=2, variants=4, seed=0)]
+    assert {len(row) for row in ids} == {12} and len({tuple(row) for row in ids}) == 8
+    assert len({tuple(row[:6]) for row in ids}) == 1
+    assert [len({tuple(row[6:8]) for row in ids[n : n + 4]}) for n in (0, 4)] == [1, 1]
+    assert bench.shapes.random_prompts(shape, 3, 1) == bench.shapes.random_prompts(shape, 3, 1)
+
+
+@pytest.mark.parametrize("kind", ["gradient", "everywhere", "ig", "effects"])
+def test_baselines_equal_the_reference(bench: Any, kind: str) -> None:
+    from neuronllm.anatomy import Anatomy
+    from neuronllm.engine import open_engine
+    from neuronllm.engine.quadrature import quadrature
+
+    shape = bench.shapes.SHAPES["toy"]
+    model = bench.shapes.random_model(shape)
+    prompts = bench.shapes.random_prompts(shape, 1 if kind == "effects" else 3, 5)
+    anatomy, tensors = Anatomy.of(model), bench.plain.tensors(prompts, "cpu")
+    with open_engine(model, anatomy, prompts, "reference") as engine:
+        if kind == "ig":
+            right = engine.integrate(prompts, "logp_options", *quadrature("midpoint", 4))
+            found = bench.plain.integrated_gradients(model, *tensors, steps=4)
+        elif kind == "effects":
+            right = engine.effects(prompts, "logp_options")
+            layers, _, indices = anatomy.locate(torch.arange(anatomy.n_neurons))
+            neurons = list(zip(layers.tolist(), indices.tolist(), strict=True))
+            found = bench.plain.effects(model, *tensors, neurons, batch=5)[None]
+        else:
+            positions = "all" if kind == "everywhere" else "answer"
+            right = engine.gradients(prompts, "logp_options", positions=positions)
+            found = bench.plain.gradient(model, *tensors, batch=2, everywhere=kind == "everywhere")
+    assert bench.harness.relative(found, right) < 1e-4
+
+
+@pytest.mark.parametrize("name", ["glu_score", "glu_score_ragged", "score_gemm", "branch_attention"])
+def test_kernels_are_compared_with_the_same_work(bench: Any, name: str) -> None:
+    case = bench.suites.ALL[f"kernels.{name}"].build(toy(bench))
+    assert all(check["value"] <= check["limit"] for check in bench.harness.checked(case))
+    assert {side.name for side in case.sides} == {"copy", "eager", "kernel"}
+
+
+# ---- commands ----
+
+
+def test_a_run_writes_json_and_prints_it(bench: Any, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    command = ["bench", "run", "engine.gradient_shared", "--shape", "toy", "--rounds", "1", "--output", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", command)
+    assert bench.main.main() == 0
+    result = json.loads((tmp_path / "engine.gradient_shared.toy.cpu.1.json").read_text())
+    assert result["checks"][0]["value"] <= result["checks"][0]["limit"] and result["checks"][0]["value"] > 0
+    assert len(result["sides"]["ours"]["times"]) == 1 and result["pilots"]["inference"]["chosen"].startswith("batch")
+    shared, *_ = result["views"]
+    ours, floor = (result["sides"][name]["median"] for name in ("ours", "inference"))
+    assert shared["ratio"] == pytest.approx(ours / floor) and shared["bar"] is None  # bars are set for real shapes
+    assert "grad x act, shared prefixes against inference" in capsys.readouterr().out
+
+
+def test_a_refused_benchmark_writes_nothing(bench: Any, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    monkeypatch.setattr(bench.plain, "gradient", lambda model, ids, *_: torch.ones(len(ids), 2 * 48))
+    command = ["bench", "run", "engine.gradient", "--shape", "toy", "--rounds", "1", "--output", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", command)
+    assert bench.main.main() == 1
+    assert not list(tmp_path.iterdir()) and "not timed" in capsys.readouterr().err
+
+
+def test_peak_memory_runs_in_a_process_of_its_own() -> None:
+    command = [sys.executable, "-m", "bench", "peak", "engine.memory", "gradient", "--shape", "toy"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1])["peak"] > 10_000
+
+
+def test_every_benchmark_has_a_place_to_run(bench: Any) -> None:
+    for benchmark in bench.suites.ALL.values():
+        assert any(benchmark.shapes.values()) and set(sum(benchmark.shapes.values(), ())) <= bench.shapes.SHAPES.keys()
+    assert len(bench.suites.chosen(["quick"])) < len(bench.suites.chosen(["all"])) == len(bench.suites.ALL)
+    with pytest.raises(SystemExit, match="nonsense"):
+        bench.suites.chosen(["nonsense"])
+
+
+def test_bars_are_set_for_shapes_and_threads(bench: Any) -> None:
+    bars = {"small 1": bench.harness.Bar(">=", 60), "small": bench.harness.Bar(">=", 45)}
+    found = [bench.fixture.bar_for(toy(bench, n), bars) for n in (1, 2)]
+    assert found == [None, None]
+    small = [bench.fixture.bar_for(dataclasses.replace(toy(bench, n), shape="small"), bars) for n in (1, 2)]
+    assert [bar.value for bar in small] == [60, 45]
+
+
+def test_questions_for_the_command_line_are_rendered(bench: Any, tmp_path: Path) -> None:
+    import neuronllm as nl
+
+    shape = bench.shapes.SHAPES["toy"]
+    bench.scaling.write_model(shape, tmp_path / "model", seed=0)
+    bench.scaling.write_questions(tmp_path / "q.jsonl", 3, shape, seed=0)
+    _, tokenizer = nl.load_model(str(tmp_path / "model"))
+    prompts = nl.render(tokenizer, nl.load_questions(str(tmp_path / "q.jsonl")), orders="rotate")
+    assert len(prompts) == 12 and all(len(p.option_ids) == 4 for p in prompts)
+
+
+# ---- the page ----
+
+
+def test_the_page_is_what_the_results_say(bench: Any) -> None:
+    page = bench.report.page(bench.record.read(bench.record.RESULTS))
+    assert (ROOT / "docs" / "performance.md").read_text(encoding="utf-8") == page, "run: python -m bench report"
+
+
+def test_the_page_shows_every_figure(bench: Any) -> None:
+    result = known(bench)
+    page = bench.report.page([result])
+    for text in (
+        "| toy, 1 thread | scores | plain scores | 2 s (2 s to 2 s) a prompt | 500 ms (500 ms to 500 ms) a prompt "
+        "| 4.00x faster | ≥ 5x, not met |",
+        "| 1.0 MiB | 2.0 MiB | 2.00x the memory | ≤ 1.1x, not met |",
+        "| 5 s | ≤ 5 s, met |",
+        "scores against steps (toy, 1 thread); 1 s and 500 ms more for each of steps, off that line by 0.0%",
+        "| run | peak |",
+        "Checked: scores: difference 1.0e-06. Plain: by hand.",
+        str(result["versions"]["torch"]),
+    ):
+        assert text in page
+    assert "what did not run" not in page and "not met" in bench.report.as_text(result)
+
+
+def test_an_empty_page_says_so(bench: Any) -> None:
+    assert "No results" in bench.report.page([])

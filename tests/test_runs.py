@@ -1,0 +1,456 @@
+"""Runs on disk: killed, interrupted, out of room, taken up again: the same bytes, and nothing half-written."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import resource
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import neuronllm as nl
+from neuronllm import runs
+from neuronllm.kept import Parts
+from neuronllm.runs import undisturbed
+from tests.checks import Fuse, blow_after, quiz, refused, untouched
+from tests.killing import changes, content, dying_at, forked, run
+from tests.tiny import tiny
+
+KEEPS = ("mean", "topk", "all")
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny("llama")
+
+
+@pytest.fixture(scope="module")
+def whole(model, tmp_path_factory):
+    """Finished runs that nothing disturbed, by what they keep."""
+    folder = tmp_path_factory.mktemp("whole")
+    for keep in KEEPS:
+        run(model, folder / keep / "scores", keep)
+    return folder
+
+
+def names(folder) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+# ---- what is kept ----
+
+
+def test_what_a_run_leaves(model, whole):
+    assert names(whole / "mean" / "scores") == ["run.json", "scores.json", "scores.safetensors"]
+    assert names(whole / "topk" / "scores") == ["run.json", "scores.json", "scores.safetensors"]
+    parts = [f"part-0-{number:05d}.safetensors" for number in range(5)]
+    assert names(whole / "all" / "scores") == [*parts, "run.json", "scores.json", "scores.safetensors"]
+    for keep in KEEPS:
+        assert names(whole / keep) == ["scores"]
+        for path in (whole / keep / "scores").iterdir():
+            assert path.stat().st_mode & 0o777 == 0o644
+
+
+@pytest.mark.parametrize("keep", KEEPS)
+def test_on_disk_and_in_memory_are_alike(model, whole, keep):
+    here = nl.attribute(
+        model, None, quiz(8), "ace" if keep == "mean" else "gradient", keep=keep, k=3, batch_size=2, progress=False,
+        **({"steps": 2} if keep == "mean" else {}),
+    )  # fmt: skip
+    there = nl.Scores.load(whole / keep / "scores")
+    for name in ("values", "stderr", "sign_consistency"):
+        assert torch.equal(getattr(here, name), getattr(there, name))
+    assert here.provenance == there.provenance
+    if keep == "all":
+        assert isinstance(there.per_prompt, Parts) and torch.equal(there.per_prompt[:], here.per_prompt)
+    assert (here.top is None) == (there.top is None) == (keep != "topk")
+    if keep == "topk":
+        for mine, theirs in zip(here.top.tensors().values(), there.top.tensors().values(), strict=True):
+            assert torch.equal(mine, theirs)
+
+
+def test_parts_are_indexed_like_a_tensor(model, whole):
+    parts = nl.Scores.load(whole / "all" / "scores").per_prompt
+    every = parts[:]
+    assert parts.shape == every.shape == (len(parts), 56) and parts.dtype == every.dtype == torch.float32
+    for index in (
+        0,
+        -1,
+        slice(3, 9),
+        slice(None, None, 3),
+        [5, 1, 5],
+        torch.tensor([], dtype=torch.int64),
+    ):
+        assert torch.equal(parts[index], every[index])
+    assert torch.equal(parts[every[:, 0] > 0], every[every[:, 0] > 0])
+    assert "5 files" in repr(parts)
+    with pytest.raises(IndexError):
+        parts[len(parts)]
+    with refused("indexed by prompts only"):
+        parts[[[0, 1]]]
+
+
+def test_top_is_each_prompts_own(model):
+    scores = nl.attribute(model, None, quiz(3), "gradient", keep="all", progress=False)
+    top = nl.attribute(model, None, quiz(3), "gradient", keep="topk", k=4, progress=False).top
+    order = scores.per_prompt.argsort(dim=1, descending=True, stable=True)
+    assert torch.equal(top.largest.ids.long(), order[:, :4])
+    assert torch.equal(top.smallest.ids.long(), order.flip(1)[:, :4])
+    assert torch.equal(top.largest.values, scores.per_prompt.gather(1, order[:, :4]))
+    assert top.largest.ids.dtype == torch.int32 and top.smallest.values.dtype == torch.float32
+    more = nl.attribute(model, None, quiz(1), "gradient", keep="topk", k=99, progress=False).top
+    assert more.largest.ids.shape == (2, 56)  # as many as there are
+
+
+def test_bfloat16_halves_the_parts(model, whole, tmp_path):
+    exact = nl.Scores.load(whole / "all" / "scores").per_prompt[:]
+    scores = run(model, tmp_path / "scores", "all", keep_dtype=torch.bfloat16)
+    assert scores.per_prompt.dtype == torch.bfloat16
+    assert torch.equal(scores.per_prompt[:], exact.bfloat16())
+    assert torch.equal(scores.values, nl.Scores.load(whole / "all" / "scores").values)  # the mean is of exact scores
+    here = nl.attribute(model, None, quiz(1), "gradient", keep="all", keep_dtype=torch.bfloat16, progress=False)
+    assert here.per_prompt.dtype == torch.bfloat16
+
+
+def test_what_was_loaded_can_be_saved_elsewhere(whole, tmp_path):
+    for keep in KEEPS:
+        scores = nl.Scores.load(whole / keep / "scores")
+        scores.save(tmp_path / keep)
+        again = nl.Scores.load(tmp_path / keep)
+        assert torch.equal(again.values, scores.values) and "run.json" not in names(tmp_path / keep)
+    assert torch.equal(
+        nl.Scores.load(tmp_path / "all").per_prompt[:], nl.Scores.load(whole / "all" / "scores").per_prompt[:]
+    )
+    assert torch.equal(
+        nl.Scores.load(tmp_path / "topk").top.largest.ids, nl.Scores.load(whole / "topk" / "scores").top.largest.ids
+    )
+    nl.Scores.load(tmp_path / "all").save(tmp_path / "all")  # onto itself
+    assert len(nl.Scores.load(tmp_path / "all").per_prompt[:]) == len(quiz(8))
+
+
+# ---- killed ----
+
+
+@pytest.mark.parametrize("keep", KEEPS)
+def test_killed_in_front_of_any_change_of_the_disk(model, whole, keep, tmp_path):
+    """Every file, rename and removal of a run, one after the other; then every second one of its resumption as well."""
+    step, died = 0, True
+    while died:
+        output = tmp_path / str(step) / "scores"
+        died = forked(dying_at(step, lambda output=output: run(model, output, keep))) == -signal.SIGKILL
+        if died:
+            with refused(
+                str(output), "no finished scores" if (output.parent / "scores.partial" / "run.json").exists() else ""
+            ):
+                nl.Scores.load(output)
+        if died and step % 2:
+            forked(dying_at(step // 2, lambda output=output: run(model, output, keep, resume=True)))
+        assert forked(lambda output=output: run(model, output, keep, resume=True)) == 0
+        assert content(output.parent) == content(whole / keep), step
+        step += 3 if keep == "mean" else 4
+    assert step > 20
+
+
+def test_killed_at_random_moments(model, whole, tmp_path):
+    generator = random.Random(0)
+    for number in range(4):
+        output = tmp_path / str(number) / "scores"
+        for _ in range(3):
+            forked(lambda output=output: run(model, output, resume=True), generator.uniform(0, 0.3))
+        run(model, output, resume=True)
+        assert content(output.parent) == content(whole / "all")
+
+
+def test_an_earlier_result_stays_until_the_new_one_is_whole(model, whole, tmp_path):
+    output = tmp_path / "scores"
+    nl.Scores.load(whole / "mean" / "scores").save(output)
+    earlier = content(output)
+    assert forked(dying_at(12, lambda: run(model, output))) == -signal.SIGKILL
+    assert content(output) == earlier and (tmp_path / "scores.partial").is_dir()
+    run(model, output, resume=True)
+    assert content(tmp_path) == content(whole / "all")
+
+
+def test_killed_while_one_result_takes_the_place_of_another(model, whole, tmp_path):
+    def replace(number: int) -> Path:
+        run(model, tmp_path / f"{number}" / "scores", "mean")
+        return tmp_path / f"{number}" / "scores"
+
+    output = replace(0)
+    steps = changes(lambda: run(model, output))
+    for back in range(
+        1, 8
+    ):  # the last: states go, the earlier one steps aside, the new one comes, the earlier one goes
+        output = replace(back)
+        assert forked(dying_at(steps - back, lambda output=output: run(model, output))) == -signal.SIGKILL
+        run(model, output, resume=True)
+        assert content(output.parent) == content(whole / "all"), back
+
+
+# ---- interrupted ----
+
+
+def interrupt_after(model, calls: int, signals: int = 1):
+    """Ctrl-C from inside the model's forward pass number `calls`."""
+    count = iter(range(10**9))
+
+    def hook(*_):
+        if next(count) == calls:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    return model.model.norm.register_forward_pre_hook(hook)
+
+
+@pytest.mark.parametrize("keep", KEEPS)
+@pytest.mark.parametrize("calls", [9, 20])
+def test_ctrl_c_keeps_what_is_done(model, whole, keep, calls, tmp_path):
+    output = tmp_path / "scores"
+    handle = interrupt_after(model, calls)
+    try:
+        with pytest.raises(KeyboardInterrupt, match=r"of 8 questions are done; go on with resume=True"):
+            run(model, output, keep, every=5)
+    finally:
+        handle.remove()
+    assert names(tmp_path) == ["scores.partial"] and not output.exists()
+    assert not [name for name in names(tmp_path / "scores.partial") if name.startswith(".")]
+    handle = interrupt_after(model, 4)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run(model, output, keep, every=5, resume=True)
+    finally:
+        handle.remove()
+    run(model, output, keep, every=5, resume=True)
+    run(model, tmp_path / "straight" / "scores", keep, every=5)
+    assert content(output) == content(tmp_path / "straight" / "scores") and not (tmp_path / "scores.partial").exists()
+
+
+def test_ctrl_c_before_anything_is_done_leaves_nothing(model, tmp_path):
+    for calls in (0, 3):
+        handle = interrupt_after(model, calls)
+        try:
+            with untouched(model), pytest.raises(KeyboardInterrupt):
+                run(model, tmp_path / "scores")
+        finally:
+            handle.remove()
+        assert names(tmp_path) == []
+
+
+def test_ctrl_c_without_output_just_ends_it(model):
+    handle = interrupt_after(model, 9)
+    try:
+        with pytest.raises(KeyboardInterrupt) as stop:
+            nl.attribute(model, None, quiz(8), "gradient", batch_size=2, progress=False)
+    finally:
+        handle.remove()
+    assert not stop.value.args
+
+
+def test_undisturbed_defers_ctrl_c_and_gives_the_handler_back():
+    seen, before = [], signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt), undisturbed():
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.01)
+        seen.append("through")
+    assert seen == ["through"] and signal.getsignal(signal.SIGINT) is before
+    with undisturbed():
+        pass
+    thread = threading.Thread(target=lambda: undisturbed().__enter__() or seen.append("thread"))
+    thread.start()
+    thread.join()
+    assert seen == ["through", "thread"]
+
+
+# ---- what is refused ----
+
+
+def stopped(model, output, **more):
+    """A run that was killed in the middle."""
+    assert forked(dying_at(14, lambda: run(model, output, **more))) == -signal.SIGKILL
+    assert (output.parent / f"{output.name}.partial").is_dir()
+
+
+def attribute(model, output, method="gradient", questions=8, **more):
+    more = {"keep": "all", "k": 3, "batch_size": 2, "progress": False, **more}
+    return nl.attribute(model, None, quiz(questions), method, output=output, **more)
+
+
+OTHERS = [
+    ({"method": "exact"}, ["method 'gradient', not 'exact'"]),
+    ({"questions": 7}, ["question_fingerprint"]),
+    ({"keep": "topk"}, ["keep 'all', not 'topk'"]),
+    ({"keep_dtype": torch.bfloat16}, ["keep_dtype 'float32', not 'bfloat16'"]),
+    ({"objective": "margin"}, ["objective 'logp_options', not 'margin'"]),
+    ({"positions": "all"}, ["positions 'answer', not 'all'"]),
+    ({"items": "right"}, ["items 'all', not 'right'"]),
+    ({"batch_size": 3}, ["batch_size 2, not 3"]),
+    ({"backend": "reference"}, ["backend 'fast', not 'reference'"]),
+    ({"dtype": torch.float32}, ["judged in None, not 'float32'"]),
+]
+
+
+def test_a_run_goes_on_with_the_same_settings_only(model, tmp_path):
+    output = tmp_path / "scores"
+    stopped(model, output)
+    before = content(tmp_path)
+    for arguments, parts in OTHERS:
+        with refused("scores.partial", "begun with", *parts):
+            attribute(model, output, **{**arguments, "resume": True})
+    other = tiny("llama")
+    with torch.no_grad():
+        other.model.layers[1].mlp.up_proj.weight[0, 0] += 1
+    with refused("begun with weights"):
+        attribute(other, output, resume=True)
+    assert content(tmp_path) == before
+
+
+def test_a_run_under_way_is_not_trodden_on(model, tmp_path):
+    stopped(model, tmp_path / "scores")
+    before = content(tmp_path)
+    with refused("scores.partial is a run under way", "--resume", "delete it"):
+        attribute(model, tmp_path / "scores")
+    with refused("run under way", "--resume"):
+        nl.Scores.load(tmp_path / "scores")
+    with refused("run under way", "--resume"):
+        nl.Scores.load(tmp_path / "scores.partial")
+    (tmp_path / "mine.partial").mkdir()
+    (tmp_path / "mine.partial" / "thesis.txt").write_text("years of work")
+    (tmp_path / "file.partial").write_text("more of it")
+    for name in ("mine", "file"):
+        for resume in (False, True):
+            with refused(f"{name}.partial stands there", "not ours"):
+                attribute(model, tmp_path / name, resume=resume)
+    assert {name: data for name, data in content(tmp_path).items() if name.startswith("scores")} == before
+
+
+def test_resuming_where_there_is_nothing_starts_and_what_is_finished_is_read(model, whole, tmp_path):
+    output = tmp_path / "scores"
+    run(model, output, resume=True)
+    assert content(tmp_path) == content(whole / "all")
+    broken = tiny("llama")
+    blow_after(broken, 0)
+    scores = run(broken, output, resume=True)  # nothing is asked of the model any more
+    assert torch.equal(scores.values, nl.Scores.load(output).values) and content(tmp_path) == content(whole / "all")
+    with refused("begun with method 'gradient', not 'ace'"):
+        attribute(model, output, "ace", resume=True)
+    scores.save(tmp_path / "saved")
+    with refused("saved", "not of a run"):
+        attribute(model, tmp_path / "saved", resume=True)
+    with refused("resume=True", "output="):
+        nl.attribute(model, None, quiz(1), resume=True)
+
+
+def test_the_plan_is_in_the_manifest_before_the_start_and_no_times(model, tmp_path, whole):
+    stopped(model, tmp_path / "scores")
+    early = json.loads((tmp_path / "scores.partial" / "run.json").read_text())
+    late = json.loads((whole / "all" / "scores" / "run.json").read_text())
+    assert late == {**early, "backoffs": [[]]} and early["plan"]["prompts"] == 2 and early["window"] == 2
+    assert not [name for name in late["settings"] if "time" in name or "date" in name]
+
+
+def test_a_plan_that_was_cut_back_is_followed_from_there(model, tmp_path, monkeypatch):
+    """An engine that runs out of memory changes its plan; who takes the run up begins with the changed one."""
+    from neuronllm.methods import METHODS
+
+    seen, score = [], METHODS["gradient"].score
+
+    def cut_back(self, engine, prompts, objective, positions):
+        seen.append((engine.plan.prompts, list(engine.plan.backoffs)))
+        if len(seen) == 2:
+            engine.plan.prompts = 1
+            engine.plan.backoffs.append("2 prompts ran out of memory")
+        if len(seen) == 5:
+            raise KeyboardInterrupt
+        return score(self, engine, prompts, objective, positions)
+
+    monkeypatch.setattr(METHODS["gradient"], "score", cut_back)
+    with pytest.raises(KeyboardInterrupt):
+        run(model, tmp_path / "scores")
+    run(model, tmp_path / "scores", resume=True)
+    assert seen[0] == (2, []) and all(plan == (1, ["2 prompts ran out of memory"]) for plan in seen[2:])
+    manifest = json.loads((tmp_path / "scores" / "run.json").read_text())
+    assert manifest["backoffs"] == [["2 prompts ran out of memory"]] and manifest["plan"]["prompts"] == 2
+
+
+def test_the_chosen_questions_are_asked_once(model, tmp_path):
+    output = tmp_path / "scores"
+    stopped(model, output, items="wrong")
+    chosen = json.loads((tmp_path / "scores.partial" / "run.json").read_text())["chosen"]
+    run(model, tmp_path / "straight", items="wrong")
+    run(model, output, items="wrong", resume=True)
+    assert content(output) == content(tmp_path / "straight")
+    assert 0 < len(chosen) < 8 and nl.Scores.load(output).provenance["questions"] == len(chosen)
+
+
+def test_a_full_disk_is_one_line_and_the_run_goes_on(model, whole, tmp_path):
+    output = tmp_path / "scores"
+
+    def crowded() -> None:
+        count = iter(range(10**9))
+
+        def fill_up(*_: object) -> None:
+            if next(count) == 20:  # from here on, files of more bytes are refused
+                resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+
+        model.model.norm.register_forward_pre_hook(fill_up)
+        with refused("scores.partial", "cannot be written", "large", "resume=True"):
+            run(model, output, every=9)
+        assert not [name for name in names(tmp_path / "scores.partial") if name.startswith(".state")]
+
+    assert forked(crowded) == 0
+    run(model, output, every=9, resume=True)
+    run(model, tmp_path / "straight", every=9)
+    assert content(output) == content(tmp_path / "straight") and names(tmp_path) == ["scores", "straight"]
+
+
+def test_failing_before_anything_is_done_leaves_nothing(tmp_path):
+    model = tiny("llama")
+    blow_after(model, 3)
+    with pytest.raises(Fuse):
+        run(model, tmp_path / "scores")
+    assert names(tmp_path) == []
+
+
+def test_failing_later_keeps_what_is_done(model, whole, tmp_path):
+    broken = tiny("llama")
+    blow_after(broken, 20)
+    with pytest.raises(Fuse):
+        run(broken, tmp_path / "scores")
+    assert names(tmp_path) == ["scores.partial"]
+    run(model, tmp_path / "scores", resume=True)
+    assert content(tmp_path) == content(whole / "all")
+
+
+def test_a_result_that_cannot_be_leaves_nothing(model, tmp_path):
+    prompts = [p for p in quiz(40, variants=False) if right(model, p)]
+    with refused("contrast", "answered right"):
+        nl.attribute(model, None, prompts, "contrast", batch_size=1, progress=False, output=tmp_path / "scores")
+    assert names(tmp_path) == [] and len(prompts) > 3
+
+
+def right(model, prompt) -> bool:
+    with torch.no_grad():
+        logits = model(torch.tensor([prompt.input_ids])).logits[0, -1]
+    return int(torch.stack([logits[ids].logsumexp(0) for ids in prompt.option_ids]).argmax()) == prompt.answer
+
+
+def test_bad_values(model):
+    for arguments, parts in [
+        ({"k": 0}, ["k=0"]),
+        ({"k": 2.5}, ["k=2.5"]),
+        ({"k": True}, ["k=True"]),
+        ({"keep_dtype": torch.float16}, ["keep_dtype=torch.float16", "bfloat16"]),
+        ({"keep_dtype": "float32"}, ["keep_dtype='float32'"]),
+    ]:
+        with refused(*parts):
+            nl.attribute(model, None, quiz(1), "gradient", progress=False, **arguments)
+
+
+def test_parts_stay_small():
+    assert runs.every_prompts(4 * 11264) == 64 and runs.every_prompts(4 * 4_700_000) == 14
+    assert runs.every_prompts(2**40) == 1

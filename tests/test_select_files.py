@@ -1,0 +1,123 @@
+"""Selection from files: against the same array in memory, and one line for every file that is not one."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from neuronllm.cli import main
+from neuronllm.select import extremes, files
+from neuronllm.select.files import extremes_of_files, parts_of
+from tests.checks import refused
+
+
+@pytest.fixture
+def array():
+    x = np.random.default_rng(0).standard_normal((37, 41)).astype(np.float32)
+    x[3, 4] = np.nan
+    return x
+
+
+@pytest.mark.noext
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_npy(tmp_path, array, dtype, order, monkeypatch):
+    x = np.asarray(array.astype(dtype), order=order)
+    np.save(tmp_path / "x.npy", x)
+    monkeypatch.setattr(files, "PIECE", 1 << 10)
+    found = extremes_of_files(parts_of(tmp_path / "x.npy"), 20, 10)
+    flat = x.ravel(order="A" if order == "C" else "F")
+    expected = extremes(flat, 20, 10)
+    for end, other in ((found.extremes.largest, expected.largest), (found.extremes.smallest, expected.smallest)):
+        assert end.indices.tolist() == other.indices.tolist() and end.values.tolist() == other.values.tolist()
+        for value, index in zip(end.values.tolist(), end.indices.tolist(), strict=True):
+            part, place = found.locate(index)
+            assert part.tensor is None and x[place] == value
+    assert (found.extremes.n_nan, found.extremes.n_valid) == (1, 37 * 41 - 1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_the_tensors_of_a_file_count_as_one_array(tmp_path, array, dtype, monkeypatch):
+    x = torch.from_numpy(array).to(dtype)
+    tensors = {"a": x, "b": x.flip(0) * 2, "empty": x[:0], "ids": torch.arange(5)}
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, tmp_path / "x.safetensors")
+    monkeypatch.setattr(files, "PIECE", 1 << 11)
+    parts = parts_of(tmp_path / "x.safetensors")
+    assert sorted(part.tensor or "" for part in parts) == ["a", "b", "empty"]
+    found = extremes_of_files(parts, 50, 50)
+    whole = torch.cat([tensors[part.tensor or ""].reshape(-1) for part in parts])
+    assert found.extremes.largest.values.tolist() == extremes(whole, 50).largest.values.tolist()
+    for end in (found.extremes.largest, found.extremes.smallest):
+        for value, index in zip(end.values.tolist(), end.indices.tolist(), strict=True):
+            part, place = found.locate(index)
+            assert tensors[part.tensor or ""][place].item() == value
+    (one,) = parts_of(tmp_path / "x.safetensors", "a")
+    assert extremes_of_files([one], 1).extremes.n_valid == 37 * 41 - 1
+    with pytest.raises(IndexError):
+        found.locate(10**6)
+
+
+def test_two_files_and_a_report(tmp_path, array, capsys):
+    np.save(tmp_path / "one.npy", array)
+    np.save(tmp_path / "two.npy", array + 1)
+    paths = [str(tmp_path / name) for name in ("one.npy", "two.npy")]
+    output = tmp_path / "found.json"
+    assert main(["select", *paths, "--largest", "2", "--smallest", "1", "--quiet", "--output", str(output)]) == 0
+    report = json.loads(output.read_text())
+    top = np.unravel_index(np.nanargmax(array), array.shape)
+    assert report["largest"][0] | {"value": 0} == {
+        "value": 0,
+        "file": paths[1],
+        "tensor": None,
+        "index": [int(i) for i in top],
+    }
+    assert report["smallest"][0]["file"] == paths[0] and report["n_nan"] == 2
+    printed = capsys.readouterr().out
+    assert "largest:" in printed and "2 NaN left out" in printed and paths[1] in printed
+    assert main(["select", *paths, "--largest", "2", "--output", str(output)]) == 2  # something stands there
+
+
+@pytest.mark.noext
+def test_bad_files_are_one_line(tmp_path, array, capsys):
+    np.save(tmp_path / "ints.npy", np.arange(3))
+    (tmp_path / "bad.npy").write_bytes(b"nonsense")
+    (tmp_path / "bad.safetensors").write_bytes(b"\xff" * 20)
+    (tmp_path / "empty.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
+    (tmp_path / "list.safetensors").write_bytes((2).to_bytes(8, "little") + b"[]")
+    (tmp_path / "x.txt").write_text("1")
+    np.save(tmp_path / "cut.npy", array)
+    whole = (tmp_path / "cut.npy").read_bytes()
+    (tmp_path / "cut.npy").write_bytes(whole[:-1])
+    save_file({"a": torch.ones(2), "b": torch.ones(2).half()}, tmp_path / "two.safetensors")
+    for name, part in (
+        ("none.npy", "no such file"),
+        ("ints.npy", "holds int64"),
+        ("bad.npy", "not a .npy file"),
+        ("bad.safetensors", "not a safetensors file"),
+        ("empty.safetensors", "no tensors"),
+        ("list.safetensors", "not a safetensors file"),
+        ("x.txt", "give a .safetensors or .npy file"),
+        ("cut.npy", "ends before its data do"),
+    ):
+        with refused(name, part):
+            parts_of(tmp_path / name)
+    with refused("no tensor 'c'", "a, b"):
+        parts_of(tmp_path / "two.safetensors", "c")
+    with refused("leave out"):
+        parts_of(tmp_path / "cut.npy", "c")
+    with refused("one dtype", "float16, float32"):
+        extremes_of_files(parts_of(tmp_path / "two.safetensors"), 1)
+    assert main(["select", str(tmp_path / "two.safetensors")]) == 2
+    assert "give --largest K or --smallest K" in capsys.readouterr().err
+
+
+def test_a_file_that_shrinks_meanwhile(tmp_path, array):
+    np.save(tmp_path / "x.npy", array)
+    parts = parts_of(tmp_path / "x.npy")
+    (tmp_path / "x.npy").write_bytes((tmp_path / "x.npy").read_bytes()[:1000])
+    with refused("x.npy", "ended while it was read"):
+        extremes_of_files(parts, 1)
