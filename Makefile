@@ -65,14 +65,14 @@ test-gpu: $(VENV)/.dev-stamp
 	$(NINJA_BUILD)
 	$(BIN)/python -m pytest -m gpu
 
-# A quick look: its JSON stays out of the tree.
+# A quick look, a few rounds only: its JSON stays out of the tree.
 bench: $(VENV)/.dev-stamp
 	$(NINJA_BUILD)
-	$(BIN)/python -m bench run quick --rounds 3 --output .benchmarks
+	$(BIN)/python -m bench run quick --threads 2
 
 bench-full: $(VENV)/.dev-stamp
 	$(NINJA_BUILD)
-	$(BIN)/python -m bench run all --threads 1 2
+	$(BIN)/python -m bench run all --rounds 7 --threads 1 2 --output bench/results
 	$(BIN)/python -m bench report
 
 style: $(VENV)/.dev-stamp

@@ -14,7 +14,6 @@ from typing import Any
 # Before torch is loaded. Threads that spin while they wait make a busy machine many times slower; nothing downloads.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("KINETO_LOG_LEVEL", "5")
 
 PEAK = "peak"  # the command by which a run measures a side's memory in a process of its own
 
@@ -45,7 +44,8 @@ def _parser() -> argparse.ArgumentParser:
     for command in (run, peak):
         command.add_argument("--device", default="cpu", help="cpu or cuda")
         command.add_argument("--seed", type=int, default=0)
-    run.add_argument("--output", type=Path, help="folder for the JSON files (default: bench/results)")
+    default = Path(".benchmarks")  # ignored by git: results are committed on purpose only
+    run.add_argument("--output", type=Path, default=default, help="folder for the JSON files (default: .benchmarks)")
     return parser
 
 
@@ -60,7 +60,7 @@ def _list(args: argparse.Namespace) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     from .harness import Setup, WrongResult
-    from .record import RESULTS, file_name, write
+    from .record import file_name, write
     from .report import as_text
     from .suites import chosen
 
@@ -75,7 +75,7 @@ def _run(args: argparse.Namespace) -> int:
                     print(f"{bench.name}, {shape}, {threads} threads: {error}", file=sys.stderr)
                     failed += 1
                     continue
-                write(args.output or RESULTS, file_name(bench.name, setup), result)
+                write(args.output, file_name(bench.name, setup), result)
                 print(as_text(result), flush=True)
     return 1 if failed else 0
 
@@ -108,8 +108,9 @@ def _measured(bench: Any, setup: Any, peaks: bool = True) -> dict[str, Any]:
 def _peak(args: argparse.Namespace) -> int:
     import torch
 
+    from neuronllm.engine.memory import peak_memory
+
     from .harness import Choice, Setup
-    from .memory import peak_memory
     from .suites import ALL
 
     torch.set_num_threads(args.threads)

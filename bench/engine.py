@@ -96,7 +96,7 @@ def exact(setup: Setup) -> Case:
     bench.case.views = [Comparison("silencing effects of all neurons", "plain loop", "plain", "ours", bar=bar)]
     if setup.shape in DENSE_GPU:
         bench.case.views.append(Limit("silencing effects of all neurons of a prompt", "ours", n, Bar("<=", 15)))
-    bench.case.unit, bench.case.rounds, bench.case.peaks = "neuron", 3, ["ours"]
+    bench.case.unit, bench.case.peaks = "neuron", ["ours"]
     bench.case.settings = bench.settings(sample=min(SAMPLE, n))
     bench.case.notes = ["Plain loop: timed on a sample of neurons at its best batch size, quoted per neuron"]
     return bench.case

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -40,16 +41,16 @@ class Bench:
         engine = open_engine(model, self.anatomy, self.prompts(0, self.count), backend, **options)
         return self.case.stack.enter_context(engine)
 
-    def prompts(self, turn: int, count: int) -> list[nl.Prompt]:
-        """The prompts of a turn."""
-        seed = self.setup.seed + 1 + turn
+    def prompts(self, turn: int, count: int, tokens: int | None = None) -> list[nl.Prompt]:
+        """The prompts of a turn, as long as the shape's unless told otherwise."""
+        shape, seed = replace(self.shape, tokens=tokens or self.shape.tokens), self.setup.seed + 1 + turn
         if self.shared:
-            return shared_prompts(self.shape, max(1, count // 4), 4, seed)
-        return random_prompts(self.shape, count, seed)
+            return shared_prompts(shape, max(1, count // 4), 4, seed)
+        return random_prompts(shape, count, seed)
 
-    def tensors(self, turn: int, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    def tensors(self, turn: int, count: int, tokens: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """The same as the plain side takes them: token ids, option ids, right options."""
-        return plain.tensors(self.prompts(turn, count), self.setup.device)
+        return plain.tensors(self.prompts(turn, count, tokens), self.setup.device)
 
     def ours(self, name: str, run: Callable[..., Any], count: int, **more: Any) -> Side:
         """A side that takes `count` prompts."""
@@ -75,6 +76,7 @@ class Bench:
 
     def settings(self, **more: Any) -> dict[str, Any]:
         shape = {"model": str(self.shape), "neurons": self.anatomy.n_neurons, "tokens": self.shape.tokens}
+        shape |= {"std": self.shape.std}
         return shape | {"prompts": self.count, "objective": OBJECTIVE, "plan": str(self.engine.plan)} | more
 
     def agreement(
@@ -83,16 +85,17 @@ class Bench:
         """In float32 ours is held to the plain result. In less both are held to float32: rounding is not ours alone.
 
         A mixture of experts has no plain way here, and one that fills the device leaves no room for a wider copy: the
-        reference engine judges it in its own type.
+        reference engine judges it in its own type. Beside a wider copy, only graphs of shorter prompts have room.
         """
-        prompts = self.prompts(1, count)  # not those that the engine was opened with
+        tokens = self.shape.tokens if self.shape.dtype == torch.float32 else self.shape.tokens // 2
+        prompts = self.prompts(1, count, tokens)  # not those that the engine was opened with
         ours = by_engine(prompts)
         if self.shape.moe:
             with open_engine(self.model, self.anatomy, prompts, "reference") as engine:
                 difference = relative(ours, by_engine(prompts, engine))
             limit = 1e-4 if self.shape.dtype == torch.float32 else 0.1
             return [Check(f"{what}: relative difference from the reference", difference, limit)]
-        right = by_hand(*self.tensors(1, count))
+        right = by_hand(*self.tensors(1, count, tokens))
         if self.shape.dtype == torch.float32:
             return [Check(f"{what}: relative difference from the plain way", relative(ours, right), 1e-4)]
         with open_engine(self.single(), self.anatomy, prompts, "reference") as engine:

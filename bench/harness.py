@@ -141,7 +141,7 @@ class Case:
     check: Callable[[], list[Check]]
     views: list[View]
     unit: str = "prompt"
-    rounds: int = 5
+    rounds: int = 3
     timed: bool = True
     peaks: list[str] = field(default_factory=list)  # sides whose peak memory is measured
     settings: dict[str, Any] = field(default_factory=dict)

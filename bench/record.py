@@ -17,7 +17,8 @@ from neuronllm.env import package_version
 from .harness import Benchmark, Setup
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULTS = Path(__file__).resolve().with_name("results")
+RESULTS = Path(__file__).resolve().with_name("results")  # what is committed, and what the page is made of
+FORMAT = 1  # of the files; a report refuses those of another
 GENERATED = (":!bench/results", ":!docs/performance.md")  # what a run and a report write makes no tree dirty
 
 
@@ -64,6 +65,7 @@ def _git(*arguments: str) -> str | None:
 def stamp(benchmark: Benchmark, setup: Setup, started: float) -> dict[str, Any]:
     """Everything about a run but its figures. `started` is the load of the machine before the run began."""
     return {
+        "format": FORMAT,
         "benchmark": benchmark.name,
         "title": benchmark.title,
         "shape": setup.shape,
@@ -93,4 +95,8 @@ def write(folder: Path, name: str, result: dict[str, Any]) -> Path:
 
 def read(folder: Path) -> list[dict[str, Any]]:
     """All results of a folder, in the order of their file names."""
-    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
+    found = {path: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))}
+    for path, result in found.items():
+        if result.get("format") != FORMAT:
+            raise SystemExit(f"bench: {path} was written in another format: run that benchmark again")
+    return list(found.values())

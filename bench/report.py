@@ -24,7 +24,7 @@ def seconds(value: float) -> str:
     ('15.3 s', '90.1 ms', '230 us')
     """
     for unit, size in (("s", 1.0), ("ms", 1e-3), ("us", 1e-6)):
-        if value >= size:
+        if value >= 0.9995 * size:
             return f"{value / size:.3g} {unit}" if value < 999.5 * size else f"{value / size:.0f} {unit}"
     return f"{value / 1e-9:.3g} ns"
 
@@ -116,7 +116,7 @@ def series_summary(view: dict[str, Any]) -> str:
     """The fitted line, how far from it the points are, and how level times per unit are."""
     start, slope = (("-" if view[name] < 0 else "") + seconds(abs(view[name])) for name in ("start", "slope"))
     level = f"; the largest time a piece is {view['spread']:.2f}x the smallest" if view["flat"] else ""
-    return f"{start} and {slope} more for each of {view['x']}, off that line by {view['off']:.1%} at most{level}"
+    return f"about {start} + {slope} x {view['x']}, off by {view['off']:.1%} at most{level}"
 
 
 def page(results: Sequence[dict[str, Any]]) -> str:

@@ -77,7 +77,7 @@ def prompts(setup: Setup) -> Case:
         bench.case.views.append(Series(f"{method}, all of nl.attribute, against prompts", "prompts", points, flat=True))
         if method == "gradient":
             bench.case.peaks += [side.name for side in sides]
-    bench.case.rounds, bench.case.settings = 3, bench.settings(prompts=COUNTS)
+    bench.case.settings = bench.settings(prompts=COUNTS)
     return bench.case
 
 
@@ -128,7 +128,7 @@ def ranks(setup: Setup) -> Case:
     case.views = [
         Comparison("ace, two processes of one thread each", "one process", "one process", "two processes", bar=bar)
     ]
-    case.check, case.unit, case.rounds = check, "question", 3
+    case.check, case.unit = check, "question"
     case.settings = {"model": str(shape), "questions": [FEW, MORE]}
     case.notes = ["Each time is that of a longer run less that of a shorter one, so that starting up is left out"]
     return case

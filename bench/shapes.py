@@ -122,10 +122,10 @@ def twin(model: Any) -> Any:
     return copy.deepcopy(model, shared)
 
 
-def random_prompts(shape: Shape, count: int, seed: int, tokens: int | None = None) -> list[Prompt]:
+def random_prompts(shape: Shape, count: int, seed: int) -> list[Prompt]:
     """Prompts that share nothing, four options of one token each."""
     draw = torch.Generator().manual_seed(seed)
-    ids = torch.randint(1, shape.config["vocab_size"], (count, tokens or shape.tokens), generator=draw)
+    ids = torch.randint(1, shape.config["vocab_size"], (count, shape.tokens), generator=draw)
     return [_prompt(row, shape, draw, question=str(n)) for n, row in enumerate(ids)]
 
 

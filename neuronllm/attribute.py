@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 from .engine import open_engine
 from .engine.answers import answered_right, option_logprobs
 from .engine.batching import Plan
+from .engine.borrowed import plain_types
 from .errors import InputError
 from .job import Job, Questions
 from .kept import PLACES, Parts, Top
@@ -219,7 +220,7 @@ def _through(
             if job.how.needs_answers:
                 right = _answered(engine.option_scores(flat), flat).split(sizes)
             places = torch.cat([torch.arange(share.place, share.place + len(share.prompts)) for share in window])
-            with undisturbed():
+            with undisturbed(), plain_types():
                 for scores, are_right in zip(raw.split(sizes), right, strict=True):
                     progress.collector.add(scores, are_right)
                 progress.add(job.rows(raw, places), len(flat), engine.plan.to_dict())

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from .env import first_process
-from .errors import InputError
+from .errors import InputError, PeerError, SharedError
 from .flags import leave_together, parser
 
 DEMO = "demo:"
@@ -37,12 +37,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         args.run(args)
     except InputError as error:
-        from .ranks import SharedError
-
         shared = isinstance(error, SharedError)
         if not shared or first_process():
             print(f"neuronllm {args.command}: error: {error}", file=sys.stderr)
         return leave_together(2) if shared else 2
+    except PeerError as error:
+        print(f"neuronllm {args.command}: error: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt as stop:
         if first_process():
             print(f"neuronllm: {stop if stop.args else 'interrupted'}", file=sys.stderr)

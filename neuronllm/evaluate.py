@@ -47,8 +47,8 @@ class Answers:
 
     def by_question(self, values: np.ndarray) -> np.ndarray:
         """The mean of prompts' values over the variants of each question."""
-        cuts = np.cumsum([len(group) for group in self.groups])[:-1]
-        return np.array([part.mean() for part in np.split(values.astype(float), cuts)])
+        sizes = np.array([len(group) for group in self.groups])
+        return np.add.reduceat(values.astype(float), np.cumsum(sizes) - sizes) / sizes
 
     @property
     def accuracy(self) -> float:

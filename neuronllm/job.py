@@ -57,8 +57,6 @@ class Job:
         self.orders = self.how.orders if self.orders is None else self.orders
         self.template = self.how.template if self.template is None else self.template
         check_prompts(self.model, self.prompts)
-        # An engine that judges in float64 reads a plain torch.float32 as float64, but not the type of a tensor.
-        self._like = torch.empty(0, dtype=self.keep_dtype)
         return self
 
     @cached_property
@@ -84,7 +82,7 @@ class Job:
         """What is kept of these prompts' raw scores."""
         if self.keep == "mean":
             return {}
-        kept = {"scores": raw.to(self._like)} if self.keep == "all" else top_of(raw, self.k).tensors()
+        kept = {"scores": raw.to(self.keep_dtype)} if self.keep == "all" else top_of(raw.float(), self.k).tensors()
         return {PLACES: places, **kept}
 
     @property

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .errors import InputError
-from .select import extremes
+from .select import extremes_rows
 
 PLACES = "prompts"  # the tensor of a part that says which prompts its rows are
 
@@ -48,15 +48,9 @@ class Top(NamedTuple):
 
 def top_of(scores: Tensor, k: int) -> Top:
     """The ends of every row of scores (prompts, n_neurons); equal scores in the order of their ids."""
-    k = min(k, scores.shape[1])
-    ids = torch.full((2, len(scores), k), -1, dtype=torch.int32)
-    values = torch.full((2, len(scores), k), float("nan"))
-    for number, row in enumerate(scores.float()):
-        found = extremes(row, largest=k, smallest=k)
-        for side, end in enumerate(found[:2]):
-            ids[side, number, : len(end.indices)] = end.indices.int()
-            values[side, number, : len(end.values)] = end.values
-    return Top(TopEnd(ids[0], values[0]), TopEnd(ids[1], values[1]))
+    found = extremes_rows(scores, largest=k, smallest=k)
+    ends = (TopEnd(end.indices.to(torch.int32), end.values) for end in (found.largest, found.smallest))
+    return Top(*ends)
 
 
 class Parts:

@@ -23,18 +23,10 @@ from torch import distributed as dist
 
 from .engine.aggregate import Streaming
 from .env import launched
-from .errors import InputError
+from .errors import InputError, PeerError, SharedError
 
 M = TypeVar("M", bound=Streaming)
 PATIENCE = timedelta(days=30)
-
-
-class SharedError(InputError):
-    """Bad input that every process knows of, so that the first one alone need report it."""
-
-
-class PeerError(RuntimeError):
-    """Another process of the run failed or died."""
 
 
 class Ranks:
@@ -171,4 +163,6 @@ def _heard() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:  # gloo's word for a connection that another process closed
-        raise PeerError("another process of this run failed or died, its own message says why") from error
+        raise PeerError(
+            "another process failed or died: what is written goes on with resume=True (--resume)"
+        ) from error

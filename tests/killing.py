@@ -19,6 +19,7 @@ from typing import Any
 
 import neuronllm as nl
 from neuronllm import runs
+from neuronllm.engine.reference import ReferenceEngine
 from tests.checks import quiz
 from tests.tiny import tiny
 
@@ -29,6 +30,7 @@ METHOD = {"mean": "ace", "topk": "gradient", "all": "gradient"}
 def run(model: Any, output: Path, keep: str = "all", questions: int = 8, every: int = 4, **more: Any) -> nl.Scores:
     """A short run with many windows, parts and states."""
     before, runs.EVERY = runs.EVERY, every
+    at_once, ReferenceEngine.at_once = ReferenceEngine.at_once, property(lambda engine: 2)
     options = {"steps": 2} if METHOD[keep] == "ace" else {}
     try:
         return nl.attribute(
@@ -45,7 +47,7 @@ def run(model: Any, output: Path, keep: str = "all", questions: int = 8, every: 
             **more,
         )
     finally:
-        runs.EVERY = before
+        runs.EVERY, ReferenceEngine.at_once = before, at_once
 
 
 def content(folder: Path) -> dict[str, bytes]:

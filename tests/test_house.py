@@ -37,14 +37,10 @@ FLOORS = (
     ("kernels", "anatomy", "experts", "rows", "questions", "loading", "statistics"),
     ("ops", "select", "steer", "templates", "prompts", "transform"),
     ("neurons", "engine", "kept"),
-    ("ranks",),
-    ("scores", "methods", "export"),
-    ("provenance", "runs"),
-    ("job",),
-    ("attribute", "evaluate"),
+    ("scores", "methods", "export", "provenance", "ranks", "runs"),
+    ("job", "attribute", "evaluate"),
     ("tune",),
-    ("flags",),
-    ("cli", "demo", "bench", "__main__"),
+    ("cli", "flags", "demo", "bench", "__main__"),
 )
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 IMPORT_NAMES = {"lm-eval": "lm_eval"}  # where a distribution is imported under another name

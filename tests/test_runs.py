@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import random
@@ -9,7 +10,10 @@ import resource
 import signal
 import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +21,7 @@ import torch
 import neuronllm as nl
 from neuronllm import runs
 from neuronllm.kept import Parts
+from neuronllm.methods import METHODS
 from neuronllm.runs import undisturbed
 from tests.checks import Fuse, blow_after, quiz, refused, untouched
 from tests.killing import changes, content, dying_at, forked, run
@@ -106,6 +111,10 @@ def test_top_is_each_prompts_own(model):
     assert top.largest.ids.dtype == torch.int32 and top.smallest.values.dtype == torch.float32
     more = nl.attribute(model, None, quiz(1), "gradient", keep="topk", k=99, progress=False).top
     assert more.largest.ids.shape == (2, 56)  # as many as there are
+    narrow, judged = copy.deepcopy(model).float(), {"keep": "topk", "k": 4, "dtype": torch.float64}
+    double = nl.attribute(narrow, None, quiz(3), "gradient", progress=False, **judged)
+    assert torch.equal(double.top.largest.ids, top.largest.ids) and double.top.largest.values.dtype == torch.float32
+    assert torch.allclose(double.top.largest.values, top.largest.values, rtol=1e-4)
 
 
 def test_bfloat16_halves_the_parts(model, whole, tmp_path):
@@ -196,58 +205,66 @@ def test_killed_while_one_result_takes_the_place_of_another(model, whole, tmp_pa
 # ---- interrupted ----
 
 
-def interrupt_after(model, calls: int, signals: int = 1):
-    """Ctrl-C from inside the model's forward pass number `calls`."""
-    count = iter(range(10**9))
+@contextmanager
+def in_window(number: int, act: Callable[[], object]) -> Iterator[None]:
+    """Let something happen in the window of that number, before its scores are there."""
+    count, before = iter(range(10**9)), {name: METHODS[name].score for name in ("ace", "gradient")}
 
-    def hook(*_):
-        if next(count) == calls:
-            os.kill(os.getpid(), signal.SIGINT)
+    def acting(score: Any) -> Any:
+        def act_and_score(*args: Any) -> Any:
+            if next(count) == number:
+                act()
+            return score(*args)
 
-    return model.model.norm.register_forward_pre_hook(hook)
+        return act_and_score
+
+    try:
+        for name, score in before.items():
+            METHODS[name].score = acting(score)
+        yield
+    finally:
+        for name, score in before.items():
+            METHODS[name].score = score
+
+
+def ctrl_c() -> None:
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def fail() -> None:
+    raise Fuse
 
 
 @pytest.mark.parametrize("keep", KEEPS)
-@pytest.mark.parametrize("calls", [9, 20])
-def test_ctrl_c_keeps_what_is_done(model, whole, keep, calls, tmp_path):
+@pytest.mark.parametrize("window", [1, 5])
+def test_ctrl_c_keeps_what_is_done(model, keep, window, tmp_path):
     output = tmp_path / "scores"
-    handle = interrupt_after(model, calls)
-    try:
-        with pytest.raises(KeyboardInterrupt, match=r"of 8 questions are done; go on with resume=True"):
-            run(model, output, keep, every=5)
-    finally:
-        handle.remove()
+    said = f"interrupted, {window} of 8 questions are done; go on with resume=True"
+    with in_window(window, ctrl_c), untouched(model), pytest.raises(KeyboardInterrupt, match=said):
+        run(model, output, keep, every=5)
     assert names(tmp_path) == ["scores.partial"] and not output.exists()
     assert not [name for name in names(tmp_path / "scores.partial") if name.startswith(".")]
-    handle = interrupt_after(model, 4)
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            run(model, output, keep, every=5, resume=True)
-    finally:
-        handle.remove()
+    with in_window(1, ctrl_c), pytest.raises(KeyboardInterrupt, match=f"{window + 1} of 8"):
+        run(model, output, keep, every=5, resume=True)
     run(model, output, keep, every=5, resume=True)
     run(model, tmp_path / "straight" / "scores", keep, every=5)
     assert content(output) == content(tmp_path / "straight" / "scores") and not (tmp_path / "scores.partial").exists()
 
 
 def test_ctrl_c_before_anything_is_done_leaves_nothing(model, tmp_path):
-    for calls in (0, 3):
-        handle = interrupt_after(model, calls)
-        try:
-            with untouched(model), pytest.raises(KeyboardInterrupt):
-                run(model, tmp_path / "scores")
-        finally:
-            handle.remove()
-        assert names(tmp_path) == []
+    with in_window(0, ctrl_c), pytest.raises(KeyboardInterrupt):
+        run(model, tmp_path / "scores")
+    assert names(tmp_path) == []
+    interrupted = tiny("llama")
+    interrupted.model.norm.register_forward_pre_hook(lambda *_: ctrl_c())  # before the engine knows the model
+    with untouched(interrupted), pytest.raises(KeyboardInterrupt):
+        run(interrupted, tmp_path / "scores")
+    assert names(tmp_path) == []
 
 
 def test_ctrl_c_without_output_just_ends_it(model):
-    handle = interrupt_after(model, 9)
-    try:
-        with pytest.raises(KeyboardInterrupt) as stop:
-            nl.attribute(model, None, quiz(8), "gradient", batch_size=2, progress=False)
-    finally:
-        handle.remove()
+    with in_window(1, ctrl_c), pytest.raises(KeyboardInterrupt) as stop:
+        nl.attribute(model, None, quiz(30), "gradient", batch_size=2, progress=False)
     assert not stop.value.args
 
 
@@ -355,8 +372,6 @@ def test_the_plan_is_in_the_manifest_before_the_start_and_no_times(model, tmp_pa
 
 def test_a_plan_that_was_cut_back_is_followed_from_there(model, tmp_path, monkeypatch):
     """An engine that runs out of memory changes its plan; who takes the run up begins with the changed one."""
-    from neuronllm.methods import METHODS
-
     seen, score = [], METHODS["gradient"].score
 
     def cut_back(self, engine, prompts, objective, positions):
@@ -391,14 +406,10 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on(model, whole, tmp_path):
     output = tmp_path / "scores"
 
     def crowded() -> None:
-        count = iter(range(10**9))
+        def fill_up() -> None:  # from here on, files of more bytes are refused
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
 
-        def fill_up(*_: object) -> None:
-            if next(count) == 20:  # from here on, files of more bytes are refused
-                resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
-
-        model.model.norm.register_forward_pre_hook(fill_up)
-        with refused("scores.partial", "cannot be written", "large", "resume=True"):
+        with in_window(5, fill_up), refused("scores.partial", "cannot be written", "large", "resume=True"):
             run(model, output, every=9)
         assert not [name for name in names(tmp_path / "scores.partial") if name.startswith(".state")]
 
@@ -408,19 +419,15 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on(model, whole, tmp_path):
     assert content(output) == content(tmp_path / "straight") and names(tmp_path) == ["scores", "straight"]
 
 
-def test_failing_before_anything_is_done_leaves_nothing(tmp_path):
-    model = tiny("llama")
-    blow_after(model, 3)
-    with pytest.raises(Fuse):
+def test_failing_before_anything_is_done_leaves_nothing(model, tmp_path):
+    with in_window(0, fail), pytest.raises(Fuse):
         run(model, tmp_path / "scores")
     assert names(tmp_path) == []
 
 
 def test_failing_later_keeps_what_is_done(model, whole, tmp_path):
-    broken = tiny("llama")
-    blow_after(broken, 20)
-    with pytest.raises(Fuse):
-        run(broken, tmp_path / "scores")
+    with in_window(5, fail), pytest.raises(Fuse):
+        run(model, tmp_path / "scores")
     assert names(tmp_path) == ["scores.partial"]
     run(model, tmp_path / "scores", resume=True)
     assert content(tmp_path) == content(whole / "all")

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from ..prompts import Prompt
 
-BATCH_SIZE = 32
+TOKENS = 2048  # that prompts of a batch have for themselves
 
 
 class Edit(NamedTuple):
@@ -56,11 +56,15 @@ class Questionnaire:
     def __init__(self, model: PreTrainedModel, prompts: Sequence[Prompt], *, batch_size: int | str = "auto") -> None:
         check_prompts(model, prompts)
         self.model, self.prompts = model, prompts
-        size = BATCH_SIZE if check_batch_size(batch_size) == "auto" else int(batch_size)
-        groups = sorted(siblings(prompts, 0), key=lambda group: max(len(prompts[n].input_ids) for n in group))
-        order = [n for group in groups for n in group]
-        self.batches = [order[start : start + size] for start in range(0, len(order), size)]
         self.root = root_length(prompts)
+        groups = siblings(prompts, self.root)
+        groups.sort(key=lambda group: max(len(prompts[n].input_ids) for n in group))
+        order = [n for group in groups for n in group]
+        own = max(len(p.input_ids) for p in prompts) - self.root
+        size = max(1, TOKENS // own) if check_batch_size(batch_size) == "auto" else int(batch_size)
+        self.batches = [order[start : start + size] for start in range(0, len(order), size)]
+        self.choices = [Choices.of([prompts[n] for n in places]) for places in self.batches]
+        self._siblings = len(groups) < len(prompts)
         self._shares: bool | None = None  # whether the model may be asked through the tree of prefixes; None: untried
 
     @torch.no_grad()
@@ -81,10 +85,10 @@ class Questionnaire:
             tqdm(total=len(self.prompts), desc=label, disable=not progress, unit="prompt", leave=False) as bar,
         ):
             root = self._shared_root(edited)
-            for places in self.batches:
+            for places, choices in zip(self.batches, self.choices, strict=True):
                 batch = [self.prompts[n] for n in places]
                 logits = _through_tree(batch, root, edited) if self._shares else _plain(batch, edited)
-                scores = Choices.of(batch).scores(logits[:, None])[:, 0]
+                scores = choices.scores(logits[:, None])[:, 0]
                 found = scores.log_softmax(-1).masked_fill(scores <= NEVER, float("-inf"))
                 out[torch.tensor(places), : found.shape[1]] = found.float().cpu()
                 bar.update(len(batch))
@@ -102,8 +106,7 @@ class Questionnaire:
             return prefill_root(self.model, start)
 
     def _agrees(self, batch: Sequence[Prompt], start: list[int], edited: Edited) -> bool:
-        worth = self.root or any(len(group) > 1 for group in siblings(self.prompts, 0))
-        if not worth:
+        if not (self.root or self._siblings):
             return False
         plain = _plain(batch, edited)
         try:

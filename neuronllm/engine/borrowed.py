@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -85,6 +85,11 @@ class DoublePrecision(TorchFunctionMode):
         if kwargs.get("dtype") is torch.float32:
             kwargs = {**kwargs, "dtype": torch.float64}
         return func(*args, **kwargs)
+
+
+def plain_types() -> AbstractContextManager[Any]:
+    """Within DoublePrecision, the types of code that is not the model's."""
+    return torch._C.DisableTorchFunction()
 
 
 def input_device(model: PreTrainedModel) -> torch.device:

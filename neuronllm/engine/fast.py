@@ -155,9 +155,12 @@ class FastEngine(ReferenceEngine):
 
     @torch.no_grad()
     def option_scores(self, prompts: Sequence[Prompt]) -> list[Tensor]:
+        widest = max(len(p.option_ids) for p in prompts)
+
         def score(batch: Sequence[Prompt]) -> Tensor:
             with self._asking(batch) as choices:
-                return choices.scores(full_pass(self.model, batch))[:, 0].cpu()
+                found = choices.scores(full_pass(self.model, batch))[:, 0].cpu()
+            return torch.nn.functional.pad(found, (0, widest - found.shape[1]))
 
         found = self._batched(prompts, score)
         return [row[: len(p.option_ids)] for row, p in zip(found, prompts, strict=True)]

@@ -168,9 +168,7 @@ def _compute(model: PreTrainedModel, level: Level, above: list[Level], pieces: S
 
 def piece_inputs(model: PreTrainedModel, level: Level, pieces: Sequence[Sequence[int]]) -> dict[str, Any]:
     """What a model takes to compute the pieces of a level."""
-    ids = torch.zeros(len(pieces), level.width, dtype=torch.int64)
-    for row, piece in zip(ids, pieces, strict=True):
-        row[: len(piece)] = torch.tensor(piece)
+    ids = torch.tensor([[*piece, *[0] * (level.width - len(piece))] for piece in pieces])
     return {
         "input_ids": ids.to(input_device(model)),
         "position_ids": level.positions.to(input_device(model)),
