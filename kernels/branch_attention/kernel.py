@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from neuronllm.kernels.launch import config, launched_with, rows_together
-from neuronllm.kernels.tile import NEVER, interpreted, store
+from neuronllm.kernels.tile import NEVER, interpreted, store, tanh
 
 FOLDER = Path(__file__).parent
 LEVELS = 3
@@ -27,7 +27,7 @@ WIDEST = 256
 @triton.jit
 def _cap(z, softcap, SOFTCAP: tl.constexpr):
     if SOFTCAP:
-        z = softcap * (2.0 * tl.sigmoid(2.0 * z / softcap) - 1.0)
+        z = softcap * tanh(z / softcap)
     return z
 
 

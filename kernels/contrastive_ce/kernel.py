@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from neuronllm.kernels.launch import config, launched_with, rows_together
-from neuronllm.kernels.tile import NEVER, interpreted
+from neuronllm.kernels.tile import NEVER, interpreted, tanh
 
 from .reference import OBJECTIVES, normaliser_gradient
 
@@ -29,7 +29,7 @@ def _bend(z, scale, softcap, SOFTCAP: tl.constexpr):
     z = z * scale
     slope = tl.full(z.shape, 1.0, tl.float32) * scale
     if SOFTCAP:
-        t = 2.0 * tl.sigmoid(2.0 * z / softcap) - 1.0
+        t = tanh(z / softcap)
         z = softcap * t
         slope = slope * (1.0 - t * t)
     return z, slope

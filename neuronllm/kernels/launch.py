@@ -22,6 +22,7 @@ from ..env import kernel_choice, triton_found
 from ..errors import InputError
 
 BACKENDS = ("auto", "triton", "torch")
+_asked: list[str] = []
 _forced: list[dict[str, dict[str, int]]] = []
 
 
@@ -59,10 +60,31 @@ def launched_with(sizes: dict[str, int]) -> dict[str, Any]:
     return {"num_warps": sizes["num_warps"], "num_stages": sizes["num_stages"], "enable_fp_fusion": True}
 
 
-def uses_triton(op: str, backend: str, *tensors: Tensor | None, refusal: str | None = None) -> bool:
-    """The back end of a call, by name or chosen; `refusal` is why the kernel cannot do this call."""
+@contextmanager
+def using(backend: str) -> Iterator[None]:
+    """What "auto" means inside, for calls of an op and for the engine: "triton" (or an error), "torch", or "auto".
+
+    >>> with using("torch"):
+    ...     pass
+    """
+    check_backend(backend)
+    _asked.append(backend)
+    try:
+        yield
+    finally:
+        _asked.pop()
+
+
+def check_backend(backend: str) -> None:
     if backend not in BACKENDS:
         raise InputError(f"backend={backend!r}: known back ends are {', '.join(BACKENDS)}")
+
+
+def uses_triton(op: str, backend: str, *tensors: Tensor | None, refusal: str | None = None) -> bool:
+    """The back end of a call, by name or chosen; `refusal` is why the kernel cannot do this call."""
+    check_backend(backend)
+    if backend == "auto" and _asked:
+        backend = _asked[-1]
     if backend == "torch":
         return False
     device = next(t.device for t in tensors if t is not None)
