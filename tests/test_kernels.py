@@ -104,6 +104,19 @@ def test_opcheck(op: str) -> None:
     torch.library.opcheck(operator, differentiable(INPUTS[op](), DIFFERENTIABLE[op]))
 
 
+def test_opcheck_of_the_backward_operators() -> None:
+    operators, (gate, up, grad, starts, lengths, *_) = torch.ops.neuronllm, glu_score_inputs()
+    torch.library.opcheck(
+        operators.glu_score_backward.default, (torch.randn(3, 6), gate, up, grad, starts, lengths, "silu", False)
+    )
+    values = score_gemm_inputs()[:6]
+    torch.library.opcheck(operators.score_gemm_backward.default, (torch.randn(3, 6), *values, "silu", False))
+    *rows, sinks, backend = branch_attention_inputs()
+    out, lse = operators.branch_attention(*rows, sinks, backend)
+    values = (torch.randn_like(out), out, lse, *rows, backend)
+    torch.library.opcheck(operators.branch_attention_backward.default, values)
+
+
 def test_opcheck_of_glu_score_variants() -> None:
     gate, up, grad, starts, lengths, weights, *_ = glu_score_inputs()
     for values in (

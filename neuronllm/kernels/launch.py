@@ -89,11 +89,16 @@ def uses_triton(op: str, backend: str, *tensors: Tensor | None, refusal: str | N
         return False
     device = next(t.device for t in tensors if t is not None)
     if backend == "auto":
-        return refusal is None and device.type == "cuda" and kernel_choice(op, device_name(device))[0] == "triton"
+        return refusal is None and device.type == "cuda" and _wins(op, device)
     refusal = refusal or triton_refusal(device)
     if refusal:
         raise InputError(f'backend="triton": {refusal}')
     return True
+
+
+@cache
+def _wins(op: str, device: torch.device) -> bool:
+    return kernel_choice(op, device_name(device))[0] == "triton"
 
 
 def triton_refusal(device: torch.device) -> str | None:
