@@ -19,7 +19,7 @@ SHAPES = {
     "one option": (2, 40, 50, 1, 1),
     "two options": (1, 33, 50, 2, 1),
     "four letters": (5, 130, 200, 4, 2),
-    "ten options": (3, 64, 77, 10, 3),
+    "ten options": (3, 64, 77, 10, 2),
 }
 
 
