@@ -10,16 +10,18 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALLED_BY := pyproject.toml setup.py constraints.txt $(wildcard kernels/*/__init__.py)
 NOEXT := build/noext
 NINJA_BUILD := $(BIN)/python setup.py --quiet build_ext --inplace
-CXX_SOURCES := $(wildcard csrc/*.h csrc/*.cpp)
+CXX_SOURCES := $(wildcard csrc/*.h csrc/*.cpp csrc/cuda/* tests/csrc/*.cpp)
 # One thread a process: the tests are tiny, and threads of several processes would only wait for each other.
 TEST_ENV := OMP_NUM_THREADS=1
 
-.PHONY: help demo test test-noext test-gpu bench bench-full style format env clean
+.PHONY: help demo test test-noext test-gpu sanitize fuzz bench bench-full style format env clean
 help:
 	@echo "make demo        find, steer and judge neurons of the bundled model (installs first)"
 	@echo "make test        the whole test suite, extension required (installs first)"
 	@echo "make test-noext  a short run without the extension"
 	@echo "make test-gpu    the tests that need a CUDA device"
+	@echo "make sanitize    the C++ tests under AddressSanitizer, UBSan and ThreadSanitizer"
+	@echo "make fuzz        the selection on random arrays for five minutes"
 	@echo "make bench       the quick benchmarks, checked and timed (under 10 minutes on 2 cores)"
 	@echo "make bench-full  all benchmarks on one thread and on two, into bench/results, and docs/performance.md from them"
 	@echo "make style       ruff, mypy, clang-format; make format repairs what they can"
@@ -56,7 +58,7 @@ test-noext: $(VENV)/.dev-stamp
 	$(BIN)/python -m venv --clear --without-pip $(NOEXT)
 	cd $(NOEXT)/lib/python*/site-packages && $(CURDIR)/$(BIN)/python -c \
 		"import sysconfig; print(sysconfig.get_path('purelib'))" > borrowed.pth
-	NEURONLLM_BUILD_EXT=0 $(PIP) install --quiet --no-build-isolation --no-deps \
+	NEURONLLM_BUILD_EXT=0 NEURONLLM_BUILD_CUDA=0 $(PIP) install --quiet --no-build-isolation --no-deps \
 		--target $(NOEXT)/lib/python*/site-packages .
 	cd $(NOEXT) && NEURONLLM_BUILD_EXT=0 $(TEST_ENV) timeout 120 bin/python -m pytest \
 		-c $(CURDIR)/pyproject.toml --rootdir $(CURDIR) -m noext --durations=5 $(CURDIR)/tests
@@ -85,6 +87,20 @@ format: $(VENV)/.dev-stamp
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CXX_SOURCES)
+
+# The C++ tests under the sanitizers, and random arrays for five minutes: neither is part of a test run.
+SANITIZE_SECONDS ?= 60
+FUZZ_SECONDS ?= 300
+sanitize: $(VENV)/.dev-stamp
+	for which in address,undefined thread; do \
+		folder=build/sanitize-$${which%%,*}; \
+		$(BIN)/python csrc/native_build.py $$folder -fsanitize=$$which -fno-sanitize-recover=all && \
+		$$folder/select_test $(SANITIZE_SECONDS) || exit 1; \
+	done
+
+fuzz: $(VENV)/.dev-stamp
+	NEURONLLM_BUILD_EXT=1 $(NINJA_BUILD)
+	$(BIN)/python -m tests.fuzz_select --seconds $(FUZZ_SECONDS)
 
 env: $(VENV)/.demo-stamp
 	@$(BIN)/python -c "import neuronllm.env; print(neuronllm.env.describe())"

@@ -48,7 +48,11 @@ class Candidates {
     void restart(Score bound) {
         size_ = 0;
         bound_ = k_ == 0 ? nothing() : bound;
+        proven_ = everything();
     }
+
+    // A score that k elements are known to reach, those that were cut off included.
+    Score proven() const { return proven_; }
 
     // data[positions[i]], of index base + positions[i].
     void append(const Raw* data, const std::uint32_t* positions, std::size_t n, std::int64_t base) {
@@ -97,13 +101,14 @@ class Candidates {
             kept += score > worst || tie;
         }
         size_ = kept;
+        proven_ = std::max(proven_, worst);
         raise(static_cast<Score>(worst + 1));
     }
 
    private:
     Score flip_;
     std::size_t k_, room_, size_ = 0;
-    Score infinity_, bound_ = 0;
+    Score infinity_, bound_ = 0, proven_ = 0;
     Buffer<Raw> values_;
     Buffer<std::int64_t> indices_;
     Buffer<Score> scores_;

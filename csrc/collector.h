@@ -18,7 +18,8 @@
 
 namespace neuronllm {
 
-// The greatest score that any thread has proven k elements to reach.
+// The greatest score that any thread has proven k elements to reach. For the others it is no strict bound: an element
+// that ties with it may have a lower index.
 template <typename Raw>
 class SharedBound {
    public:
@@ -144,24 +145,14 @@ class Collector {
         for_each_block(n_blocks, threads, options.check, [&](int thread, std::size_t block) {
             const std::size_t t = static_cast<std::size_t>(thread), first = block * block_size;
             Scanner<Raw>& scanner = *scanners_[t];
-            scan_block(scanner.largest, best_largest, [&] {
-                scan_block(scanner.smallest, best_smallest,
-                           [&] { scanner.scan(readers[t], first, std::min(block_size, n - first), base); });
-            });
+            scanner.largest.raise(best_largest.get());
+            scanner.smallest.raise(best_smallest.get());
+            scanner.scan(readers[t], first, std::min(block_size, n - first), base);
+            best_largest.raise(scanner.largest.proven());
+            best_smallest.raise(scanner.smallest.proven());
         });
         n_nan_ = 0;
         for (auto& scanner : scanners_) n_nan_ += scanner->n_nan;
-    }
-
-    // What the others have proven comes in before the block, what the block has proven goes out behind it. A cut makes
-    // the bound strict, but only for what comes later in memory: the others get the score that it stands on.
-    template <typename Scan>
-    static void scan_block(Candidates<Raw>& end, SharedBound<Raw>& shared, const Scan& scan) {
-        if (end.k() == 0) return scan();
-        end.raise(shared.get());
-        const Score before = end.bound();
-        scan();
-        if (end.bound() != before) shared.raise(static_cast<Score>(end.bound() - 1));
     }
 
     Score infinity_;

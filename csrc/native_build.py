@@ -1,7 +1,8 @@
 """Compiles csrc/ with ninja: the Python module from the C++ units, and the CUDA library where nvcc is.
 
-Used by setup.py only. ninja runs in parallel and compiles what changed. Only the loops know an instruction set: their
-units get flags of their own, and the choice between them is made when the program runs (dispatch.cpp).
+Used by setup.py; `python csrc/native_build.py FOLDER FLAG...` builds the C++ tests, for `make sanitize`. ninja runs in
+parallel and compiles what changed. Only the loops know an instruction set: their units get flags of their own, and the
+choice between them is made when the program runs (dispatch.cpp).
 """
 
 import os
@@ -41,6 +42,11 @@ def version_of(command: list[str]) -> str:
     return done.stdout.strip().splitlines()[0]
 
 
+def unit_flags(unit: Path) -> str:
+    is_x86 = platform.machine().lower() in ("x86_64", "amd64")
+    return shlex.join(UNIT_FLAGS.get(unit.stem, []) if is_x86 else [])
+
+
 def compile_module(folder: Path) -> str:
     """Writes folder/build.ninja, builds MODULE there, returns the compiler's name and version."""
     import pybind11
@@ -50,7 +56,6 @@ def compile_module(folder: Path) -> str:
     version = version_of(compiler)
     # Warnings are errors in our files, not in other people's headers: hence -isystem.
     includes = [f"-isystem{path}" for path in (pybind11.get_include(), sysconfig.get_path("include"))]
-    is_x86 = platform.machine().lower() in ("x86_64", "amd64")
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "build.ninja", "w", encoding="utf-8") as file:
         writer = ninja_syntax.Writer(file, width=1000)
@@ -59,11 +64,30 @@ def compile_module(folder: Path) -> str:
         writer.rule("link", f"{shlex.join([*compiler, *SHARED])} $in -o $out")
         objects = []
         for unit in sorted(ROOT.glob("csrc/*.cpp")):
-            flags = UNIT_FLAGS.get(unit.stem, []) if is_x86 else []
-            objects += writer.build(f"{unit.stem}.o", "cxx", str(unit), variables={"flags": shlex.join(flags)})
+            objects += writer.build(f"{unit.stem}.o", "cxx", str(unit), variables={"flags": unit_flags(unit)})
         writer.build(MODULE, "link", objects)
     run_ninja(folder, MODULE)
     return version
+
+
+def compile_test(folder: Path, *flags: str) -> Path:
+    """Builds tests/csrc/select_test.cpp with everything but the bindings, and further flags: a sanitizer's, say."""
+    from ninja import ninja_syntax
+
+    compiler = shlex.split(os.environ.get("CXX") or "c++")
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "build.ninja", "w", encoding="utf-8") as file:
+        writer = ninja_syntax.Writer(file, width=1000)
+        common = shlex.join([*compiler, *FLAGS, "-O1", "-g", *flags])
+        writer.rule("cxx", f"{common} $flags -MMD -MF $out.d -c $in -o $out", depfile="$out.d", deps="gcc")
+        writer.rule("link", f"{common} $in -o $out")
+        objects = []
+        for unit in [*sorted(ROOT.glob("csrc/*.cpp")), ROOT / "tests/csrc/select_test.cpp"]:
+            if unit.stem != "bindings":
+                objects += writer.build(f"{unit.stem}.o", "cxx", str(unit), variables={"flags": unit_flags(unit)})
+        writer.build("select_test", "link", objects)
+    run_ninja(folder, "select_test")
+    return folder / "select_test"
 
 
 def find_nvcc() -> str | None:
@@ -98,3 +122,7 @@ def compile_cuda(folder: Path) -> str:
     run_ninja(folder, CUDA_LIBRARY)
     version = subprocess.run([nvcc, "--version"], check=True, capture_output=True, text=True).stdout
     return f"nvcc {version.split('release ')[-1].split(',')[0]}"
+
+
+if __name__ == "__main__":
+    print(compile_test(Path(sys.argv[1]), *sys.argv[2:]))

@@ -67,8 +67,7 @@ struct Stream::State {
 
     // A tie with the worst of the k best loses if it comes behind it, and may win otherwise.
     Key<Raw> floor_of(const Candidates<Raw>& end, std::int64_t base) const {
-        if (end.k() == 0 || end.bound() == end.everything()) return end.everything();
-        return static_cast<Key<Raw>>(base >= next ? end.bound() : end.bound() - 1);
+        return base >= next ? end.bound() : end.proven();
     }
 };
 

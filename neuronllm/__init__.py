@@ -26,6 +26,7 @@ _PUBLIC = {
     "render": "prompts",
     "Anatomy": "anatomy",
     "attribute": "attribute",
+    "pushes": "pushes",
     "Scores": "scores",
     "NeuronSet": "neurons",
     "edit": "steer",
@@ -39,7 +40,7 @@ __all__ = [*_PUBLIC, "select", "methods", "transform", "__version__"]
 
 
 class _Package(ModuleType):
-    """Keeps the functions `attribute`, `evaluate` and `tune` from being hidden by their modules of the same name."""
+    """Keeps functions such as `attribute` and `tune` from being hidden by their modules of the same name."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         if isinstance(value, ModuleType) and _PUBLIC.get(name) == name:

@@ -149,7 +149,8 @@ def _attributed(job: Job, ranks: Ranks, show: bool, output: str | os.PathLike[st
     show = show and ranks.first
     chosen = run.manifest["chosen"] if run is not None and run.manifest else _chosen(job, ranks, show)
     groups = job.groups if chosen is None else [job.groups[number] for number in chosen]
-    progress, backoffs = _scored(job, groups, chosen, run, ranks, show)
+    progress, plan = _scored(job, groups, chosen, run, ranks, show)
+    plans = ranks.gather(plan.to_dict())
 
     collector = ranks.merge(progress.collector, lambda: job.how.collector(job.anatomy.n_neurons))
     try:
@@ -159,24 +160,26 @@ def _attributed(job: Job, ranks: Ranks, show: bool, output: str | os.PathLike[st
         if run is not None:
             run.discard(work=True)  # which would end in the same way when it is taken up
         raise
-    scores = Scores(values, stderr, consistency, job.anatomy, job.provenance(groups))
+    provenance = job.provenance(groups)
+    if noise := max(plan["noise"] for plan in plans):
+        provenance["noise"] = noise  # effects below it say nothing
+    scores = Scores(values, stderr, consistency, job.anatomy, provenance)
     if run is None:
         return _with_rows(scores, job, ranks.rows(progress.rows()))
-    found = ranks.gather(backoffs)
     with ranks.together(), undisturbed():
         if ranks.first:
             if job.keep == "all":
                 scores.per_prompt = Parts(run.folder, run.parts())
             elif job.keep == "topk":
                 scores = _with_rows(scores, job, run.read_parts())
-            run.finish(scores, found)
+            run.finish(scores, [plan["backoffs"] for plan in plans])
     return Scores.load(run.target)
 
 
 def _scored(
     job: Job, groups: list[list[Prompt]], chosen: list[int] | None, run: Run | None, ranks: Ranks, show: bool
-) -> tuple[Progress[Collector], list[str]]:
-    """Score this process's share of the questions; what was gathered, and what ran out of memory on the way."""
+) -> tuple[Progress[Collector], Plan]:
+    """Score this process's share of the questions; what was gathered, and the plan with what was learnt on the way."""
     n_neurons, manifest = job.anatomy.n_neurons, run.manifest if run is not None else None
     every = every_prompts(n_neurons * job.keep_dtype.itemsize)
     progress = Progress(job.how.collector(n_neurons), run, ranks.rank, every)
@@ -198,12 +201,12 @@ def _scored(
             share = _share(groups, ranks)
             with tqdm(total=len(share), desc=_label(job, ranks), disable=not show, unit="question") as bar:
                 _through(job, engine, list(_windows(share, window)), progress, bar)
-            backoffs = list(engine.plan.backoffs)
+            plan = engine.plan
         begun = True
     finally:
         if run is not None and not begun:
             run.discard()
-    return progress, backoffs
+    return progress, plan
 
 
 def _through(

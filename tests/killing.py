@@ -17,6 +17,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import neuronllm as nl
 from neuronllm import runs
 from neuronllm.engine.reference import ReferenceEngine
@@ -99,21 +101,22 @@ def _dying(left: Any, work: Callable[[], object]) -> Callable[[], object]:
 
 
 def main(kills: int) -> None:
+    torch.set_num_threads(1)  # a forked process has no other threads, and would wait for them
     model, generator = tiny("llama"), random.Random(0)
     with tempfile.TemporaryDirectory() as folder:
         run(model, Path(folder) / "first", questions=1)  # whatever is loaded at first use, the forked find loaded
         whole = Path(folder) / "whole" / "scores"
         start = time.perf_counter()
-        assert forked(lambda: run(model, whole, questions=60)) == 0
+        assert forked(lambda: run(model, whole, questions=24)) == 0
         seconds, killed = time.perf_counter() - start, 0
         for number in range(kills):
             output = Path(folder) / f"{number}" / "scores"
             delay = generator.uniform(0, seconds)
-            killed += forked(lambda output=output: run(model, output, questions=60), delay) == -signal.SIGKILL
+            killed += forked(lambda output=output: run(model, output, questions=24), delay) == -signal.SIGKILL
             found = sorted(str(path.relative_to(output.parent)) for path in output.parent.rglob("*"))
-            assert forked(lambda output=output: run(model, output, questions=60, resume=True)) == 0
+            assert forked(lambda output=output: run(model, output, questions=24, resume=True)) == 0
             assert content(output.parent) == content(whole.parent), delay
-            print(f"killed after {delay:.3f} s with {len(found)} files there: resumed, all bytes equal")
+            print(f"killed after {delay:.3f} s with {len(found)} files there: resumed, all bytes equal", flush=True)
         print(f"{kills} runs, {killed} killed before their end, {len(content(whole.parent))} files each")
 
 

@@ -9,6 +9,7 @@ import dataclasses
 import doctest
 import importlib
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -25,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[1]
 def bench() -> Any:
     """The modules of bench/, which is not installed and stands beside the package."""
     sys.path.append(str(ROOT))  # last: neuronllm is whichever is tested
-    names = ("harness", "shapes", "plain", "record", "report", "suites", "scaling", "fixture", "__main__")
+    names = ("harness", "shapes", "plain", "record", "report", "suites", "scaling", "fixture", "select", "__main__")
     try:
         return SimpleNamespace(**{name.strip("_"): importlib.import_module(f"bench.{name}") for name in names})
     finally:
@@ -239,8 +240,9 @@ def test_peak_memory_runs_in_a_process_of_its_own() -> None:
 
 
 def test_every_benchmark_has_a_place_to_run(bench: Any) -> None:
+    known = bench.shapes.SHAPES.keys() | bench.select.ARRAYS.keys()
     for benchmark in bench.suites.ALL.values():
-        assert any(benchmark.shapes.values()) and set(sum(benchmark.shapes.values(), ())) <= bench.shapes.SHAPES.keys()
+        assert any(benchmark.shapes.values()) and set(sum(benchmark.shapes.values(), ())) <= known
     assert len(bench.suites.chosen(["quick"])) < len(bench.suites.chosen(["all"])) == len(bench.suites.ALL)
     with pytest.raises(SystemExit, match="nonsense"):
         bench.suites.chosen(["nonsense"])
@@ -298,3 +300,22 @@ def test_results_of_another_format_are_refused(bench: Any, tmp_path: Path) -> No
 
 def test_an_empty_page_says_so(bench: Any) -> None:
     assert "No results" in bench.report.page([])
+
+
+@pytest.mark.parametrize(("name", "shape"), [("ends", "tiny"), ("ends", "tiny-rows"), ("half", "tiny")])
+def test_selection_is_checked_before_it_is_timed(bench: Any, name: str, shape: str) -> None:
+    pytest.importorskip("neuronllm._select")
+    if shutil.which("c++") is None:
+        pytest.skip("no C++ compiler for the read floor")
+    setup = dataclasses.replace(toy(bench), shape=shape)
+    result = bench.harness.run_case(getattr(bench.select, name)(setup), setup, lambda side: {})
+    assert [check["value"] for check in result["checks"]] == [0] and result["views"]
+    assert "ours" in result["sides"] and json.dumps(result)
+
+
+def test_every_kind_of_array_can_be_made(bench: Any) -> None:
+    arrays = bench.select.ARRAYS
+    small = {kind: dataclasses.replace(arrays[f"1e8 {kind}"], n=3000) for kind in bench.select.KINDS}
+    made = {kind: bench.select.made(array, 0) for kind, array in small.items()}
+    assert all(x.shape == (3000,) and x.dtype == torch.float32 for x in made.values())
+    assert len({x.view(torch.int32).numpy().tobytes() for x in made.values()}) == len(made)

@@ -11,7 +11,7 @@ from neuronllm import engine as engines
 from neuronllm.attribute import attribute
 from neuronllm.engine.batching import Plan
 from neuronllm.engine.fast import FastEngine
-from neuronllm.engine.objective import OBJECTIVES
+from neuronllm.engine.objective import BARE_LETTER, OBJECTIVES
 from neuronllm.engine.quadrature import quadrature
 from neuronllm.engine.reference import ReferenceEngine
 from neuronllm.prompts import Prompt
@@ -35,6 +35,7 @@ CALLS = {
     "relp everywhere": lambda e, p: e.gradients(p, "logp_options", positions="all", rules="relp-detached"),
     "effects": lambda e, p: e.effects(p, "logp_options"),
     "some effects": lambda e, p: e.effects(p, "p_options", ids=torch.arange(55, 0, -3), factor=2.0),
+    "options": lambda e, p: e.option_gradients(p).flatten(1),
     "direct": lambda e, p: e.direct(p, "logp_options"),
     "activations": lambda e, p: e.activations(p),
     "activations everywhere": lambda e, p: e.activations(p, "all"),
@@ -60,17 +61,27 @@ def test_equals_the_judge_in_float64(name):
             assert differences(call(fast, prompts), call(judge, prompts)) <= 1e-9, label
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
-def test_equals_the_judge_for_every_objective(objective):
-    model, prompts = tiny("qwen3"), ragged()
+EXPLAINED = {
+    "integrate": lambda e, p, f: e.integrate(p, f, *quadrature("gauss", 3)),
+    "gradient": lambda e, p, f: e.gradients(p, f),
+    "gradient everywhere": lambda e, p, f: e.gradients(p, f, positions="all"),
+    "sign": lambda e, p, f: e.gradients(p, f, weight="sign"),
+    "relp": lambda e, p, f: e.gradients(p, f, rules="relp"),
+    "relp everywhere": lambda e, p, f: e.gradients(p, f, positions="all", rules="relp"),
+    "effects": lambda e, p, f: e.effects(p, f),
+    "direct": lambda e, p, f: e.direct(p, f),
+}
+
+
+@pytest.mark.parametrize("name", REACHED)
+def test_equals_the_judge_for_every_objective(name):
+    model, prompts = tiny(name), [random_prompts(1, length=5)[0], random_prompts(2, length=13)[1]]
     with FastEngine(model, dtype=torch.float64) as fast, ReferenceEngine(model, dtype=torch.float64) as judge:
-        for engine_call in (
-            lambda e: e.gradients(prompts, objective),
-            lambda e: e.gradients(prompts, objective, positions="all"),
-            lambda e: e.integrate(prompts, objective, *quadrature("gauss", 3)),
-            lambda e: e.effects(prompts, objective),
-        ):
-            assert differences(engine_call(fast), engine_call(judge)) <= 1e-9
+        assert fast.unusable(prompts) is None
+        for objective in (*OBJECTIVES, BARE_LETTER):
+            for label, call in EXPLAINED.items():
+                distance = differences(call(fast, prompts, objective), call(judge, prompts, objective))
+                assert distance <= 1e-9, (label, objective)
 
 
 @pytest.mark.parametrize("name", REACHED)
@@ -163,3 +174,54 @@ def test_an_edit_at_one_position_around_it_is_left_to_the_judge():
                 for backend in ("fast", "reference")
             )
         assert torch.equal(fast, judged)
+
+
+def test_the_head_of_a_model_that_mixes_its_logits_is_left_whole():
+    """Logits less their mean over the vocabulary cannot be had from a few rows of the head."""
+    model, prompts = tiny("llama"), ragged()
+    model.lm_head.register_forward_hook(lambda module, args, logits: logits - logits.mean(-1, keepdim=True))
+    with FastEngine(model) as fast, ReferenceEngine(model) as judge:
+        assert fast.unusable(prompts) is None and not fast.options_head
+        assert differences(CALLS["gradient"](fast, prompts), CALLS["gradient"](judge, prompts)) <= 1e-9
+    with FastEngine(tiny("llama")) as fast:
+        assert fast.unusable(prompts) is None and fast.options_head
+
+
+def test_blocks_that_only_add_are_told_from_others():
+    """Rows join behind a block only where it adds W h to the stream as it is."""
+    for name, count in {"llama": 2, "gpt2": 2, "opt": 2, "phi": 2, "gemma2": 0, "granite": 0, "mixtral": 0}.items():
+        with FastEngine(tiny(name)) as fast:
+            assert fast.unusable(ragged()) is None
+            assert len(fast._plain or ()) == count, name
+    with FastEngine(tiny("deepseek_v3")) as fast:
+        assert fast.unusable(ragged()) is None
+        assert fast._plain == {"model.layers.0"}  # the dense one
+
+
+def ranks(values: torch.Tensor) -> torch.Tensor:
+    return values.argsort().argsort().double()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", ["llama", "qwen3_moe", "gpt2"])
+def test_exact_effects_of_a_16_bit_model_are_those_of_its_weights_in_float32(name, dtype):
+    model, prompts = tiny(name, dtype, num_hidden_layers=4, n_layer=4), random_prompts(2, length=20)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    with FastEngine(model, dtype=torch.float32) as engine:
+        truth = engine.effects(prompts, "logp_options")
+    with FastEngine(model) as engine:
+        assert engine.unusable(prompts) is None
+        found = engine.effects(prompts, "logp_options")
+        assert 0 < engine.plan.noise < 1e-4
+    for mine, true in zip(found, truth, strict=True):
+        active = true != 0
+        assert torch.corrcoef(torch.stack([ranks(mine[active]), ranks(true[active])]))[0, 1] >= 0.99
+    assert differences(found, truth) <= 0.05
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert not any("forward" in vars(module) or module._forward_pre_hooks for module in model.modules())
+
+
+def test_noise_is_told_with_exact_effects():
+    scores = attribute(tiny("llama", torch.float32), None, random_prompts(2), "exact", progress=False)
+    assert 0 < scores.provenance["noise"] < 1e-4
+    assert "noise" not in attribute(tiny("llama"), None, random_prompts(2), "gradient", progress=False).provenance

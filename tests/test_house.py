@@ -38,7 +38,7 @@ FLOORS = (
     ("ops", "select", "steer", "templates", "prompts", "transform"),
     ("neurons", "engine", "kept"),
     ("scores", "methods", "export", "provenance", "ranks", "runs"),
-    ("job", "attribute", "evaluate"),
+    ("job", "attribute", "evaluate", "pushes"),
     ("tune",),
     ("cli", "flags", "demo", "bench", "__main__"),
 )

@@ -61,7 +61,6 @@ class FastEngine(ReferenceEngine):
         self._root: tuple[list[int], Level] | None = None
         self._plain: frozenset[str] | None = None  # blocks behind which rows may join
         self.options_head = True  # whether the head may compute the options' logits alone
-        self.noise = 0.0  # what a rounding of h did to an objective, at most
         self._trial = False  # as little work as shows what memory it takes
         self._rows_a_prompt = 1
         self._prefix_bytes = 0  # of a prompt, in the last batch
@@ -187,11 +186,7 @@ class FastEngine(ReferenceEngine):
         return self._batched(prompts, score)
 
     def option_gradients(self, prompts: Sequence[Prompt]) -> Tensor:
-        """(prompts, options, n_neurons): h times the gradient of every option's score; 0 where there is no option.
-
-        The K gradients come from one backward pass: the answer token runs in K copies, each of which answers for one
-        option.
-        """
+        # The K gradients come from one backward pass: the answer token runs in K copies, each answering for one option.
         most = max(len(p.option_ids) for p in prompts)
 
         def score(batch: Sequence[Prompt]) -> Tensor:
@@ -218,7 +213,7 @@ class FastEngine(ReferenceEngine):
         def score(prompts: Sequence[Prompt]) -> Tensor:
             with self._in_float32(), self._asking(prompts, objective) as choices:
                 batch = self._batch(prompts, lambda logits: choices.value(objective, logits))
-                self.noise = max(self.noise, rounding(batch))
+                self.plan.noise = max(self.plan.noise, rounding(batch))
                 return effects(batch, ids, factor, self._trial)
 
         rows = self.anatomy.n_neurons if ids is None else len(ids)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 # (option scores (..., options), log of the vocabulary's normaliser (...), right option (..., 1)) -> (...)
 Formula = Callable[[Tensor, Tensor, Tensor], Tensor]
+CUT = "of_the_options"  # marks the forward of a head that is cut
 NEVER = -1e30  # the score of an option that a prompt does not have: no -inf, whose gradients are NaN
 
 
@@ -140,8 +141,13 @@ def only_options(model: PreTrainedModel, ids: Tensor) -> Iterator[None]:
     index = ids.to(head.weight.device)
     weight = wide(head.weight[index])  # few rows: float32 costs nothing and rounds no difference away
     bias = None if getattr(head, "bias", None) is None else wide(head.bias[index])
-    own = head.__dict__.get("forward")
-    head.forward = lambda x: torch.nn.functional.linear(x.to(weight.dtype), weight, bias)
+    own = vars(head).get("forward")
+
+    def cut(x: Tensor) -> Tensor:
+        return torch.nn.functional.linear(x.to(weight.dtype), weight, bias)
+
+    head.forward = cut
+    setattr(cut, CUT, True)
     try:
         yield
     finally:
@@ -149,3 +155,8 @@ def only_options(model: PreTrainedModel, ids: Tensor) -> Iterator[None]:
             del head.forward
         else:
             head.forward = own
+
+
+def is_cut(module: torch.nn.Module) -> bool:
+    """Whether a module is a head that `only_options` has cut."""
+    return hasattr(vars(module).get("forward"), CUT)

@@ -108,7 +108,23 @@ class ReferenceEngine:
 
         `rules` None is the true gradient; "relp" and "relp-detached" (attention patterns constant too) are LRP's.
         """
-        return self._each(prompts, lambda p: self._gradients(p, objective, positions, weight, rules))
+        value = lambda logits, prompt: objective_value(objective, logits, prompt)  # noqa: E731
+        return self._each(prompts, lambda p: self._gradients(p, value, positions, weight, rules))
+
+    def option_gradients(self, prompts: Sequence[Prompt]) -> Tensor:
+        """(prompts, options, n_neurons): h times the gradient of every option's score; 0 where there is no option."""
+        most = max(len(p.option_ids) for p in prompts)
+
+        def one(prompt: Prompt) -> Tensor:
+            found = torch.zeros(
+                most, self.anatomy.n_neurons, dtype=torch.promote_types(self.model.dtype, torch.float32)
+            )
+            for k, ids in enumerate(prompt.option_ids):
+                score = lambda logits, _, ids=ids: option_scores(logits, [list(ids)])[..., 0]  # noqa: E731
+                found[k] = self._gradients(prompt, score, "answer", "activation", None)
+            return found
+
+        return self._each(prompts, one)
 
     def integrate(self, prompts: Sequence[Prompt], objective: str, alphas: Tensor, weights: Tensor) -> Tensor:
         """Integrated gradients at the answer position, a layer's whole h scaled together by each alpha.
@@ -185,7 +201,14 @@ class ReferenceEngine:
                 self._forward(prompt)
         return self._joined(seen)
 
-    def _gradients(self, prompt: Prompt, objective: str, positions: str, weight: str, rules: str | None) -> Tensor:
+    def _gradients(
+        self,
+        prompt: Prompt,
+        value_of: Callable[[Tensor, Prompt], Tensor],
+        positions: str,
+        weight: str,
+        rules: str | None,
+    ) -> Tensor:
         values: dict[str, tuple[Tensor, Tensor | None]] = {}
         deltas: dict[str, Tensor] = {}
 
@@ -201,7 +224,7 @@ class ReferenceEngine:
                 stack.enter_context(relp_rules(self.model, self.anatomy, detach_attention=rules == "relp-detached"))
             stack.enter_context(visiting(self.model, self.anatomy.sites, add_zero))
             stack.enter_context(torch.enable_grad())
-            value = objective_value(objective, self._forward(prompt), prompt)
+            value = value_of(self._forward(prompt), prompt)
             grads = dict(zip(deltas, torch.autograd.grad(value.sum(), list(deltas.values())), strict=True))
         scale = torch.sign if weight == "sign" else torch.Tensor.detach
         scores = {}

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..anatomy import decoder_layers
+from .objective import is_cut
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -25,47 +26,26 @@ HALVES = (torch.bfloat16, torch.float16)
 @contextmanager
 def float32_stream(model: PreTrainedModel) -> Iterator[None]:
     """Compute in float32 while the context lasts; nothing to do in wider models."""
-    layers, head = decoder_layers(model)[1], model.get_output_embeddings()
-    cut = head is not None and "forward" in head.__dict__  # to the options, by `only_options`, in float32 already
-    if not any(_halved(p) for p in layers.parameters()):
+    layers = decoder_layers(model)[1]
+    if not any(p.dtype in HALVES for p in layers.parameters()):
         yield
         return
-    linears: list[nn.Module] = []
-    others: list[nn.Module] = []
-    small: list[nn.Module] = []
-    for module in model.modules():
-        own = list(module.parameters(recurse=False))
-        if isinstance(module, nn.Embedding) or (cut and module is head) or not any(map(_halved, own)):
-            continue
-        matrix = any(p.ndim >= 2 for p in own)
-        (linears if type(module) is nn.Linear else others if matrix else small).append(module)
-    widened: list[tuple[nn.Parameter, Tensor]] = []
-    owns = [linear.__dict__.get("forward") for linear in linears]
-    handles = [layers[0].register_forward_pre_hook(_widen, with_kwargs=True)]
+    changed: list[tuple[nn.Module, str, Any]] = []
+    first = layers[0].register_forward_pre_hook(_widen, with_kwargs=True)
     try:
-        for linear in linears:
-            linear.forward = _linear(linear)
-        for module in others:
-            kept: list[tuple[nn.Parameter, Tensor]] = []
-            handles.append(module.register_forward_pre_hook(lambda m, args, kept=kept: kept.extend(_widened(m))))
-            handles.append(
-                module.register_forward_hook(lambda m, args, out, kept=kept: _narrow(kept), always_call=True)
-            )
-        for module in small:
-            widened += _widened(module)
+        for module in model.modules():
+            halved = any(p.dtype in HALVES for p in module.parameters(recurse=False))
+            if not halved or isinstance(module, nn.Embedding) or is_cut(module):
+                continue
+            # accelerate brings weights from elsewhere inside the forward that it put there, and then calls the old one.
+            name = "_old_forward" if hasattr(module, "_hf_hook") else "forward"
+            changed.append((module, name, vars(module).get(name)))
+            setattr(module, name, _linear(module) if type(module) is nn.Linear else _widening(module, name))
         yield
     finally:
-        for handle in handles:
-            handle.remove()
-        for linear, own_forward in zip(linears, owns, strict=True):
-            linear.__dict__.pop("forward", None)
-            if own_forward is not None:
-                linear.forward = own_forward
-        _narrow(widened)
-
-
-def _halved(parameter: nn.Parameter) -> bool:
-    return parameter.dtype in HALVES and not parameter.is_meta
+        first.remove()
+        for module, name, own in changed:
+            delattr(module, name) if own is None else setattr(module, name, own)
 
 
 def _widen(module: nn.Module, args: Any, kwargs: Any) -> Any:
@@ -76,18 +56,21 @@ def _float(value: Any) -> Any:
     return value.float() if isinstance(value, Tensor) and value.dtype in HALVES else value
 
 
-def _widened(module: nn.Module) -> list[tuple[nn.Parameter, Tensor]]:
-    """Give a module's own weights as float32, and what they were."""
-    kept = [(p, p.data) for p in module.parameters(recurse=False) if _halved(p)]
-    for parameter, data in kept:
-        parameter.data = data.float()
-    return kept
+def _widening(module: nn.Module, name: str) -> Callable[..., Any]:
+    """The module's forward, with its own weights as float32 while it runs."""
+    forward = getattr(module, name)
 
+    def widened(*args: Any, **kwargs: Any) -> Any:
+        kept = [(p, p.data) for p in module.parameters(recurse=False) if p.dtype in HALVES]
+        try:
+            for parameter, data in kept:
+                parameter.data = data.float()
+            return forward(*args, **kwargs)
+        finally:
+            for parameter, data in kept:
+                parameter.data = data
 
-def _narrow(kept: list[tuple[nn.Parameter, Tensor]]) -> None:
-    while kept:
-        parameter, data = kept.pop()
-        parameter.data = data
+    return widened
 
 
 def _linear(linear: Any) -> Callable[[Tensor], Tensor]:
