@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from neuronllm.errors import InputError
-from neuronllm.kernels.launch import uses_triton
+from neuronllm.kernels.launch import on_device, uses_triton
 
 from . import reference
 
@@ -135,7 +135,8 @@ def _op(*inputs: Any) -> tuple[Tensor, Tensor]:
     if _uses_triton(backend, *values[:4]):
         from . import kernel
 
-        return kernel.branch_attention(*values, sinks)
+        with on_device(values[0]):
+            return kernel.branch_attention(*values, sinks)
     return reference.branch_attention(*values, sinks=sinks)
 
 
@@ -155,7 +156,8 @@ def _op_backward(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
     if _uses_triton(backend, *values[3:7]):
         from . import kernel
 
-        return kernel.backward(*values)
+        with on_device(values[0]):
+            return kernel.backward(*values)
     return reference.backward(*values)
 
 

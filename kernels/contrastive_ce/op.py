@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from neuronllm.errors import InputError
-from neuronllm.kernels.launch import uses_triton
+from neuronllm.kernels.launch import on_device, uses_triton
 
 from . import reference
 
@@ -111,7 +111,8 @@ def _op(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
     if uses_triton("contrastive_ce", backend, hidden, refusal=_refusal(hidden, options)):
         from . import kernel
 
-        return kernel.contrastive_ce(*values)
+        with on_device(hidden):
+            return kernel.contrastive_ce(*values)
     return reference.contrastive_ce(*values)
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from neuronllm.errors import InputError
-from neuronllm.kernels.launch import uses_triton
+from neuronllm.kernels.launch import on_device, uses_triton
 from neuronllm.kernels.questions import check_questions
 
 from . import reference
@@ -115,7 +115,8 @@ def _forward(*inputs: Any, backend: str, into: Tensor | None = None) -> tuple[Te
     if uses_triton("glu_score", backend, grad, refusal=_refusal(grad)):
         from . import kernel
 
-        return kernel.glu_score(*inputs, into=into)
+        with on_device(grad):
+            return kernel.glu_score(*inputs, into=into)
     return reference.glu_score(*inputs, into=into)
 
 

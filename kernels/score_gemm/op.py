@@ -9,7 +9,7 @@ from torch import Tensor
 
 from neuronllm.errors import InputError
 from neuronllm.kernels.glu_score.reference import ACTIVATIONS
-from neuronllm.kernels.launch import uses_triton
+from neuronllm.kernels.launch import on_device, uses_triton
 from neuronllm.kernels.questions import check_questions
 
 from . import reference
@@ -84,7 +84,8 @@ def _op(*inputs: Any) -> Tensor:
     if uses_triton("score_gemm", backend, values[0], refusal=refusal):
         from . import kernel
 
-        return kernel.score_gemm(*values)
+        with on_device(values[0]):
+            return kernel.score_gemm(*values)
     return reference.score_gemm(*values)
 
 

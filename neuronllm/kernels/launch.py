@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -113,6 +113,11 @@ def triton_refusal(device: torch.device) -> str | None:
     if triton.knobs.runtime.interpret:
         return None
     return f"{op_device(device)} tensors cannot be given to it; it needs CUDA, or TRITON_INTERPRET=1 to try it out"
+
+
+def on_device(x: Tensor) -> AbstractContextManager[Any]:
+    """Kernels are launched on the current GPU, which is not always that of the tensors."""
+    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
 
 
 def op_device(device: torch.device) -> str:

@@ -60,10 +60,17 @@ def covering(lengths: Tensor | None, starts: Tensor | None, rows: int) -> bool:
     return starts is None and lengths.device.type == "cpu" and int(lengths.sum()) == rows
 
 
-def cut(lengths: Tensor | None, starts: Tensor | None, rows: int, chunk: int, device: torch.device) -> Chunks:
-    """The chunks of questions. Lengths on the CPU are best: nobody then has to wait for a device, or to guess."""
+def cut(
+    lengths: Tensor | None,
+    starts: Tensor | None,
+    rows: int,
+    chunk: int,
+    device: torch.device,
+    known: bool | None = None,
+) -> Chunks:
+    """The chunks of questions. Lengths on the CPU are known: nobody then has to wait for a device, or to guess."""
     begin, length = bounds(lengths, starts, rows)
-    known, questions = length.device.type == "cpu", len(length)
+    known, questions = length.device.type == "cpu" if known is None else known, len(length)
     if known and questions and int(length.max()) <= chunk:
         ids = torch.arange(questions)
         table = torch.stack([ids, begin, length]).int()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from neuronllm.kernels.glu_score import reference
 from neuronllm.kernels.launch import forced
+from neuronllm.kernels.questions import cut
 from neuronllm.ops import GluScore, glu_score
 from tests.kernels.lanes import DEVICE, DTYPES, bits, only_interpreted, poisoned, same_bits, watched, within_budget
 
@@ -151,6 +153,21 @@ def test_a_question_alone_has_the_bits_it_has_in_a_batch(sizes: tuple[int, int, 
 def test_order_of_programs_changes_no_bit(layout: str) -> None:
     given = inputs([70, 3, 65], 130, torch.bfloat16, layout)
     same_bits(lambda: glu_score(**given, split=True, backend="triton"))
+
+
+@pytest.mark.parametrize("lengths", [[70, 0, 3, 129, 64], [5, 9, 0], [0, 0], []], ids=str)
+@pytest.mark.parametrize("layout", ["separate", "padded"])
+def test_lengths_that_nobody_can_look_at_say_the_same(
+    layout: str, lengths: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from neuronllm.kernels.glu_score import kernel
+
+    given = inputs(lengths, 100, torch.float32, layout) | {"weights": torch.ones(len(lengths), device=DEVICE) / 3}
+    seen = glu_score(**given, backend="triton")
+    monkeypatch.setattr(kernel, "cut", partial(cut, known=False))
+    with poisoned():
+        unseen = glu_score(**given, backend="triton")
+    assert all(torch.equal(a, b) for a, b in zip(bits(seen), bits(unseen), strict=True))
 
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="the interpreter has one device")
