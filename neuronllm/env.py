@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import importlib.util
 import json
 import os
 import platform
@@ -17,6 +18,8 @@ from types import ModuleType
 from typing import Any
 
 PACKAGES = ("torch", "transformers", "triton", "numpy", "safetensors", "tokenizers", "pybind11", "ninja")
+KERNELS = Path(__file__).resolve().with_name("kernels")
+OPS = ("glu_score", "score_gemm", "contrastive_ce", "branch_attention")
 LAUNCHED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what torchrun puts into the environment
 BUILD_RECORD = Path(__file__).resolve().with_name("_build.json")
 
@@ -51,6 +54,32 @@ def extension() -> tuple[ModuleType | None, str]:
             return None, f"neuronllm._select was built, but does not load: {error}"
         return None, f"neuronllm._select was not built: {record.get('reason', 'the installation left no record')}"
     return module, f"neuronllm._select, built with {record.get('compiler', 'an unrecorded compiler')}"
+
+
+def triton_found() -> tuple[bool, str]:
+    """Whether triton is installed, and its version or the reason why not. It is not imported."""
+    version = package_version("triton")
+    if version is None or importlib.util.find_spec("triton") is None:
+        return False, "triton is not installed (it exists for Linux)"
+    return True, f"triton {version}"
+
+
+def kernel_choice(op: str, device: str | None) -> tuple[str, str]:
+    """What backend="auto" takes for an operation on a device (its name; None: there is none), and why.
+
+    >>> kernel_choice("glu_score", None)[0]
+    'torch'
+    """
+    found, reason = triton_found()
+    if not found or device is None:
+        return "torch", reason if not found else "torch finds no CUDA device"
+    for folder in (KERNELS, KERNELS.parents[1] / "kernels"):
+        path = folder / op / "configs.json"
+        if path.exists():
+            wins = json.loads(path.read_text(encoding="utf-8"))["wins"]
+            if device in wins:
+                return "triton", f"{reason}; {wins[device]}"
+    return "torch", f'the kernel was not measured to win on {device}; backend="triton" asks for it'
 
 
 def instruction_set() -> str:
@@ -92,6 +121,7 @@ def report() -> dict[str, Any]:
     import torch
 
     module, reason = extension()
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
         "neuronllm": package_version("neuronllm"),
         "python": platform.python_version(),
@@ -106,6 +136,7 @@ def report() -> dict[str, Any]:
             "instruction_set": instruction_set(),
             "cuda": cuda_library(),
         },
+        "kernels": {op: dict(zip(("backend", "reason"), kernel_choice(op, gpu), strict=True)) for op in OPS},
         "engine": {"name": "fast", "reason": "a model that fails its self-check is left to the reference engine"},
     }
 
@@ -120,6 +151,7 @@ def describe() -> str:
     rows["select"] = f"{facts['select']['backend']} ({facts['select']['reason']})"
     rows["instructions"] = facts["select"]["instruction_set"] or "those of torch"
     rows["CUDA select"] = facts["select"]["cuda"]
+    rows |= {op: f"{found['backend']} ({found['reason']})" for op, found in facts["kernels"].items()}
     rows["engine"] = f"{facts['engine']['name']} ({facts['engine']['reason']})"
     width = max(map(len, rows))
     return "\n".join(f"{name:<{width}}  {value}" for name, value in rows.items())

@@ -201,6 +201,13 @@ def test_baselines_equal_the_reference(bench: Any, kind: str) -> None:
     assert bench.harness.relative(found, right) < 1e-4
 
 
+@pytest.mark.parametrize("name", ["glu_score", "glu_score_ragged", "score_gemm", "branch_attention"])
+def test_kernels_are_compared_with_the_same_work(bench: Any, name: str) -> None:
+    case = bench.suites.ALL[f"kernels.{name}"].build(toy(bench))
+    assert all(check["value"] <= check["limit"] for check in bench.harness.checked(case))
+    assert {side.name for side in case.sides} == {"copy", "eager", "kernel"}
+
+
 # ---- commands ----
 
 
@@ -235,7 +242,7 @@ def test_peak_memory_runs_in_a_process_of_its_own() -> None:
 def test_every_benchmark_has_a_place_to_run(bench: Any) -> None:
     known = bench.shapes.SHAPES.keys() | bench.select.ARRAYS.keys()
     for benchmark in bench.suites.ALL.values():
-        assert benchmark.shapes["cpu"] and set(sum(benchmark.shapes.values(), ())) <= known
+        assert any(benchmark.shapes.values()) and set(sum(benchmark.shapes.values(), ())) <= known
     assert len(bench.suites.chosen(["quick"])) < len(bench.suites.chosen(["all"])) == len(bench.suites.ALL)
     with pytest.raises(SystemExit, match="nonsense"):
         bench.suites.chosen(["nonsense"])

@@ -68,7 +68,13 @@ def module_name(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
+def kernel_name(path: Path) -> str:
+    """kernels/<op>/ is installed as neuronllm.kernels.<op>."""
+    return ".".join(("neuronllm", *path.relative_to(ROOT).with_suffix("").parts)).removesuffix(".__init__")
+
+
 MODULES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+MODULES |= {kernel_name(path): path for path in sorted((ROOT / "kernels").rglob("*.py"))}
 
 
 def is_type_checking(node: ast.stmt) -> bool:
@@ -219,7 +225,9 @@ def test_wheel(sources: Path, tmp_path: Path) -> None:
         f"neuronllm-{env.package_version('neuronllm')}.dist-info",
     }
     data = {path for path in (PACKAGE / "demo").rglob("*") if path.suffix in (".json", ".jsonl", ".safetensors")}
-    assert {str(path.relative_to(ROOT)) for path in data | set(MODULES.values())} <= names
+    kernels = {path for path in (ROOT / "kernels").rglob("*") if path.suffix in (".py", ".json")}
+    installed = {str(path.relative_to(ROOT)) for path in data | set(MODULES.values()) - kernels}
+    assert installed | {f"neuronllm/{path.relative_to(ROOT)}" for path in kernels} <= names
     assert {"neuronllm/py.typed", "neuronllm/_select.pyi"} <= names
     skipped = {"built": False, "reason": "NEURONLLM_BUILD_EXT=0 was set at installation"}
     assert record == skipped | {"cuda": {"built": False, "reason": "NEURONLLM_BUILD_CUDA=0 was set at installation"}}
@@ -310,7 +318,7 @@ def test_select_falls_back_with_a_reason() -> None:
 @pytest.mark.noext
 def test_env_says_what_is_there() -> None:
     text = env.describe()
-    assert f"torch         {importlib.metadata.version('torch')}" in text
+    assert re.search(rf"^torch +{re.escape(importlib.metadata.version('torch'))}$", text, re.MULTILINE)
     assert env.extension()[1] in text and "reference" in text
     assert json.loads(json.dumps(env.report())) == env.report()
 

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
+from .fused import branch_attention_wanted, by_kernel
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -164,6 +166,8 @@ class _Rows:
         self.seen.add(layer)
         if self.constant_patterns:
             query, key = query.detach(), key.detach()
+        if branch_attention_wanted(query, self.prefix, layer):
+            return by_kernel(query, key, value, self.prefix, layer, asked)
         prompts, heads, rows, _ = query.shape
         grouped = query.unflatten(1, (key.shape[1], -1))  # (prompts, groups, heads a group, rows, d)
         pieces = [(level, *level.layers[layer]) for level in self.prefix.levels]

@@ -24,6 +24,7 @@ from .branch import Batch, plain_blocks, sweep
 from .direct import direct
 from .effects import effects, rounding
 from .full import full_pass, recomputing
+from .fused import glu_score_wanted, summed_products
 from .integrals import integral
 from .memory import available, peak_memory
 from .objective import Choices, needs_vocabulary, only_options, wide
@@ -270,6 +271,9 @@ class FastEngine(ReferenceEngine):
         scale = torch.sign if weight == "sign" else torch.Tensor.detach
 
         def keep(site: Site, h: Tensor, grad: Tensor, routes: Tensor | None) -> None:
+            if rows == 1 and routes is None and glu_score_wanted(h):
+                found[site.down] = summed_products(scale(h), grad)[:, None].cpu()
+                return
             parts = []
             for n in range(len(h)):  # so that products in float32 stay small; behind the answer the gradient is 0
                 product, of = wide(scale(h[n])) * wide(grad[n]), None if routes is None else routes[n]

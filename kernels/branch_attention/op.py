@@ -1,0 +1,186 @@
+"""branch_attention as an operator of PyTorch, `neuronllm::branch_attention`, differentiable by the rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from neuronllm.errors import InputError
+from neuronllm.kernels.launch import on_device, uses_triton
+
+from . import reference
+
+TYPES = (torch.float16, torch.bfloat16, torch.float32)
+MOST_LEVELS, WIDEST, MOST_HEADS = 3, 256, 16  # that the kernel takes; heads of one group
+_ROWS = "Tensor query, Tensor key, Tensor value"
+_PREFIX = (
+    "Tensor[] keys, Tensor[] values, Tensor[] pieces, Tensor[] lengths, Tensor[] starts, Tensor positions, "
+    "float scale, float? softcap, int? window"
+)
+
+
+class Pieces(NamedTuple):
+    """One level of shared prefixes: every prompt sees the one piece of it that is its own.
+
+    keys and values are (pieces, groups, tokens, width), any strides, padded on the right.
+    """
+
+    keys: Tensor
+    values: Tensor
+    piece: Tensor  # (prompts,) which piece a prompt sees
+    lengths: Tensor  # (pieces,) how many of a piece's tokens are real
+    starts: Tensor  # (pieces,) the position of a piece's first token
+
+
+def branch_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    prefix: Sequence[Pieces] = (),
+    *,
+    positions: Tensor | None = None,
+    scale: float | None = None,
+    softcap: float | None = None,
+    window: int | None = None,
+    sinks: Tensor | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """Attention of rows that each see their prompt's prefix and themselves, never one another.
+
+    query is (prompts, heads, rows, width); key and value, the rows' own, are (prompts, groups, rows, width), where a
+    group serves heads / groups neighbouring heads. The prefix stands in levels of shared pieces, none of which is
+    copied for a prompt or a row. Rows of a prompt stand at its position (default: behind its prefix); with a window
+    they see tokens of position > position - window. softcap bends logits to softcap * tanh(logit / softcap); sinks,
+    (heads,), are logits that take weight and give nothing. scale defaults to 1 / sqrt(width).
+
+    The result, (prompts, heads, rows, width of values), is differentiable by query, key and value; the prefix is
+    constant.
+
+    >>> own = torch.zeros(1, 1, 2, 4)
+    >>> one = torch.zeros(1, dtype=torch.int64)
+    >>> shared = Pieces(torch.zeros(1, 1, 3, 4), torch.ones(1, 1, 3, 4), one, one + 3, one)
+    >>> branch_attention(own, own, own, [shared])[0, 0, :, 0]
+    tensor([0.7500, 0.7500])
+    """
+    _check(query, key, value, prefix, positions, sinks)
+    if positions is None:
+        positions = torch.zeros(len(query), dtype=torch.int64, device=prefix[0].piece.device if prefix else None)
+        for level in prefix:
+            positions = positions + level.lengths[level.piece]
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    columns = [list(column) for column in zip(*prefix, strict=True)] if prefix else [[]] * 5
+    return _op(query, key, value, *columns, positions, scale, softcap, window, sinks, backend)[0]
+
+
+def _check(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    prefix: Sequence[Pieces],
+    positions: Tensor | None,
+    sinks: Tensor | None,
+) -> None:
+    if query.ndim != 4 or key.ndim != 4 or value.ndim != 4 or not query.is_floating_point():
+        raise InputError("query, key, value: give (prompts, heads or groups, rows, width)")
+    prompts, heads, rows, width = query.shape
+    groups = key.shape[1]
+    if key.shape != (prompts, groups, rows, width) or value.shape[:3] != key.shape[:3] or heads % max(groups, 1):
+        raise InputError("key, value: give those of the rows themselves, in groups that divide the heads")
+    if key.dtype != query.dtype or value.dtype != query.dtype:
+        raise InputError("query, key, value: give one type")
+    for n, level in enumerate(prefix):
+        if level.keys.ndim != 4 or level.keys.shape[1] != groups or level.keys.shape[3] != width:
+            raise InputError(f"prefix[{n}].keys: give (pieces, {groups}, tokens, {width})")
+        if level.values.shape != (*level.keys.shape[:3], value.shape[3]):
+            raise InputError(f"prefix[{n}].values: give {(*level.keys.shape[:3], value.shape[3])}")
+        if level.keys.dtype != query.dtype or level.values.dtype != query.dtype:
+            raise InputError(f"prefix[{n}]: give keys and values in the type of query")
+        shapes = (level.piece.shape, level.lengths.shape, level.starts.shape)
+        if shapes != ((prompts,), level.keys.shape[:1], level.keys.shape[:1]):
+            raise InputError(f"prefix[{n}]: give a piece for every prompt, a length and a start for every piece")
+        if level.keys.requires_grad or level.values.requires_grad:
+            raise InputError(f"prefix[{n}]: a prefix takes no gradient, detach it")
+    if positions is not None and positions.shape != (prompts,):
+        raise InputError("positions: give one a prompt")
+    if sinks is not None and (sinks.shape != (heads,) or sinks.requires_grad):
+        raise InputError("sinks: give one a head, detached")
+
+
+def _refusal(query: Tensor, key: Tensor, value: Tensor, levels: int) -> str | None:
+    if query.dtype not in TYPES:
+        return f"the kernel takes float16, bfloat16 and float32, not {query.dtype}"
+    if query.dtype == torch.float32 and query.is_cuda:
+        return "its float32 products would not use tensor cores"
+    if max(query.shape[3], value.shape[3]) > WIDEST:
+        return f"the kernel takes heads of at most {WIDEST}"
+    if query.shape[1] // max(1, key.shape[1]) > MOST_HEADS:
+        return f"the kernel takes at most {MOST_HEADS} heads a group"
+    return f"the kernel takes at most {MOST_LEVELS} levels" if levels > MOST_LEVELS else None
+
+
+def _uses_triton(backend: str, query: Tensor, key: Tensor, value: Tensor, keys: list[Tensor]) -> bool:
+    return uses_triton("branch_attention", backend, query, refusal=_refusal(query, key, value, len(keys)))
+
+
+@torch.library.custom_op(
+    "neuronllm::branch_attention",
+    mutates_args=(),
+    schema=f"({_ROWS}, {_PREFIX}, Tensor? sinks, str backend) -> (Tensor, Tensor)",
+)
+def _op(*inputs: Any) -> tuple[Tensor, Tensor]:
+    *values, sinks, backend = inputs
+    if _uses_triton(backend, *values[:4]):
+        from . import kernel
+
+        with on_device(values[0]):
+            return kernel.branch_attention(*values, sinks)
+    return reference.branch_attention(*values, sinks=sinks)
+
+
+@_op.register_fake
+def _fake(query: Tensor, key: Tensor, value: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    kind = torch.promote_types(query.dtype, torch.float32)
+    return query.new_empty((*query.shape[:3], value.shape[3])), query.new_empty(query.shape[:3], dtype=kind)
+
+
+@torch.library.custom_op(
+    "neuronllm::branch_attention_backward",
+    mutates_args=(),
+    schema=f"(Tensor grad, Tensor out, Tensor lse, {_ROWS}, {_PREFIX}, str backend) -> (Tensor, Tensor, Tensor)",
+)
+def _op_backward(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+    *values, backend = inputs
+    if _uses_triton(backend, *values[3:7]):
+        from . import kernel
+
+        with on_device(values[0]):
+            return kernel.backward(*values)
+    return reference.backward(*values)
+
+
+@_op_backward.register_fake
+def _fake_backward(grad: Tensor, out: Tensor, lse: Tensor, *rows: Any) -> tuple[Tensor, ...]:
+    return tuple(x.new_empty(x.shape) for x in rows[:3])
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    query, key, value, *prefix, positions, ctx.scale, ctx.softcap, ctx.window, _, ctx.backend = inputs
+    ctx.levels = len(prefix[0])
+    ctx.save_for_backward(*output, query, key, value, positions, *(x for column in prefix for x in column))
+    ctx.mark_non_differentiable(output[1])
+
+
+def _backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+    out, lse, query, key, value, positions, *rest = ctx.saved_tensors
+    n = ctx.levels
+    prefix = [list(rest[start : start + n]) for start in range(0, 5 * n, n)] if n else [[]] * 5
+    found = _op_backward(
+        grads[0], out, lse, query, key, value, *prefix, positions, ctx.scale, ctx.softcap, ctx.window, ctx.backend
+    )
+    return *found, *([None] * n for _ in range(5)), *[None] * 6
+
+
+_op.register_autograd(_backward, setup_context=_save)

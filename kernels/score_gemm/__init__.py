@@ -1,0 +1,1 @@
+"""Scores of neurons from gradients at the output of the down projection, without their gradients: see README.md."""

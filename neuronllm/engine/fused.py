@@ -1,0 +1,57 @@
+"""Where a kernel of `neuronllm.ops` takes the place of the engine's own PyTorch.
+
+`ops.using` says by name whether it does; without it, it does on devices where the kernel was measured to win. On a CPU
+no operator is called at all: the first call of one loads torch's compiler, which takes seconds.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ..kernels.launch import uses_triton
+
+if TYPE_CHECKING:
+    from .attention import Asked
+    from .prefix import Prefix
+
+
+def glu_score_wanted(h: Tensor) -> bool:
+    return h.dtype != torch.float64 and uses_triton("glu_score", "auto", h)
+
+
+def summed_products(h: Tensor, grad: Tensor) -> Tensor:
+    """(prompts, width): h times grad, (prompts, tokens, width), summed over a prompt's tokens in float32."""
+    from ..ops import glu_score
+
+    prompts, tokens, width = h.shape
+    lengths = torch.full((prompts,), tokens)
+    h, grad = (x.to(h).reshape(-1, width) for x in (h, grad))
+    return glu_score(h, None, grad, lengths, act="identity", gradients=False).scores
+
+
+def branch_attention_wanted(query: Tensor, prefix: Prefix, layer: int) -> bool:
+    """The prefix must have been computed in the type of the rows, and types be such as the kernel takes."""
+    wide = query.dtype == torch.float64 or (query.is_cuda and query.dtype == torch.float32)
+    mixed = any(part.dtype != query.dtype for level in prefix.levels for part in level.layers[layer])
+    return not wide and not mixed and uses_triton("branch_attention", "auto", query)
+
+
+def by_kernel(query: Tensor, key: Tensor, value: Tensor, prefix: Prefix, layer: int, asked: Asked) -> Tensor:
+    """Rows attend to their prompts' pieces where those lie, and to themselves."""
+    from ..ops import Pieces, branch_attention
+
+    pieces = [Pieces(*level.layers[layer], level.piece, level.lengths, level.starts) for level in prefix.levels]
+    return branch_attention(
+        query,
+        key,
+        value,
+        pieces,
+        positions=prefix.lengths,
+        scale=asked.scale,
+        softcap=asked.softcap,
+        window=asked.window,
+        sinks=None if asked.sinks is None else asked.sinks.detach(),
+    )

@@ -1,0 +1,63 @@
+"""The engine gives the same results with the kernels in the place of its own PyTorch as without."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from neuronllm import ops
+from neuronllm.engine import fused
+from neuronllm.engine.fast import FastEngine
+from neuronllm.engine.quadrature import quadrature
+from neuronllm.prompts import Prompt
+from tests.kernels.lanes import DEVICE
+from tests.tiny import random_prompts, tiny
+
+FAMILIES = ("llama", "gemma2", "gpt2", "gpt_oss")  # grouped heads; cap and window; no gate; sinks and experts
+CALLS: dict[str, Callable[[Any, list[Prompt]], Tensor]] = {
+    "gradient": lambda e, p: e.gradients(p, "p_vocab"),
+    "sign": lambda e, p: e.gradients(p, "margin", weight="sign"),
+    "gradient everywhere": lambda e, p: e.gradients(p, "logp_vocab", positions="all"),
+    "options": lambda e, p: e.option_gradients(p),
+    "relp": lambda e, p: e.gradients(p, "logp_options", rules="relp"),
+    "relp detached": lambda e, p: e.gradients(p, "logp_options", rules="relp-detached"),
+    "integrate": lambda e, p: e.integrate(p, "logp_options", *quadrature("midpoint", 3)),
+    "some effects": lambda e, p: e.effects(p, "p_options", ids=torch.arange(55, 0, -9)),
+    "direct": lambda e, p: e.direct(p, "logp_options"),
+    "activations": lambda e, p: e.activations(p),
+}
+
+
+def prompts() -> list[Prompt]:
+    """Prompts of different lengths, some of which share a beginning."""
+    shared = random_prompts(1, length=12)[0]
+    longer = [Prompt([*shared.input_ids, n, 5], shared.option_ids, shared.answer) for n in (7, 9)]
+    return [*random_prompts(1, length=5), *longer]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_results_with_kernels_equal_results_without(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[str] = []
+    for name in ("summed_products", "by_kernel"):
+        own = getattr(fused, name)
+
+        def noted(*args: Any, name: str = name, own: Any = own) -> Tensor:
+            called.append(name)
+            return own(*args)
+
+        monkeypatch.setattr(f"neuronllm.engine.{'fast' if name == 'summed_products' else 'attention'}.{name}", noted)
+    kind = torch.float32 if DEVICE == "cpu" else torch.bfloat16
+    model = tiny(family).to(DEVICE, kind)
+    for label, call in CALLS.items():
+        results = []
+        for backend, dtype in (("torch", torch.float64), ("torch", None), ("triton", None)):
+            with ops.using(backend), FastEngine(model, dtype=dtype) as engine:
+                results.append(call(engine, prompts()).double())
+        right, plain, found = results
+        error, base = (float((x - right).norm() / right.norm()) for x in (found, plain))
+        assert error <= 2 * base + (1e-5 if kind == torch.float32 else 0.01), (label, error, base)
+    assert "by_kernel" in called and ("summed_products" in called or family == "gpt_oss")
