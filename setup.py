@@ -28,7 +28,7 @@ Record = dict[str, object]
 
 class BuildWithNinja(build_ext):
     def run(self) -> None:
-        self.package = (ROOT if self.inplace or self.editable_mode else Path(self.build_lib)) / "neuronllm"
+        self.home = (ROOT if self.inplace or self.editable_mode else Path(self.build_lib)) / "neuronllm"
         tag = f"{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
         record = self.build_one(
             "EXT", native_build.compile_module, ROOT / "build" / f"ninja-{tag}", native_build.MODULE
@@ -39,14 +39,14 @@ class BuildWithNinja(build_ext):
             self.extensions = []  # nothing for an editable installation to look for
         cuda = ROOT / "build" / f"cuda-{sysconfig.get_platform()}"
         record["cuda"] = self.build_one("CUDA", native_build.compile_cuda, cuda, native_build.CUDA_LIBRARY)
-        (self.package / "_build.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        (self.home / "_build.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
     def build_one(self, what: str, compile_it: Callable[[Path], str], folder: Path, target: str) -> Record:
         switch = f"NEURONLLM_BUILD_{what}"
         asked = os.environ.get(switch, "")
         if asked not in ("", "0", "1"):
             raise SystemExit(f"{switch}={asked!r}: leave it unset (try), or set 1 (must build) or 0 (skip)")
-        (self.package / target).unlink(
+        (self.home / target).unlink(
             missing_ok=True
         )  # a running process keeps its old file; a skipped build leaves none
         if asked == "0":
@@ -59,7 +59,7 @@ class BuildWithNinja(build_ext):
             if what == "EXT" or native_build.find_nvcc():  # most machines have no nvcc, and miss nothing
                 self.warn(f"neuronllm/{target} was NOT built; torch will do its work. Reason: {error}")
             return {"built": False, "reason": str(error)}
-        shutil.copy2(folder / target, self.package / target)
+        shutil.copy2(folder / target, self.home / target)
         return {"built": True, "compiler": version}
 
 

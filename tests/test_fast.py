@@ -11,7 +11,7 @@ from neuronllm import engine as engines
 from neuronllm.attribute import attribute
 from neuronllm.engine.batching import Plan
 from neuronllm.engine.fast import FastEngine
-from neuronllm.engine.objective import OBJECTIVES
+from neuronllm.engine.objective import BARE_LETTER, OBJECTIVES
 from neuronllm.engine.quadrature import quadrature
 from neuronllm.engine.reference import ReferenceEngine
 from neuronllm.prompts import Prompt
@@ -61,17 +61,27 @@ def test_equals_the_judge_in_float64(name):
             assert differences(call(fast, prompts), call(judge, prompts)) <= 1e-9, label
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
-def test_equals_the_judge_for_every_objective(objective):
-    model, prompts = tiny("qwen3"), ragged()
+EXPLAINED = {
+    "integrate": lambda e, p, f: e.integrate(p, f, *quadrature("gauss", 3)),
+    "gradient": lambda e, p, f: e.gradients(p, f),
+    "gradient everywhere": lambda e, p, f: e.gradients(p, f, positions="all"),
+    "sign": lambda e, p, f: e.gradients(p, f, weight="sign"),
+    "relp": lambda e, p, f: e.gradients(p, f, rules="relp"),
+    "relp everywhere": lambda e, p, f: e.gradients(p, f, positions="all", rules="relp"),
+    "effects": lambda e, p, f: e.effects(p, f),
+    "direct": lambda e, p, f: e.direct(p, f),
+}
+
+
+@pytest.mark.parametrize("name", REACHED)
+def test_equals_the_judge_for_every_objective(name):
+    model, prompts = tiny(name), [random_prompts(1, length=5)[0], random_prompts(2, length=13)[1]]
     with FastEngine(model, dtype=torch.float64) as fast, ReferenceEngine(model, dtype=torch.float64) as judge:
-        for engine_call in (
-            lambda e: e.gradients(prompts, objective),
-            lambda e: e.gradients(prompts, objective, positions="all"),
-            lambda e: e.integrate(prompts, objective, *quadrature("gauss", 3)),
-            lambda e: e.effects(prompts, objective),
-        ):
-            assert differences(engine_call(fast), engine_call(judge)) <= 1e-9
+        assert fast.unusable(prompts) is None
+        for objective in (*OBJECTIVES, BARE_LETTER):
+            for label, call in EXPLAINED.items():
+                distance = differences(call(fast, prompts, objective), call(judge, prompts, objective))
+                assert distance <= 1e-9, (label, objective)
 
 
 @pytest.mark.parametrize("name", REACHED)

@@ -66,11 +66,12 @@ def make_plan(
     model: PreTrainedModel, anatomy: Anatomy, prompts: Sequence[Prompt], *, batch_size: int | str = "auto"
 ) -> Plan:
     """The plan for these prompts on this model, as long as memory does not ask for less (see `fit`)."""
-    longest = max(len(p.input_ids) for p in prompts)
+    root = root_length(prompts)
+    longest = max(len(p.input_ids) for p in prompts) - root
     cuda = model.device.type == "cuda"
     size = batch_size if isinstance(batch_size, int) else max(1, (CUDA_TOKENS if cuda else TOKENS) // longest)
     window = size if isinstance(batch_size, int) else max(WINDOW, size)
-    return Plan(prompts=size, rows=CUDA_ROWS if cuda else ROWS, window=window, root=root_length(prompts))
+    return Plan(prompts=size, rows=CUDA_ROWS if cuda else ROWS, window=window, root=root)
 
 
 def roomy(model: PreTrainedModel, anatomy: Anatomy, prompts: Sequence[Prompt]) -> bool:
@@ -131,7 +132,12 @@ def in_batches(prompts: Sequence[Prompt], plan: Plan, rows: int = 1) -> list[lis
     """Places of prompts, batch by batch: like lengths beside each other, siblings together."""
     groups = siblings(prompts, plan.root)
     groups.sort(key=lambda group: max(len(prompts[n].input_ids) for n in group))
-    return cut([n for group in groups for n in group], plan, rows)
+    batches: list[list[int]] = [[]]
+    for group in groups:
+        if len(batches[-1]) + len(group) > batch_size(plan, rows):
+            batches.append([])
+        batches[-1] += group
+    return [part for batch in batches for part in cut(batch, plan, rows)]
 
 
 def batch_size(plan: Plan, rows: int) -> int:
