@@ -37,7 +37,7 @@ std::size_t plain_find_outside(const Raw* data, std::size_t n, Bounds<Raw> bound
 }
 
 constexpr unsigned kIsHigh = 1, kIsLow = 2, kIsNan = 4;
-constexpr std::uint64_t kAnyWanted = 0x0101010101010101u * (kIsHigh | kIsLow);
+constexpr std::uint64_t kOnes = 0x0101010101010101u, kAnyWanted = kOnes * (kIsHigh | kIsLow);
 
 // What one element is, as a byte; for a NaN nothing else.
 template <typename Raw>
@@ -68,18 +68,17 @@ Classified plain_classify(const Raw* data, std::size_t n, Bounds<Raw> bounds, Ke
         } else {
             for (std::size_t j = 0; i + j < n; ++j) kinds[j] = kind_of(data[i + j], bounds, infinity);
         }
-        unsigned nans = 0, wanted = 0;
-        for (std::size_t j = 0; j < 64; ++j) {
-            nans += kinds[j] / kIsNan;
-            wanted |= kinds[j];
+        std::uint64_t eights[8], any = 0, nans = 0;  // eight bytes each
+        __builtin_memcpy(eights, kinds, sizeof eights);
+        for (std::size_t j = 0; j < 8; ++j) {
+            any |= eights[j];
+            nans += eights[j] / kIsNan & kOnes;
         }
-        nan += nans;
-        if (!(wanted & (kIsHigh | kIsLow))) continue;
-        for (std::size_t j = 0; j < 64; j += 8) {
-            std::uint64_t eight;
-            __builtin_memcpy(&eight, kinds + j, sizeof eight);
-            if (!(eight & kAnyWanted)) continue;
-            for (std::size_t l = j; l < j + 8; ++l) {  // without branches: a place is written, and kept or overwritten
+        nan += static_cast<std::size_t>(nans * kOnes >> 56);  // the sum of its bytes
+        if (!(any & kAnyWanted)) continue;
+        for (std::size_t j = 0; j < 8; ++j) {
+            if (!(eights[j] & kAnyWanted)) continue;
+            for (std::size_t l = 8 * j; l < 8 * j + 8; ++l) {  // without branches: a place is kept or overwritten
                 *next_high = *next_low = static_cast<std::uint32_t>(i + l);
                 next_high += kinds[l] & kIsHigh;
                 next_low += (kinds[l] & kIsLow) / kIsLow;
