@@ -155,8 +155,9 @@ def test_two_processes_give_the_scores_of_one(tmp_path):
             wrong = attribute(model, with_every_letter(model)[:2], "gradient", items="wrong", keep=keep, k=5)
             assert wrong.provenance["questions"] == 1
         for keep in ("topk", "all"):
-            scores = attribute(model, prompts, "gradient", keep=keep, k=5, output=tmp_path / f"{keep}-disk")
-            assert scores.values.isfinite().all()
+            for name, some in (("disk", prompts), ("one-disk", prompts[:1])):
+                scores = attribute(model, some, "gradient", keep=keep, k=5, output=tmp_path / f"{keep}-{name}")
+                assert scores.values.isfinite().all()
 
     assert processes(tmp_path / "group", work) == [0, 0]
     expected = {method: attribute(model, prompts, method) for method in METHODS}
@@ -174,6 +175,7 @@ def test_two_processes_give_the_scores_of_one(tmp_path):
         assert close(Scores.load(tmp_path / f"one-all-{rank}").per_prompt[:], expected["one-all"].per_prompt)
         top = Scores.load(tmp_path / f"one-topk-{rank}").top
         assert torch.equal(top.smallest.ids, expected["one-topk"].top.smallest.ids)
+    assert close(Scores.load(tmp_path / "all-one-disk").per_prompt[:], expected["one-all"].per_prompt)
     for folder in ("all-0", "all-disk"):
         assert close(Scores.load(tmp_path / folder).per_prompt[:], expected["all"].per_prompt)
     for folder in ("topk-0", "topk-disk"):
