@@ -26,6 +26,7 @@ _PUBLIC = {
     "render": "prompts",
     "Anatomy": "anatomy",
     "attribute": "attribute",
+    "dry_run": "attribute",
     "pushes": "pushes",
     "Scores": "scores",
     "NeuronSet": "neurons",

@@ -105,6 +105,8 @@ def dry_run(
 
     >>> print(dry_run(model, tokenizer, questions, "gradient", keep="all"))   # doctest: +SKIP
     """
+    for name in ("output", "progress", "resume"):  # they change nothing of the work
+        arguments.pop(name, None)
     known = {field.name for field in fields(Job)}
     asked = {name: value for name, value in arguments.items() if name in known}
     how = get_method(method, {name: value for name, value in arguments.items() if name not in known})
@@ -149,7 +151,7 @@ def _attributed(job: Job, ranks: Ranks, show: bool, output: str | os.PathLike[st
     show = show and ranks.first
     chosen = run.manifest["chosen"] if run is not None and run.manifest else _chosen(job, ranks, show)
     groups = job.groups if chosen is None else [job.groups[number] for number in chosen]
-    progress, plan = _scored(job, groups, chosen, run, ranks, show)
+    progress, plan, engine = _scored(job, groups, chosen, run, ranks, show)
     plans = ranks.gather(plan.to_dict())
 
     collector = ranks.merge(progress.collector, lambda: job.how.collector(job.anatomy.n_neurons))
@@ -160,7 +162,7 @@ def _attributed(job: Job, ranks: Ranks, show: bool, output: str | os.PathLike[st
         if run is not None:
             run.discard(work=True)  # which would end in the same way when it is taken up
         raise
-    provenance = job.provenance(groups)
+    provenance = job.provenance(groups) | ranks.gather(engine)[0]
     if noise := max(plan["noise"] for plan in plans):
         provenance["noise"] = noise  # effects below it say nothing
     scores = Scores(values, stderr, consistency, job.anatomy, provenance)
@@ -178,8 +180,8 @@ def _attributed(job: Job, ranks: Ranks, show: bool, output: str | os.PathLike[st
 
 def _scored(
     job: Job, groups: list[list[Prompt]], chosen: list[int] | None, run: Run | None, ranks: Ranks, show: bool
-) -> tuple[Progress[Collector], Plan]:
-    """Score this process's share of the questions; what was gathered, and the plan with what was learnt on the way."""
+) -> tuple[Progress[Collector], Plan, dict[str, str]]:
+    """Score this process's share of the questions; what was gathered, the plan with what was learnt, and the engine."""
     n_neurons, manifest = job.anatomy.n_neurons, run.manifest if run is not None else None
     every = every_prompts(n_neurons * job.keep_dtype.itemsize)
     progress = Progress(job.how.collector(n_neurons), run, ranks.rank, every)
@@ -191,12 +193,14 @@ def _scored(
                 engine.fit(partial(_raw, job, engine), job.prompts)
             if ranks.size > 1:
                 engine.plan = Plan.from_dict(ranks.gather(engine.plan.to_dict())[0])
+            worked = _described(engine)
             _warn_of_post_norms(job, engine)
             window = manifest["window"] if manifest else (1 if job.how.dear else engine.at_once)
             if run is not None:
                 facts = {"engine": engine.name, "window": window, "every": every, "chosen": chosen}
-                run.freeze(engine.plan.to_dict(), **facts)
-                saved = progress.load()
+                with ranks.together():
+                    run.freeze(engine.plan.to_dict(), **facts)
+                    saved = progress.load()
                 engine.plan = Plan.from_dict(saved) if saved else engine.plan
             share = _share(groups, ranks)
             with tqdm(total=len(share), desc=_label(job, ranks), disable=not show, unit="question") as bar:
@@ -206,7 +210,13 @@ def _scored(
     finally:
         if run is not None and not begun:
             run.discard()
-    return progress, plan
+    return progress, plan, worked
+
+
+def _described(engine: ReferenceEngine) -> dict[str, str]:
+    """Which engine does the work, and why where it is not the one that was asked for."""
+    reason = getattr(engine, "reason", None)
+    return {"engine": engine.name} | ({"engine_reason": reason} if reason else {})
 
 
 def _through(
@@ -230,8 +240,12 @@ def _through(
             bar.update(len(window))
         progress.flush(engine.plan.to_dict())
     except KeyboardInterrupt:
-        if progress.run is None or not progress.windows:
+        if progress.run is None:
             raise
+        if not progress.windows:
+            raise Interrupted(
+                "interrupted before the first questions were done: nothing is kept, start again"
+            ) from None
         with undisturbed():
             progress.save(engine.plan.to_dict())
         done = sum(len(window) for window in windows[: progress.windows])

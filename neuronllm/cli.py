@@ -63,19 +63,26 @@ def _attribute(args: argparse.Namespace) -> None:
     import torch
 
     from .attribute import attribute, dry_run
+    from .job import checked
+    from .methods import get_method
     from .ranks import Ranks
     from .runs import check_output
+    from .templates import read_templates
 
     with Ranks.here() as ranks, ranks.together():
         if args.output:
             check_output(args.output, args.resume or args.dry_run)
         elif not args.dry_run:
             raise InputError("--output: name a folder for the scores (only --dry-run does without)")
+        # What can be refused without the model is refused before it is loaded.
+        options, template = _options(args.option), _template(args)
+        asked = {name: getattr(args, name) for name in ("objective", "positions", "items", "keep", "k", "batch_size")}
+        asked["keep_dtype"] = getattr(torch, args.keep_dtype)
+        checked(get_method(args.method, options), **asked)
+        read_templates(template)
         questions = _questions(args, args.questions)
         model, tokenizer = _model(args)
-        names = ("objective", "positions", "orders", "items", "keep", "k", "backend", "batch_size")
-        asked = {name: getattr(args, name) for name in names} | _options(args.option)
-        asked |= {"template": _template(args), "keep_dtype": getattr(torch, args.keep_dtype)}
+        asked |= {"orders": args.orders, "template": template, "backend": args.backend, **options}
         plan = dry_run(model, tokenizer, questions, args.method, **asked) if args.dry_run else None
     if plan is not None:
         if first_process():

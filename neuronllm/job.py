@@ -53,7 +53,8 @@ class Job:
 
     def check(self) -> Job:
         """Refuse what cannot be done, fill in the method's defaults, and render the prompts."""
-        self.objective = _checked(self)
+        asked = (self.objective, self.positions, self.items, self.keep, self.k, self.keep_dtype, self.batch_size)
+        self.objective = checked(self.how, *asked, self.dtype)
         self.orders = self.how.orders if self.orders is None else self.orders
         self.template = self.how.template if self.template is None else self.template
         check_prompts(self.model, self.prompts)
@@ -112,6 +113,7 @@ class Job:
             "keep": self.keep,
             "k": self.k if self.keep == "topk" else None,
             "keep_dtype": type_name(self.keep_dtype) if self.keep == "all" else None,
+            "attention": self.model.config._attn_implementation,
             "judged in": type_name(self.dtype),
             "backend": self.backend,
             "batch_size": self.batch_size,
@@ -154,22 +156,36 @@ def as_prompts(
     return render(tokenizer, asked, orders, list(template) if isinstance(template, tuple) else template)
 
 
-def _checked(job: Job) -> str:
-    """The objective, after refusing what the method cannot do and values that are not known."""
-    how, objective = job.how, job.objective
-    if job.positions not in how.positions:
+def checked(
+    how: Method,
+    objective: str | None = None,
+    positions: str = "answer",
+    items: str = "all",
+    keep: str = "mean",
+    k: int = 100,
+    keep_dtype: torch.dtype = torch.float32,
+    batch_size: int | str = "auto",
+    dtype: torch.dtype | None = None,
+) -> str:
+    """The objective, after refusing what the method cannot do and values that are not known; it takes no model.
+
+    >>> from neuronllm.methods import get_method
+    >>> checked(get_method("gradient"), "margin", positions="all")
+    'margin'
+    """
+    if positions not in how.positions:
         takes = " or ".join(map(repr, how.positions))
-        raise InputError(f"positions={job.positions!r}: method {how.name!r} takes {takes}")
-    for name, value, known in (("items", job.items, ITEMS), ("keep", job.keep, KEEPS)):
+        raise InputError(f"positions={positions!r}: method {how.name!r} takes {takes}")
+    for name, value, known in (("items", items, ITEMS), ("keep", keep, KEEPS)):
         if value not in known:
             raise InputError(f"{name}={value!r}: known values are {', '.join(known)}")
-    if isinstance(job.k, bool) or not isinstance(job.k, int) or job.k < 1:
-        raise InputError(f"k={job.k!r}: give a positive whole number")
-    if job.keep_dtype not in KEEP_TYPES:
-        raise InputError(f"keep_dtype={job.keep_dtype!r}: give torch.float32 or torch.bfloat16")
-    check_batch_size(job.batch_size)
-    if job.dtype is not None and not (isinstance(job.dtype, torch.dtype) and job.dtype.is_floating_point):
-        raise InputError(f"dtype={job.dtype!r}: give a floating type of torch, such as torch.float64")
+    if isinstance(k, bool) or not isinstance(k, int) or k < 1:
+        raise InputError(f"k={k!r}: give a positive whole number")
+    if keep_dtype not in KEEP_TYPES:
+        raise InputError(f"keep_dtype={keep_dtype!r}: give torch.float32 or torch.bfloat16")
+    check_batch_size(batch_size)
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise InputError(f"dtype={dtype!r}: give a floating type of torch, such as torch.float64")
     if how.objective is None:
         if objective is not None:
             raise InputError(f"objective={objective!r}: method {how.name!r} explains no objective, leave it out")

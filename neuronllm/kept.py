@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .errors import InputError
+from .rows import short
 from .select import extremes_rows
 
 PLACES = "prompts"  # the tensor of a part that says which prompts its rows are
@@ -56,7 +57,8 @@ def top_of(scores: Tensor, k: int) -> Top:
 class Parts:
     """Raw scores of every prompt on disk, in the order of the prompts; a row is read when it is asked for.
 
-    Index it like a tensor's first dimension: `parts[3]`, `parts[10:20]`, `parts[[5, 1]]`; `parts[:]` reads all.
+    Index it like a tensor's first dimension: `parts[3]`, `parts[10:20]`, `parts[::-1]`, `parts[[5, 1]]`; `parts[:]`
+    reads all.
 
     >>> scores.per_prompt[:2].shape     # doctest: +SKIP
     torch.Size([2, 11264])
@@ -87,9 +89,7 @@ class Parts:
     def __getitem__(self, rows: Any) -> Tensor:
         from .files import open_tensors
 
-        asked = torch.arange(len(self))[torch.as_tensor(rows) if isinstance(rows, list) else rows]
-        if asked.ndim > 1:
-            raise InputError("per_prompt on disk is indexed by prompts only: per_prompt[rows][:, neurons]")
+        asked = self._asked(rows)
         index = asked.reshape(-1)
         found = torch.empty(len(index), self.shape[1], dtype=self.dtype)
         where = self._part[index]
@@ -100,6 +100,28 @@ class Parts:
             with open_tensors(self.folder / self.names[number], "scores") as part:
                 found[mine] = part.get_slice("scores")[low : int(at.max()) + 1][at - low]
         return found.reshape(*asked.shape, self.shape[1])
+
+    def _asked(self, rows: Any) -> Tensor:
+        """The numbers of the prompts that an index means."""
+        if isinstance(rows, int):
+            return torch.tensor(range(len(self))[rows])  # its IndexError ends a loop over the rows
+        try:
+            if isinstance(rows, slice):
+                return torch.tensor(range(len(self))[rows], dtype=torch.int64)
+            if isinstance(rows, str):
+                raise TypeError("text is no index")
+            if isinstance(rows, list):
+                rows = torch.as_tensor(rows, dtype=None if rows else torch.int64)
+            asked = torch.arange(len(self))[rows]
+        except (IndexError, TypeError, ValueError, RuntimeError) as error:
+            given = " ".join(short(rows).split())
+            raise InputError(
+                f"per_prompt[{given}]: give one of the prompts 0 to {len(self) - 1}, a slice or a list of them, "
+                "or a mask of all; neurons are chosen of what comes back: per_prompt[rows][:, neurons]"
+            ) from error
+        if asked.ndim > 1:
+            raise InputError("per_prompt on disk is indexed by prompts only: per_prompt[rows][:, neurons]")
+        return asked
 
     def copy_to(self, folder: Path) -> None:
         """The same files in another folder, unless they are there already."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from .env import package_version
 from .loading import public_name
@@ -16,7 +19,8 @@ from .questions import Question, fingerprint
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-SAMPLE = 64  # values of each weight in a fingerprint: one look at every tensor, not a walk through gigabytes
+CHUNK = 2**26  # values that are hashed, and brought from their device, at once
+HASHERS = 8  # threads; a tensor's hash is its own, so their number decides nothing
 
 
 def identity(model: PreTrainedModel) -> dict[str, Any]:
@@ -57,19 +61,23 @@ def question_hash(groups: Sequence[Sequence[Prompt]]) -> str:
 
 
 def weights_hash(model: PreTrainedModel) -> str:
-    """SHA-256 of every weight's name, shape, type and a few of its values: other checkpoints differ, and it is cheap.
+    """SHA-256 of the name, shape, type and bytes of every parameter and buffer: an edit of one value shows.
 
     >>> model, _ = nl.load_model("demo")
     >>> weights_hash(model) == weights_hash(model)
     True
     """
-    digest = sha256()
-    for name, weight in model.named_parameters():
-        digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}\n".encode())
-        if weight.numel() and not weight.is_meta:
-            flat = weight.detach().reshape(-1)
-            sample = flat[:: max(1, len(flat) // SAMPLE)][:SAMPLE].cpu().contiguous()
-            digest.update(sample.view(torch.uint8).numpy().tobytes())
+    tensors = dict(model.named_parameters()) | dict(model.named_buffers())
+    with ThreadPoolExecutor(min(HASHERS, os.cpu_count() or 1)) as pool:  # hashing lets other threads run
+        hashes = list(pool.map(_tensor_hash, tensors.values()))
+    return sha256(repr(list(zip(tensors, hashes, strict=True))).encode()).hexdigest()
+
+
+def _tensor_hash(tensor: Tensor) -> str:
+    digest = sha256(f"{tuple(tensor.shape)} {tensor.dtype}\n".encode())
+    if not tensor.is_meta:
+        for part in tensor.detach().reshape(-1).split(CHUNK):
+            digest.update(part.cpu().view(torch.uint8).numpy())
     return digest.hexdigest()
 
 

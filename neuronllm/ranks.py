@@ -113,15 +113,18 @@ class Ranks:
         """The rows of all processes, below each other in the order of the processes."""
         if self.size == 1:
             return mine
-        lengths = self.gather({name: len(tensor) for name, tensor in mine.items()})
+        forms = {name: (str(tensor.dtype).removeprefix("torch."), *tensor.shape) for name, tensor in mine.items()}
+        theirs = self.gather(forms)
         found: dict[str, Tensor] = {}
-        for name, tensor in mine.items():
+        # A process without a question has no rows; what rows look like is known from one that has.
+        for name, (kind, _, *width) in next((form for form in theirs if form), {}).items():
             parts = []
-            for source in range(self.size):
-                shape = (lengths[source][name], *tensor.shape[1:])
-                part = tensor.contiguous() if source == self.rank else tensor.new_empty(shape)
-                self.send(part, source)
-                parts.append(part)
+            for source, form in enumerate(theirs):
+                if name in form:
+                    empty = torch.empty(form[name][1], *width, dtype=getattr(torch, kind))
+                    part = mine[name].contiguous() if source == self.rank else empty
+                    self.send(part, source)
+                    parts.append(part)
             found[name] = torch.cat(parts)
         return found
 

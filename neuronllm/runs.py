@@ -18,6 +18,7 @@ import os
 import shutil
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,6 +37,7 @@ from .scores import CONFIG, MANIFEST, PARTIAL, TENSORS, Scores
 C = TypeVar("C", bound=Streaming)
 EVERY = 64  # prompts between two flushes, unless their rows are large
 PART_BYTES = 2**28
+SAVE_SECONDS = 60.0  # of work that a kill may cost, when prompts are dear
 
 
 class Interrupted(KeyboardInterrupt):
@@ -69,7 +71,10 @@ class Run:
             )
 
     def freeze(self, plan: dict[str, Any], **facts: Any) -> None:
-        """Write down before the start how the work is cut into batches; of a run under way, check it."""
+        """Write down before the start how the work is cut into batches; of a run under way, check it.
+
+        For all processes together: none may write before the first one is through.
+        """
         if self.manifest is not None:
             check_same(self.manifest, facts, f"output {self.folder}: the run was begun with")
         elif self._ranks.first:
@@ -81,7 +86,6 @@ class Run:
             write_json(self.folder / MANIFEST, self.manifest)
         if self._ranks.first:
             self._sweep(".*")
-        self._ranks.wait()
 
     def discard(self, work: bool = False) -> None:
         """Take the folder away again, unless it holds work that was done; with `work`, then too."""
@@ -136,6 +140,7 @@ class Progress(Generic[C]):
         self.windows = self.parts = self.waiting = 0
         self._rows: list[dict[str, Tensor]] = []
         self._name = f"{rank}"
+        self._saved = time.monotonic()
 
     @property
     def _state(self) -> str:
@@ -162,6 +167,8 @@ class Progress(Generic[C]):
         self.waiting += prompts
         if self.waiting >= self.every:
             self.flush(plan)
+        elif time.monotonic() - self._saved > SAVE_SECONDS:
+            self.save(plan)
 
     def flush(self, plan: dict[str, Any]) -> None:
         """Write the rows that wait as a part, then the state that counts it."""
@@ -184,6 +191,7 @@ class Progress(Generic[C]):
         state["done"] = torch.tensor([self.windows, self.parts, self.waiting])
         state["plan"] = torch.frombuffer(bytearray(json.dumps(plan).encode()), dtype=torch.uint8)
         self._write(self._state, state)
+        self._saved = time.monotonic()
 
     def _write(self, name: str, tensors: dict[str, Tensor]) -> None:
         assert self.run is not None
@@ -206,6 +214,10 @@ def partial_folder(output: str | os.PathLike[str]) -> Path:
 def check_output(output: str | os.PathLike[str], resume: bool) -> None:
     """Refuse a place for a run that holds something else, before any work is done."""
     check_new_folder(output, CONFIG)
+    for above in Path(output).absolute().parents:
+        finished = (above / CONFIG).is_file() and (above / TENSORS).is_file()
+        if finished or (above.name.endswith(PARTIAL) and (above / MANIFEST).is_file()):
+            raise InputError(f"output {output}: {above} holds the scores of another run; name a folder outside it")
     folder = partial_folder(output)
     if not os.path.lexists(folder):
         return

@@ -168,6 +168,25 @@ def test_a_bad_flag_is_one_line_and_writes_nothing(flags, named, model_folder, q
     assert sorted(path.name for path in tmp_path.iterdir()) == ["questions.jsonl"]
 
 
+@pytest.mark.parametrize(
+    "flags, named",
+    [
+        (["--method", "nope"], "known methods"),
+        (["-o", "steps=zz"], "steps='zz'"),
+        (["-o", "keep=all"], "has no option 'keep'"),
+        (["--k", 0, "--keep", "topk"], "k=0"),
+        (["--objective", "loss"], "logp_options"),
+        (["--positions", "all"], "'answer'"),
+        (["--template", "fancy"], "fancy"),
+    ],
+)
+def test_what_needs_no_model_is_refused_before_it_is_loaded(flags, named, questions, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("neuronllm.loading.load_model", lambda *_, **__: pytest.fail("the model was loaded"))
+    good = ["attribute", "--model", "absent", "--questions", questions, "--output", tmp_path / "out"]
+    assert named in refused(capsys, *good, *flags)
+    assert named in refused(capsys, *good, *flags, "--dry-run")
+
+
 def test_a_letter_that_is_no_single_token_is_named(tmp_path, capsys):
     tokenizer = split_letter("F")
     tiny("llama", torch.float32, vocab_size=len(tokenizer), max_position_embeddings=256).save_pretrained(tmp_path / "m")

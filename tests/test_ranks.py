@@ -27,6 +27,7 @@ from tests.tiny import tiny
 from tests.tiny_tokenizers import byte_level
 
 ROOT = Path(__file__).resolve().parents[1]
+KEEPS = ("mean", "topk", "all")
 SHORT = {"ace": {"steps": 2}, "qrnca": {"steps": 2}, "knowledge": {"steps": 2}}
 
 
@@ -149,16 +150,20 @@ def test_two_processes_give_the_scores_of_one(tmp_path):
         for keep in ("topk", "all"):
             attribute(model, prompts, "gradient", keep=keep, k=5).save(tmp_path / f"{keep}-{rank}")
         attribute(model, prompts, "gradient", items="wrong").save(tmp_path / f"wrong-{rank}")
-        attribute(model, prompts[:1], "gradient").save(tmp_path / f"one-{rank}")  # nothing for the second process
+        for keep in KEEPS:  # nothing for the second process
+            attribute(model, prompts[:1], "gradient", keep=keep, k=5).save(tmp_path / f"one-{keep}-{rank}")
+            wrong = attribute(model, with_every_letter(model)[:2], "gradient", items="wrong", keep=keep, k=5)
+            assert wrong.provenance["questions"] == 1
         for keep in ("topk", "all"):
-            scores = attribute(model, prompts, "gradient", keep=keep, k=5, output=tmp_path / f"{keep}-disk")
-            assert scores.values.isfinite().all()
+            for name, some in (("disk", prompts), ("one-disk", prompts[:1])):
+                scores = attribute(model, some, "gradient", keep=keep, k=5, output=tmp_path / f"{keep}-{name}")
+                assert scores.values.isfinite().all()
 
     assert processes(tmp_path / "group", work) == [0, 0]
     expected = {method: attribute(model, prompts, method) for method in METHODS}
     expected |= {keep: attribute(model, prompts, "gradient", keep=keep, k=5) for keep in ("topk", "all")}
     expected["wrong"] = attribute(model, prompts, "gradient", items="wrong")
-    expected["one"] = attribute(model, prompts[:1], "gradient")
+    expected |= {f"one-{keep}": attribute(model, prompts[:1], "gradient", keep=keep, k=5) for keep in KEEPS}
     for name, alone in expected.items():
         first, second = Scores.load(tmp_path / f"{name}-0"), Scores.load(tmp_path / f"{name}-1")
         for part in ("values", "stderr", "sign_consistency"):
@@ -166,6 +171,11 @@ def test_two_processes_give_the_scores_of_one(tmp_path):
             assert torch.equal(mine.nan_to_num(-7), theirs.nan_to_num(-7)), (name, part)
             assert close(mine, getattr(alone, part)), (name, part)
         assert first.provenance == second.provenance == json.loads(json.dumps(alone.provenance))
+    for rank in (0, 1):
+        assert close(Scores.load(tmp_path / f"one-all-{rank}").per_prompt[:], expected["one-all"].per_prompt)
+        top = Scores.load(tmp_path / f"one-topk-{rank}").top
+        assert torch.equal(top.smallest.ids, expected["one-topk"].top.smallest.ids)
+    assert close(Scores.load(tmp_path / "all-one-disk").per_prompt[:], expected["one-all"].per_prompt)
     for folder in ("all-0", "all-disk"):
         assert close(Scores.load(tmp_path / folder).per_prompt[:], expected["all"].per_prompt)
     for folder in ("topk-0", "topk-disk"):
@@ -188,6 +198,13 @@ def test_a_process_that_dies_leaves_a_run_that_goes_on(tmp_path, dead, step):
     codes = processes(tmp_path / "group", lambda rank: dying_at(step if rank == dead else 10**6, lambda: work(rank))())
     assert codes[dead] == -signal.SIGKILL and codes[1 - dead] == 4  # the other one hears of it
     assert (tmp_path / "out" / "scores.partial" / "run.json").is_file()
+    manifest = tmp_path / "out" / "scores.partial" / "run.json"
+    ours = manifest.read_text()
+    manifest.write_text(ours.replace('"engine": "fast"', '"engine": "slow"'))
+    assert processes(tmp_path / "group", lambda rank: work(rank, resume=True)) == [3, 3]
+    said = [(tmp_path / "group" / f"said-{rank}").read_text() for rank in (0, 1)]
+    assert said[0] == said[1] and said[0].startswith("SharedError: ") and "engine 'slow', not 'fast'" in said[0]
+    manifest.write_text(ours)
     alone = refused("processes 2, not 1")
     with alone:
         work(0, resume=True)

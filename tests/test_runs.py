@@ -89,7 +89,10 @@ def test_parts_are_indexed_like_a_tensor(model, whole):
         -1,
         slice(3, 9),
         slice(None, None, 3),
+        slice(3, 3),
         [5, 1, 5],
+        [],
+        ...,
         torch.tensor([], dtype=torch.int64),
     ):
         assert torch.equal(parts[index], every[index])
@@ -97,8 +100,13 @@ def test_parts_are_indexed_like_a_tensor(model, whole):
     assert "5 files" in repr(parts)
     with pytest.raises(IndexError):
         parts[len(parts)]
+    assert torch.equal(parts[::-1], every.flip(0)) and torch.equal(parts[7:2:-2], every[[7, 5, 3]])
+    assert len(list(parts)) == len(parts)  # a loop ends
     with refused("indexed by prompts only"):
         parts[[[0, 1]]]
+    for index in ((3, 5), "a", ["a"], [0.5], [len(parts)], slice("a", None), torch.zeros(3, 3), [[1], [2, 3]]):
+        with refused("per_prompt[", f"prompts 0 to {len(parts) - 1}", "per_prompt[rows][:, neurons]"):
+            parts[index]
 
 
 def test_top_is_each_prompts_own(model):
@@ -236,6 +244,28 @@ def fail() -> None:
 
 
 @pytest.mark.parametrize("keep", KEEPS)
+def test_states_between_the_parts_save_work_and_leave_no_trace(model, whole, keep, tmp_path, monkeypatch):
+    """What takes long is written down after every window, so that a kill costs little; the bytes stay the same."""
+    monkeypatch.setattr(runs, "SAVE_SECONDS", -1.0)
+    run(model, tmp_path / "often" / "scores", keep)
+    assert content(tmp_path / "often") == content(whole / keep)
+    output = tmp_path / "killed" / "scores"
+    dies = in_window(2, lambda: os.kill(os.getpid(), signal.SIGKILL))
+
+    def killed() -> None:
+        with dies:
+            run(model, output, keep, every=64)
+
+    assert forked(killed) == -signal.SIGKILL
+    with in_window(5, ctrl_c), pytest.raises(KeyboardInterrupt, match="7 of 8"):  # two were done before
+        run(model, output, keep, every=64, resume=True)
+    run(model, output, keep, every=64, resume=True)
+    monkeypatch.undo()
+    run(model, tmp_path / "straight" / "scores", keep, every=64)
+    assert content(output.parent) == content(tmp_path / "straight")
+
+
+@pytest.mark.parametrize("keep", KEEPS)
 @pytest.mark.parametrize("window", [1, 5])
 def test_ctrl_c_keeps_what_is_done(model, keep, window, tmp_path):
     output = tmp_path / "scores"
@@ -252,7 +282,7 @@ def test_ctrl_c_keeps_what_is_done(model, keep, window, tmp_path):
 
 
 def test_ctrl_c_before_anything_is_done_leaves_nothing(model, tmp_path):
-    with in_window(0, ctrl_c), pytest.raises(KeyboardInterrupt):
+    with in_window(0, ctrl_c), pytest.raises(KeyboardInterrupt, match="nothing is kept, start again"):
         run(model, tmp_path / "scores")
     assert names(tmp_path) == []
     interrupted = tiny("llama")
@@ -311,7 +341,7 @@ OTHERS = [
 ]
 
 
-def test_a_run_goes_on_with_the_same_settings_only(model, tmp_path):
+def test_a_run_goes_on_with_the_same_settings_only(model, whole, tmp_path):
     output = tmp_path / "scores"
     stopped(model, output)
     before = content(tmp_path)
@@ -323,6 +353,14 @@ def test_a_run_goes_on_with_the_same_settings_only(model, tmp_path):
         other.model.layers[1].mlp.up_proj.weight[0, 0] += 1
     with refused("begun with weights"):
         attribute(other, output, resume=True)
+    baked = copy.deepcopy(model)
+    nl.bake(baked, nl.Scores.load(whole / "mean" / "scores").find(2, 2), good=-1.0, bad=0.0)
+    with refused("begun with weights"):
+        attribute(baked, output, resume=True)
+    eager = copy.deepcopy(model)
+    eager.set_attn_implementation("eager")
+    with refused("begun with attention 'sdpa', not 'eager'"):
+        attribute(eager, output, resume=True)
     assert content(tmp_path) == before
 
 
@@ -343,6 +381,18 @@ def test_a_run_under_way_is_not_trodden_on(model, tmp_path):
             with refused(f"{name}.partial stands there", "not ours"):
                 attribute(model, tmp_path / name, resume=resume)
     assert {name: data for name, data in content(tmp_path).items() if name.startswith("scores")} == before
+
+
+def test_no_run_goes_inside_another(model, whole, tmp_path):
+    finished = tmp_path / "every"
+    nl.Scores.load(whole / "mean" / "scores").save(finished)
+    stopped(model, tmp_path / "scores")
+    before = content(tmp_path)
+    for folder in (finished, tmp_path / "scores.partial"):
+        for output in (folder / "x", folder / "a" / "b"):
+            with refused(f"output {output}", f"{folder} holds the scores of another run", "outside it"):
+                attribute(model, output)
+    assert content(tmp_path) == before
 
 
 def test_resuming_where_there_is_nothing_starts_and_what_is_finished_is_read(model, whole, tmp_path):

@@ -1,0 +1,63 @@
+"""The fingerprint of weights: any change of any value shows, and nothing else does."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+import neuronllm as nl
+from neuronllm import provenance
+from neuronllm.provenance import weights_hash
+from tests.checks import quiz
+from tests.tiny import tiny
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_any_change_of_a_weight_or_buffer_shows(dtype, monkeypatch):
+    model = tiny("llama", dtype)
+    model.register_buffer("counts", torch.arange(5))
+    model.register_buffer("scalar", torch.tensor(2.0))
+    before = weights_hash(model)
+    assert weights_hash(copy.deepcopy(model)) == before
+    for tensor in (*model.parameters(), *model.buffers()):
+        flat, number = tensor.detach().view(-1), tensor.numel() * 2 // 3
+        kept = flat[number].clone()
+        flat[number] = kept + 1
+        assert weights_hash(model) != before
+        flat[number] = kept
+    weight = model.model.layers[0].mlp.down_proj.weight.detach()
+    for change in (lambda w: w[:, [0, 2]].neg(), lambda w: w[:, [2, 0]], lambda w: w[:, [0, 2]] * 0):
+        kept = weight[:, [0, 2]].clone()
+        weight[:, [0, 2]] = change(weight)
+        assert weights_hash(model) != before
+        weight[:, [0, 2]] = kept
+    assert weights_hash(model) == before
+    monkeypatch.setattr(provenance, "CHUNK", 7)
+    monkeypatch.setattr(provenance, "HASHERS", 1)
+    assert weights_hash(model) == before
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().T.contiguous().T)
+    assert weights_hash(model) == before  # how it lies in memory is no difference
+    model.lm_head.weight = torch.nn.Parameter(torch.empty_like(model.lm_head.weight, device="meta"))
+    assert weights_hash(model) != before
+
+
+def test_scores_say_which_engine_did_the_work(monkeypatch):
+    model = tiny("llama")
+
+    def engine(backend: str) -> dict[str, object]:
+        scores = nl.attribute(model, None, quiz(2), "gradient", backend=backend, progress=False)
+        return {name: value for name, value in scores.provenance.items() if name.startswith("engine")}
+
+    assert engine("fast") == {"engine": "fast"} and engine("reference") == {"engine": "reference"}
+    monkeypatch.setattr("neuronllm.engine.reference.ReferenceEngine.reason", "a layer of its own", raising=False)
+    assert engine("reference") == {"engine": "reference", "engine_reason": "a layer of its own"}
+
+
+def test_dry_run_takes_the_arguments_of_attribute(tmp_path):
+    model = tiny("llama")
+    more = {"output": tmp_path / "scores", "progress": False, "resume": True}
+    plan = nl.dry_run(model, None, quiz(2), "ace", steps=2, keep="all", **more)
+    assert "method ace" in plan and plan == nl.dry_run(model, None, quiz(2), "ace", steps=2, keep="all")
+    assert not list(tmp_path.iterdir())
