@@ -215,7 +215,7 @@ def _scored(
 
 def _described(engine: ReferenceEngine) -> dict[str, str]:
     """Which engine does the work, and why where it is not the one that was asked for."""
-    reason = getattr(engine, "reason", None)
+    reason = engine.reason
     return {"engine": engine.name} | ({"engine_reason": reason} if reason else {})
 
 
