@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger("neuronllm")
 # Answer tokens, and tokens of prompts, of one pass: enough to keep the hardware busy, and memory small.
 ROWS, CUDA_ROWS, LEAST_ROWS = 2048, 8192, 64
-TOKENS, CUDA_TOKENS = 768, 16384
+TOKENS, CUDA_TOKENS = 4096, 16384
 WINDOW = 32
 ENOUGH = 4  # prompts of a batch, below which blocks had better run again on the way back
 
