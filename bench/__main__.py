@@ -11,8 +11,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-# Before torch is loaded. Threads that spin while they wait make a busy machine many times slower; nothing downloads.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+from neuronllm.cli import set_waiting
+
+set_waiting()  # before torch is loaded
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 PEAK = "peak"  # the command by which a run measures a side's memory in a process of its own

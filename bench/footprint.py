@@ -57,7 +57,7 @@ def memory(setup: Setup) -> Case:
     bench.case.views = [
         cost("grad x act", "inference", "inference", "gradient", bar=Bar("<=", 1.15)),
         cost("grad x act", "inference without cache", "inference without cache", "gradient"),
-        cost("IG, 16 steps", "inference", "inference", "IG"),
+        cost("IG, 16 steps", "inference", "inference", "IG", bar=Bar("<=", 1.15)),
         cost("grad x act, all positions", "plain", "plain, all positions", "all positions"),
     ]
     bench.case.settings = bench.settings(batch=count)

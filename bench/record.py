@@ -28,6 +28,8 @@ def machine(device: str) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "ram_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30),
         "system": f"{platform.system()} {platform.machine()}",
+        # sleeping threads wake late
+        "waiting": {name: os.environ.get(name) for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")},
         "gpu": None,
     }
     if device.startswith("cuda"):

@@ -255,7 +255,9 @@ def _controls(ask: Asker, change: Edit, edited: Answers, count: int, seed: int, 
     generator = torch.Generator().manual_seed(seed)
     values: dict[str, list[float]] = {"accuracy": [], "balanced_accuracy": [], "p_right": []}
     for _ in tqdm(range(count), desc="random sets", disable=not progress, unit="set", leave=False):
-        answers = ask(change._replace(ids=random_like(change.ids, ask.anatomy, generator)))
+        # No neurons: every random set is the same edit, none.
+        other = change._replace(ids=random_like(change.ids, ask.anatomy, generator))
+        answers = ask(other) if len(change.ids) else edited
         for name, value in (("accuracy", answers.accuracy), ("p_right", answers.mean_p_right)):
             values[name].append(value)
         values["balanced_accuracy"].append(answers.balanced_accuracy)

@@ -121,7 +121,7 @@ def test_a_batch_without_room_is_cut_and_nothing_is_done_twice():
     plan = Plan(prompts=8, rows=64, window=32)
     scores = run_batches(prompts, scarce(2, calls), plan)
     assert scores[:, 0].tolist() == [len(p.input_ids) for p in prompts]
-    assert calls == [8, 4, 2, 2, 2, 2, 2, 1]
+    assert calls == [6, 3, 2, 2, 2, 2, 2, 1]  # an even cut is 6 and 5
     assert plan.prompts == 2 and len(plan.backoffs) == 2
     assert Plan.from_dict(plan.to_dict()) == plan
 
@@ -205,7 +205,8 @@ def test_a_plan_is_kept_as_it_was_given():
         assert engine.unusable(prompts) is None
         engine.integrate(prompts, "logp_options", *quadrature("midpoint", 2))
     assert engine.plan == Plan(prompts=2, rows=50, window=4, root=3)
-    assert batching.batch_size(plan, 25) == 2 and batching.batch_size(plan, 30) == 1
+    assert batching.batch_size(plan, 25, 4) == 2 and batching.batch_size(plan, 30, 4) == 1
+    assert batching.batch_size(Plan(prompts=5, rows=50, window=8), 1, 16) == 4  # rather than 5, 5, 5 and 1
 
 
 # ---- models that answer otherwise beside a longer prompt ----

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -134,27 +135,33 @@ def in_batches(prompts: Sequence[Prompt], plan: Plan, rows: int = 1) -> list[lis
     groups = siblings(prompts, plan.root)
     groups.sort(key=lambda group: max(len(prompts[n].input_ids) for n in group))
     batches: list[list[int]] = [[]]
+    size = batch_size(plan, rows, len(prompts))
     for group in groups:
-        if len(batches[-1]) + len(group) > batch_size(plan, rows):
+        if len(batches[-1]) + len(group) > size:
             batches.append([])
         batches[-1] += group
     return [part for batch in batches for part in cut(batch, plan, rows)]
 
 
-def batch_size(plan: Plan, rows: int) -> int:
-    """Prompts of a batch whose passes have so many answer tokens a prompt."""
-    return max(1, min(plan.prompts, plan.rows // max(1, rows)))
+def batch_size(plan: Plan, rows: int, prompts: int) -> int:
+    """Prompts of a batch, of so many in all, whose passes have so many answer tokens a prompt.
+
+    Batches are about even: a small one at the end would be slow, and the others need more memory for it.
+    """
+    most = max(1, min(plan.prompts, plan.rows // max(1, rows)))
+    batches = math.ceil(max(1, prompts) / most)
+    return max(1, math.ceil(prompts / batches))
 
 
 def cut(places: list[int], plan: Plan, rows: int) -> list[list[int]]:
-    size = batch_size(plan, rows)
+    size = batch_size(plan, rows, len(places))
     return [places[start : start + size] for start in range(0, len(places), size)]
 
 
 def smaller(plan: Plan, prompts: int) -> None:
     """Halve what ran out of memory, and say so."""
     if prompts > 1:
-        plan.prompts = prompts // 2
+        plan.prompts = (prompts + 1) // 2
         said = f"out of memory with {prompts} prompts: now {plan.prompts} at a time"
     elif plan.rows > 1:
         plan.rows //= 2

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from ..prompts import Prompt
 
 Score = Callable[[Sequence["Prompt"]], Tensor]
+GRAPH = 3  # answer tokens without a graph that weigh as much as one whose graph is kept for the way back
 
 
 class FastEngine(ReferenceEngine):
@@ -144,7 +145,7 @@ class FastEngine(ReferenceEngine):
         finally:
             self._trial, self.plan = False, plan
         first, further = fitted.estimate.values()
-        fitted.batch = min(batch_size(fitted, self._rows_a_prompt), len(prompts))
+        fitted.batch = batch_size(fitted, self._rows_a_prompt, len(prompts))
         weights = sum(p.numel() * p.element_size() for p in self.model.parameters())
         peak, prefixes = first + (fitted.batch - 1) * further, fitted.batch * self._prefix_bytes
         fitted.estimate = {
@@ -206,7 +207,7 @@ class FastEngine(ReferenceEngine):
                 return integral(self._batch(batch, lambda logits: choices.value(objective, logits)), alphas, weights)
 
         blocks = {site.block for site in self.anatomy.sites}
-        return self._batched(prompts, score, 1 + len(alphas) * len(blocks))
+        return self._batched(prompts, score, GRAPH * (1 + len(alphas) * len(blocks)))
 
     @torch.no_grad()
     def effects(

@@ -75,13 +75,11 @@ class Choices:
         """The options of prompts; the bare letter's objective knows an option's first form only."""
         forms = 1 if objective == BARE_LETTER else None
         options = [[list(ids[:forms]) for ids in p.option_ids] for p in prompts]
-        shape = (len(options), max(len(o) for o in options), max(len(ids) for o in options for ids in o))
-        ids, real = torch.zeros(shape, dtype=torch.int64), torch.zeros(shape, dtype=torch.bool)
-        for n, option in enumerate(options):
-            for k, forms_of in enumerate(option):
-                ids[n, k, : len(forms_of)] = torch.tensor(forms_of)
-                real[n, k, : len(forms_of)] = True
-        return cls(ids, real, torch.tensor([[p.answer] for p in prompts]))
+        most, longest = max(len(o) for o in options), max(len(ids) for o in options for ids in o)
+        none = [-1] * longest
+        rows = [[ids + none[len(ids) :] for ids in o] + [none] * (most - len(o)) for o in options]
+        padded = torch.tensor(rows)
+        return cls(padded.clamp(min=0), padded >= 0, torch.tensor([[p.answer] for p in prompts]))
 
     def columns(self) -> tuple[Tensor, Choices]:
         """The token ids that occur, and the same choices numbered by their places among those."""
