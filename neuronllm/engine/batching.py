@@ -64,9 +64,7 @@ class Plan:
         return f"batches of {self.batch or self.prompts} prompts, passes of {self.rows} answer tokens"
 
 
-def make_plan(
-    model: PreTrainedModel, anatomy: Anatomy, prompts: Sequence[Prompt], *, batch_size: int | str = "auto"
-) -> Plan:
+def make_plan(model: PreTrainedModel, prompts: Sequence[Prompt], *, batch_size: int | str = "auto") -> Plan:
     """The plan for these prompts on this model, as long as memory does not ask for less (see `fit`)."""
     root = root_length(prompts)
     longest = max(len(p.input_ids) for p in prompts) - root

@@ -325,7 +325,7 @@ class FastEngine(ReferenceEngine):
 
     def _make_plan(self, prompts: Sequence[Prompt]) -> None:
         if not self._planned:
-            self.plan = make_plan(self.model, self.anatomy, prompts, batch_size=self.batch_size)
+            self.plan = make_plan(self.model, prompts, batch_size=self.batch_size)
             self._planned = True
 
     def _batch(self, prompts: Sequence[Prompt], value: Callable[[Tensor], Tensor]) -> Batch:
