@@ -1,4 +1,4 @@
-"""python -m bench list | run NAME... | report"""
+"""python -m bench list | run NAME... | report, also as neuronllm bench ..."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ import logging
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from neuronllm.cli import set_waiting
+from neuronllm.errors import InputError
 
 set_waiting()  # before torch is loaded
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -19,14 +21,21 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 PEAK = "peak"  # the command by which a run measures a side's memory in a process of its own
 
 
-def main() -> int:
-    args = _parser().parse_args()
+def main(argv: Sequence[str] | None = None, prog: str = "python -m bench") -> int:
+    args = _parser(prog).parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s", stream=sys.stderr)
-    return {"list": _list, "run": _run, "report": _report, PEAK: _peak}[args.command](args)
+    try:
+        return {"list": _list, "run": _run, "report": _report, PEAK: _peak}[args.command](args)
+    except InputError as error:
+        print(f"{prog} {args.command}: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"{prog}: interrupted", file=sys.stderr)
+        return 130
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m bench", description="Benchmarks: checked first, then timed.")
+def _parser(prog: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=prog, description="Benchmarks: checked first, then timed.")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("list", help="the benchmarks, by suite")
     run = commands.add_parser("run", help="run benchmarks, suites, quick or all")
@@ -63,8 +72,9 @@ def _run(args: argparse.Namespace) -> int:
     from .harness import Setup, WrongResult
     from .record import file_name, write
     from .report import as_text
-    from .suites import chosen
+    from .suites import check_shapes, chosen
 
+    check_shapes(args.shape or ())
     failed = 0
     for bench in chosen(args.names):
         for shape in args.shape or bench.shapes.get(args.device.split(":")[0], ()):
@@ -85,7 +95,7 @@ def _measured(bench: Any, setup: Any, peaks: bool = True) -> dict[str, Any]:
     import torch
 
     from .harness import run_case
-    from .record import stamp
+    from .record import ROOT, stamp
 
     torch.set_num_threads(setup.threads)
     load = os.getloadavg()[0]
@@ -96,7 +106,7 @@ def _measured(bench: Any, setup: Any, peaks: bool = True) -> dict[str, Any]:
     def peak_of(side: str) -> dict[str, int]:
         options = [f"--{name}={getattr(setup, name)}" for name in ("threads", "shape", "device", "seed")]
         command = [sys.executable, "-m", "bench", PEAK, bench.name, side, *options]
-        done = subprocess.run(command, capture_output=True, text=True)
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
         if done.returncode:
             raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr}")
         return dict(json.loads(done.stdout.splitlines()[-1]))
