@@ -44,8 +44,8 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     run.add_argument("--shape", nargs="+", help="models by name, see bench/shapes.py (default: the benchmark's own)")
     run.add_argument("--rounds", type=int, help="rounds of timing (default: the benchmark's own)")
     run.add_argument("--no-peaks", action="store_true", help="leave peak memory out")
-    report = commands.add_parser("report", help="write docs/performance.md from the JSON files")
-    report.add_argument("--check", action="store_true", help="only say whether it is up to date")
+    report = commands.add_parser("report", help="write docs/performance.md and its pictures from the JSON files")
+    report.add_argument("--check", action="store_true", help="only say whether they are up to date")
     peak = commands.add_parser(PEAK)
     peak.add_argument("name")
     peak.add_argument("side")
@@ -138,16 +138,20 @@ def _peak(args: argparse.Namespace) -> int:
 
 
 def _report(args: argparse.Namespace) -> int:
+    from . import plots
     from .record import RESULTS, ROOT, read
     from .report import page
 
-    path, text = ROOT / "docs" / "performance.md", page(read(RESULTS))
+    results = read(RESULTS)
+    path, text, images = ROOT / "docs" / "performance.md", page(results), ROOT / "docs" / plots.FOLDER
+    fresh = path.exists() and path.read_text(encoding="utf-8") == text
     if args.check:
-        fresh = path.exists() and path.read_text(encoding="utf-8") == text
-        print(f"{path.relative_to(ROOT)} is {'up to date' if fresh else 'NOT what the JSON files say'}")
-        return 0 if fresh else 1
+        old = [*plots.stale(results, images), *([] if fresh else [path.name])]
+        print(f"NOT what the JSON files say: {', '.join(old)}" if old else "the page and its pictures are up to date")
+        return 1 if old else 0
+    changed = plots.write(results, images)
     path.write_text(text, encoding="utf-8")
-    print(f"wrote {path.relative_to(ROOT)}")
+    print(f"wrote {path.relative_to(ROOT)}, {len(changed)} pictures in {images.relative_to(ROOT)} changed")
     return 0
 
 
