@@ -24,6 +24,7 @@ FOLDER = "images"  # beside the page
 GREY, BLUE = "#9a9a9a", "#1f6fb4"
 SETTINGS = {"svg.hashsalt": "neuronllm", "svg.fonttype": "none", "font.size": 9, "axes.axisbelow": True}
 DIGEST = "sha256 of the figures: "
+BENT = 0.25  # points further from the fitted line than this lie on no line
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ def _curves(result: dict[str, Any]) -> list[Picture]:
         place = f"{result['benchmark']}-{result['shape']}-{result['device']}-{result['threads']}".replace(".", "-")
         gpu = result["machine"]["gpu"]
         where = gpu or f"{result['threads']} thread{'s' if result['threads'] > 1 else ''}"
-        keep = ("what", "points", "start", "slope", "x", "flat")
+        keep = ("what", "points", "start", "slope", "power", "off", "x", "flat")
         curves = tuple({key: view[key] for key in keep} | {"unit": result["unit"]} for view in views)
         title = f"{result['title']}: {result['shape']}, {where}"
         found.append(Picture(place + (f"-{number + 1}" if number else ""), title, curves=curves))
@@ -143,10 +144,10 @@ def _draw_curves(figure: Any, axes: Any, picture: Picture) -> None:
     figure.set_size_inches(7, 3.6 + 0.2 * len(picture.curves))
     for curve in picture.curves:
         xs, ys = zip(*curve["points"], strict=True)
-        label = f"{curve['what']}: {seconds(curve['slope'])} more for 1 more" if curve["slope"] > 0 else curve["what"]
-        (line,) = axes.plot(xs, ys, "o", ms=4, label=label)
+        (line,) = axes.plot(xs, ys, "o", ms=4, label=f"{curve['what']}: {_growth(curve)}")
         fitted = [(curve["start"] + curve["slope"] * x) / (x if curve["flat"] else 1) for x in xs]
-        axes.plot(xs, [y if y > 0 else float("nan") for y in fitted], "-", lw=1, color=line.get_color())
+        if curve["off"] <= BENT:
+            axes.plot(xs, fitted, "-", lw=1, color=line.get_color())
     first = picture.curves[0]
     sizes = sorted({x for curve in picture.curves for x, _ in curve["points"]})
     axes.set_xscale("log", base=2)
@@ -159,6 +160,13 @@ def _draw_curves(figure: Any, axes: Any, picture: Picture) -> None:
     axes.set(xlabel=first["x"], ylabel=f"time a {first['unit']}" if first["flat"] else "time")
     axes.grid(lw=0.4)
     figure.legend(loc="outside lower center", frameon=False, title="points: measured; lines: start + slope x size")
+
+
+def _growth(curve: dict[str, Any]) -> str:
+    if curve["off"] > BENT:
+        return f"like {curve['x']} to the power of {curve['power']:.2f}"
+    more = "less" if curve["slope"] < 0 else "more"
+    return f"{seconds(abs(curve['slope']))} {more} for 1 more"
 
 
 # ---- files ----

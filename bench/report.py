@@ -94,7 +94,8 @@ def series_summary(view: dict[str, Any]) -> str:
     """The fitted line, how far from it the points are, and how level times per unit are."""
     start, slope = (("-" if view[name] < 0 else "") + seconds(abs(view[name])) for name in ("start", "slope"))
     level = f"; the largest time a piece is {view['spread']:.2f}x the smallest" if view["flat"] else ""
-    return f"about {start} + {slope} x {view['x']}, off by {view['off']:.1%} at most{level}"
+    bent = f"; no line, rather like {view['x']} to the power of {view['power']:.2f}" if view["off"] > plots.BENT else ""
+    return f"about {start} + {slope} x {view['x']}, off by {view['off']:.1%} at most{bent}{level}"
 
 
 def page(results: Sequence[dict[str, Any]]) -> str:

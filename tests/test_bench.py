@@ -297,6 +297,8 @@ def test_pictures_are_drawn_anew_where_figures_have_changed(bench: Any, tmp_path
     assert {path.name for path in tmp_path.iterdir()} == {bars.file, curves.file, "other.svg"}
     assert (tmp_path / bars.file).read_text() == plots.drawn(bars)  # the same figures, the same bytes
     assert "4.00x faster" in plots.drawn(bars) and "500 ms more for 1 more" in plots.drawn(curves)
+    bent = dataclasses.replace(curves, curves=({**curves.curves[0], "off": 0.5, "power": 2.0},))
+    assert "like steps to the power of 2.00" in plots.drawn(bent)
     page = bench.report.page([result])
     assert all(f"](images/{picture.file})" in page for picture in (bars, curves))
     slower = json.loads(json.dumps(result).replace('"median": 0.5', '"median": 0.6'))
