@@ -141,6 +141,8 @@ def _draw_bars(figure: Any, axes: Any, picture: Picture) -> None:
 
 
 def _draw_curves(figure: Any, axes: Any, picture: Picture) -> None:
+    from matplotlib.ticker import LogLocator
+
     figure.set_size_inches(7, 3.6 + 0.2 * len(picture.curves))
     for curve in picture.curves:
         xs, ys = zip(*curve["points"], strict=True)
@@ -154,8 +156,8 @@ def _draw_curves(figure: Any, axes: Any, picture: Picture) -> None:
     axes.set_xticks(sizes, [f"{x:,g}" for x in sizes])
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter(lambda value, _: seconds(value))
-    axes.yaxis.set_minor_formatter(lambda value, _: seconds(value))
-    axes.tick_params("y", which="minor", labelsize=7)
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_minor_formatter(lambda value, _: "")
     axes.tick_params("x", which="minor", bottom=False)
     axes.set(xlabel=first["x"], ylabel=f"time a {first['unit']}" if first["flat"] else "time")
     axes.grid(lw=0.4)
