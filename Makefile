@@ -67,15 +67,21 @@ test-gpu: $(VENV)/.dev-stamp
 	$(NINJA_BUILD)
 	$(BIN)/python -m pytest -m gpu
 
-# A quick look, a few rounds only: its JSON stays out of the tree.
+# A quick look: two rounds, no peak memory, JSON under .benchmarks/ and so out of the tree; then single steps, which
+# pytest-benchmark compares with an earlier commit: make bench COMPARE=--benchmark-compare.
+COMPARE ?=
+MICRO := $(TEST_ENV) $(BIN)/python -m pytest bench/micro.py --quiet --benchmark-autosave --benchmark-sort=name \
+	--benchmark-columns=median,iqr,rounds
 bench: $(VENV)/.dev-stamp
 	$(NINJA_BUILD)
-	$(BIN)/python -m bench run quick --threads 2
+	$(BIN)/python -m bench run quick --threads 2 --rounds 2 --no-peaks
+	$(MICRO) $(COMPARE)
 
 bench-full: $(VENV)/.dev-stamp
 	$(NINJA_BUILD)
 	$(BIN)/python -m bench run all --rounds 7 --threads 1 2 --output bench/results
 	$(BIN)/python -m bench report
+	$(MICRO) $(COMPARE)
 
 style: $(VENV)/.dev-stamp
 	$(BIN)/ruff check .

@@ -1,4 +1,4 @@
-"""python -m bench list | run NAME... | report"""
+"""python -m bench list | run NAME... | report, also as neuronllm bench ..."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ import logging
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from neuronllm.cli import set_waiting
+from neuronllm.errors import InputError
 
 set_waiting()  # before torch is loaded
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -19,14 +21,21 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 PEAK = "peak"  # the command by which a run measures a side's memory in a process of its own
 
 
-def main() -> int:
-    args = _parser().parse_args()
+def main(argv: Sequence[str] | None = None, prog: str = "python -m bench") -> int:
+    args = _parser(prog).parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s", stream=sys.stderr)
-    return {"list": _list, "run": _run, "report": _report, PEAK: _peak}[args.command](args)
+    try:
+        return {"list": _list, "run": _run, "report": _report, PEAK: _peak}[args.command](args)
+    except InputError as error:
+        print(f"{prog} {args.command}: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"{prog}: interrupted", file=sys.stderr)
+        return 130
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m bench", description="Benchmarks: checked first, then timed.")
+def _parser(prog: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=prog, description="Benchmarks: checked first, then timed.")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("list", help="the benchmarks, by suite")
     run = commands.add_parser("run", help="run benchmarks, suites, quick or all")
@@ -35,8 +44,8 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--shape", nargs="+", help="models by name, see bench/shapes.py (default: the benchmark's own)")
     run.add_argument("--rounds", type=int, help="rounds of timing (default: the benchmark's own)")
     run.add_argument("--no-peaks", action="store_true", help="leave peak memory out")
-    report = commands.add_parser("report", help="write docs/performance.md from the JSON files")
-    report.add_argument("--check", action="store_true", help="only say whether it is up to date")
+    report = commands.add_parser("report", help="write docs/performance.md and its pictures from the JSON files")
+    report.add_argument("--check", action="store_true", help="only say whether they are up to date")
     peak = commands.add_parser(PEAK)
     peak.add_argument("name")
     peak.add_argument("side")
@@ -63,8 +72,9 @@ def _run(args: argparse.Namespace) -> int:
     from .harness import Setup, WrongResult
     from .record import file_name, write
     from .report import as_text
-    from .suites import chosen
+    from .suites import check_shapes, chosen
 
+    check_shapes(args.shape or ())
     failed = 0
     for bench in chosen(args.names):
         for shape in args.shape or bench.shapes.get(args.device.split(":")[0], ()):
@@ -85,7 +95,7 @@ def _measured(bench: Any, setup: Any, peaks: bool = True) -> dict[str, Any]:
     import torch
 
     from .harness import run_case
-    from .record import stamp
+    from .record import ROOT, stamp
 
     torch.set_num_threads(setup.threads)
     load = os.getloadavg()[0]
@@ -96,7 +106,7 @@ def _measured(bench: Any, setup: Any, peaks: bool = True) -> dict[str, Any]:
     def peak_of(side: str) -> dict[str, int]:
         options = [f"--{name}={getattr(setup, name)}" for name in ("threads", "shape", "device", "seed")]
         command = [sys.executable, "-m", "bench", PEAK, bench.name, side, *options]
-        done = subprocess.run(command, capture_output=True, text=True)
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
         if done.returncode:
             raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr}")
         return dict(json.loads(done.stdout.splitlines()[-1]))
@@ -128,16 +138,20 @@ def _peak(args: argparse.Namespace) -> int:
 
 
 def _report(args: argparse.Namespace) -> int:
+    from . import plots
     from .record import RESULTS, ROOT, read
     from .report import page
 
-    path, text = ROOT / "docs" / "performance.md", page(read(RESULTS))
+    results = read(RESULTS)
+    path, text, images = ROOT / "docs" / "performance.md", page(results), ROOT / "docs" / plots.FOLDER
+    fresh = path.exists() and path.read_text(encoding="utf-8") == text
     if args.check:
-        fresh = path.exists() and path.read_text(encoding="utf-8") == text
-        print(f"{path.relative_to(ROOT)} is {'up to date' if fresh else 'NOT what the JSON files say'}")
-        return 0 if fresh else 1
+        old = [*plots.stale(results, images), *([] if fresh else [path.name])]
+        print(f"NOT what the JSON files say: {', '.join(old)}" if old else "the page and its pictures are up to date")
+        return 1 if old else 0
+    changed = plots.write(results, images)
     path.write_text(text, encoding="utf-8")
-    print(f"wrote {path.relative_to(ROOT)}")
+    print(f"wrote {path.relative_to(ROOT)}, {len(changed)} pictures in {images.relative_to(ROOT)} changed")
     return 0
 
 

@@ -16,7 +16,7 @@ from neuronllm.engine import open_engine
 
 from . import plain
 from .harness import Bar, Case, Check, Choice, Setup, Side, relative
-from .shapes import SHAPES, random_model, random_prompts, shared_prompts, twin
+from .shapes import SHAPES, Shape, random_model, random_prompts, shared_prompts, twin
 
 OBJECTIVE = "logp_options"
 GPU = ("llama-2-7b", "llama-3.1-8b", "qwen3-30b-a3b")
@@ -26,13 +26,23 @@ DENSE_GPU = GPU[:2]
 class Bench:
     """The model, its twin for the plain side, and an engine that stays open until the case is closed."""
 
-    def __init__(self, setup: Setup, prompts: int | None = None, shared: bool = False, **options: Any) -> None:
-        self.setup, self.shape, self.shared = setup, SHAPES[setup.shape], shared
+    def __init__(
+        self,
+        setup: Setup,
+        prompts: int | None = None,
+        shared: bool = False,
+        *,
+        shape: Shape | None = None,
+        beside: Bench | None = None,
+        **options: Any,
+    ) -> None:
+        """Of the setup's shape, or of a variant of it; `beside` another one: in its case, on its models."""
+        self.setup, self.shape, self.shared = setup, shape or SHAPES[setup.shape], shared
         self.count = prompts or self.shape.prompts
-        self.model = random_model(self.shape, setup.device, setup.seed)
-        self.plain = twin(self.model)
+        self.model = beside.model if beside else random_model(self.shape, setup.device, setup.seed)
+        self.plain = beside.plain if beside else twin(self.model)
         self.anatomy = Anatomy.of(self.model)
-        self.case = Case(sides=[], check=list, views=[])
+        self.case = beside.case if beside else Case(sides=[], check=list, views=[])
         self.engine = self.open(self.model, **options)
         if self.engine.name != "fast":
             raise RuntimeError("the fast engine refused this model, its log says why: there is nothing to compare")

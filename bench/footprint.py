@@ -121,7 +121,7 @@ def estimate(setup: Setup) -> Case:
 
 
 BENCHMARKS = [
-    Benchmark("engine.memory", "peak memory of a batch", memory, {"cpu": ("small",), "cuda": GPU}),
+    Benchmark("engine.memory", "peak memory of a batch", memory, {"cpu": ("small",), "cuda": GPU}, quick=False),
     Benchmark(
         "engine.estimate",
         "estimated and measured peak memory",

@@ -7,6 +7,9 @@ from typing import Any
 
 from neuronllm.tables import markdown_table
 
+from . import plots
+from .units import ratio, seconds, size
+
 HEAD = """# Performance
 
 This page is generated: `python -m bench report` writes it from the files in `bench/results/`, and a test fails when it
@@ -15,31 +18,6 @@ both sides of a ratio run in turn in one process, and every repetition is in the
 
 Times are medians, with the 20th and 80th percentile behind. Memory is the peak above the loaded model.
 """
-
-
-def seconds(value: float) -> str:
-    """A time with three digits and a fitting unit.
-
-    >>> seconds(15.32), seconds(0.0901), seconds(0.00023)
-    ('15.3 s', '90.1 ms', '230 us')
-    """
-    for unit, size in (("s", 1.0), ("ms", 1e-3), ("us", 1e-6)):
-        if value >= 0.9995 * size:
-            return f"{value / size:.3g} {unit}" if value < 999.5 * size else f"{value / size:.0f} {unit}"
-    return f"{value / 1e-9:.3g} ns"
-
-
-def size(value: float) -> str:
-    """Bytes in MiB or GiB.
-
-    >>> size(3 * 2**30), size(2**20)
-    ('3.00 GiB', '1.0 MiB')
-    """
-    return f"{value / 2**30:.2f} GiB" if value >= 2**30 else f"{value / 2**20:.1f} MiB"
-
-
-def ratio(value: float) -> str:
-    return f"{value:.0f}x" if value >= 20 else f"{value:.2f}x"
 
 
 def bar(view: dict[str, Any]) -> str:
@@ -116,7 +94,8 @@ def series_summary(view: dict[str, Any]) -> str:
     """The fitted line, how far from it the points are, and how level times per unit are."""
     start, slope = (("-" if view[name] < 0 else "") + seconds(abs(view[name])) for name in ("start", "slope"))
     level = f"; the largest time a piece is {view['spread']:.2f}x the smallest" if view["flat"] else ""
-    return f"about {start} + {slope} x {view['x']}, off by {view['off']:.1%} at most{level}"
+    bent = f"; no line, rather like {view['x']} to the power of {view['power']:.2f}" if view["off"] > plots.BENT else ""
+    return f"about {start} + {slope} x {view['x']}, off by {view['off']:.1%} at most{bent}{level}"
 
 
 def page(results: Sequence[dict[str, Any]]) -> str:
@@ -126,7 +105,7 @@ def page(results: Sequence[dict[str, Any]]) -> str:
         lines.append("No results have been committed yet.\n")
     for suite in sorted({result["benchmark"].split(".")[0] for result in results}):
         here = [result for result in results if result["benchmark"].split(".")[0] == suite]
-        lines += [f"## {suite}", ""]
+        lines += [f"## {suite}", "", *plots.links(here)]
         rows = [[where(r), *row(r, v)] for r in here for v in r["views"] if v["view"] != "series"]
         if rows:
             lines += [*markdown_table(["where", "work", "against", "takes", "ours takes", "ratio", "bar"], rows), ""]

@@ -1,4 +1,4 @@
-"""Suite `scaling`: time against steps of the integral, against the number of prompts, against processes."""
+"""Suite `scaling`: time against prompts, their length, layers, options, steps of the integral, and processes."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 import neuronllm as nl
 from neuronllm.engine.quadrature import quadrature
@@ -25,7 +28,8 @@ from .record import ROOT
 from .shapes import SHAPES, Shape, random_model
 
 STEPS = (4, 8, 16, 32)
-COUNTS = (16, 64, 256, 1024, 4096)
+COUNTS = {"gradient": (16, 64, 256, 1024, 4096, 16_384), "ace": (16, 64, 256, 1024, 4096)}
+LENGTHS, LAYERS, OPTIONS = (64, 128, 256, 512, 1024, 2048), (2, 4, 8, 16), (2, 4, 8, 16, 26)
 FEW, MORE = 8, 40  # questions of the two runs whose difference leaves the start-up out
 
 
@@ -57,28 +61,122 @@ def _swapped(run: Any, prompts: list[nl.Prompt], engine: Any = None) -> Tensor:
 
 def prompts(setup: Setup) -> Case:
     """Time a prompt of whole runs that keep the mean, against the number of prompts; peak memory beside it."""
-    bench = Bench(setup, prompts=COUNTS[0])
+    few = min(COUNTS["gradient"])
+    bench = Bench(setup, prompts=few)
 
     def whole(prompts: list[nl.Prompt], method: str) -> Tensor:
         return nl.attribute(bench.model, None, prompts, method, progress=False).values
 
     def check() -> list[Check]:
         """The mean that a run keeps is that of plain gradients."""
-        rows = plain.gradient(bench.plain, *bench.tensors(1, COUNTS[0]), batch=8)
-        found = whole(bench.prompts(1, COUNTS[0]), "gradient")
+        rows = plain.gradient(bench.plain, *bench.tensors(1, few), batch=8)
+        found = whole(bench.prompts(1, few), "gradient")
         return [Check("mean of grad x act: relative difference", relative(found, rows.double().mean(0)), 1e-4)]
 
     bench.case.check = check
-    for method in ("gradient", "ace"):
+    for method, counts in COUNTS.items():
         run = partial(whole, method=method)
-        sides = [bench.ours(f"{method}, {n}", run, n, times=5 if n < 100 else 1) for n in COUNTS]
-        points = [(float(n), side.name) for n, side in zip(COUNTS, sides, strict=True)]
+        sides = [bench.ours(f"{method}, {n}", run, n, times=5 if n < 100 else 1) for n in counts]
+        points = [(float(n), side.name) for n, side in zip(counts, sides, strict=True)]
         bench.case.sides += sides
         bench.case.views.append(Series(f"{method}, all of nl.attribute, against prompts", "prompts", points, flat=True))
         if method == "gradient":
             bench.case.peaks += [side.name for side in sides]
-    bench.case.settings = bench.settings(prompts=COUNTS)
+    bench.case.settings = bench.settings(prompts=COUNTS["gradient"])
     return bench.case
+
+
+def tokens(setup: Setup) -> Case:
+    """Time of a few prompts against their length."""
+    first = _variant(setup, 4, tokens=LENGTHS[0])
+    benches = {LENGTHS[0]: first} | {n: _variant(setup, 4, first, tokens=n) for n in LENGTHS[1:]}
+    return _grown(benches, "tokens a prompt")
+
+
+def layers(setup: Setup) -> Case:
+    """Time of a batch of prompts against the layers of the model."""
+    config = SHAPES[setup.shape].config
+    return _grown({n: _variant(setup, config=config | {"num_hidden_layers": n}) for n in LAYERS}, "layers")
+
+
+def options(setup: Setup) -> Case:
+    """Time of a batch of prompts against the options of a question."""
+    first = _variant(setup, options=OPTIONS[0])
+    benches = {OPTIONS[0]: first} | {n: _variant(setup, None, first, options=n) for n in OPTIONS[1:]}
+    each = {"gradients of every option": lambda bench, prompts: bench.engine.option_gradients(prompts)}
+    case, last = _grown(benches, "options", each), benches[OPTIONS[-1]]
+    others = case.check
+
+    def check() -> list[Check]:
+        """The gradient of the objective is a sum of those of the options' scores."""
+        ids, choices, answers = last.tensors(1, 1)
+        shares = plain.inference(last.plain, ids, 1).gather(1, choices).softmax(-1)
+        slopes = functional.one_hot(answers, OPTIONS[-1]) - shares
+        found = (slopes[..., None].cpu() * last.engine.option_gradients(last.prompts(1, 1)).cpu()).sum(1)
+        right = plain.gradient(last.plain, ids, choices, answers, batch=1).cpu()
+        return [*others(), Check("gradients of every option: relative difference", relative(found, right), 1e-4)]
+
+    case.check = check
+    return case
+
+
+def _variant(setup: Setup, prompts: int | None = None, beside: Bench | None = None, **changed: Any) -> Bench:
+    return Bench(setup, prompts, shape=replace(SHAPES[setup.shape], **changed), beside=beside)
+
+
+Run = Callable[[Bench, list[nl.Prompt]], Tensor]
+
+
+def _grown(benches: dict[int, Bench], x: str, more: dict[str, Run] | None = None) -> Case:
+    """Inference, gradients and integrated gradients (and more) of the same prompts, at every size of x."""
+    smallest, *_, largest = benches
+    first = benches[smallest]
+    case, count = first.case, first.count
+    case.sides, case.check, case.views = [], partial(_grown_checks, benches, x), []
+    rule = quadrature("midpoint", 16)
+    runs: dict[str, Run] = {
+        "grad x act": lambda bench, prompts: bench.engine.gradients(prompts, OBJECTIVE),
+        "IG, 16 steps": lambda bench, prompts: bench.engine.integrate(prompts, OBJECTIVE, *rule),
+    }
+    sides: dict[str, list[Side]] = {
+        "inference": [b.inference(f"inference, {n}", count, count) for n, b in benches.items()]
+    }
+    for name, run in (runs | (more or {})).items():
+        sides[name] = [b.ours(f"{name}, {n}", partial(run, b), count) for n, b in benches.items()]
+    for bench in benches.values():
+        if bench.case is not case:  # of another model: closed with the first
+            case.stack.push(bench.case.stack.pop_all())
+    for name, some in sides.items():
+        case.sides += some
+        points = [(float(n), side.name) for n, side in zip(benches, some, strict=True)]
+        case.views.append(Series(f"{name}, {count} prompts, against {x}", x, points))
+    for n in (smallest, largest):
+        for name in list(sides)[1:]:
+            what = f"{name}, {n:,} {x}"
+            case.views.append(Comparison(what, "inference", f"inference, {n}", f"{name}, {n}", "cost"))
+    case.settings = first.settings(**{"sizes": list(benches), "of": x})
+    case.notes = [f"Inference: no_grad, sdpa, logits of the last position, no cache, {count} prompts in a batch"]
+    return case
+
+
+def _grown_checks(benches: dict[int, Bench], x: str) -> list[Check]:
+    """Gradients at every size; integrated gradients, which are dear by hand, at the smallest."""
+    checks = []
+    for n, bench in benches.items():
+
+        def by_engine(prompts: list[nl.Prompt], engine: Any = None, bench: Bench = bench) -> Tensor:
+            return (engine or bench.engine).gradients(prompts, OBJECTIVE)
+
+        by_hand = partial(plain.gradient, bench.plain, batch=1)
+        checks += bench.agreement(f"grad x act, {n} {x}", by_engine, by_hand, count=1)
+    smallest = min(benches)
+    bench = benches[smallest]
+
+    def integrated(prompts: list[nl.Prompt], engine: Any = None) -> Tensor:
+        return (engine or bench.engine).integrate(prompts, OBJECTIVE, *quadrature("midpoint", 4))
+
+    by_hand = partial(plain.integrated_gradients, bench.plain, steps=4)
+    return checks + bench.agreement(f"IG, {smallest} {x}", integrated, by_hand, count=1)
 
 
 def ranks(setup: Setup) -> Case:
@@ -167,10 +265,13 @@ def write_questions(file: Path, count: int, shape: Shape, seed: int) -> None:
     file.write_text("".join(lines), encoding="utf-8")
 
 
+SMALL = {"cpu": ("small",), "cuda": ("llama-2-7b",)}
+NARROW = {"cpu": ("narrow",), "cuda": ("small",)}  # small enough for thousands of prompts
 BENCHMARKS = [
-    Benchmark("scaling.steps", "time against steps", steps, {"cpu": ("small",), "cuda": ("llama-2-7b",)}),
-    Benchmark(
-        "scaling.prompts", "time against prompts", prompts, {"cpu": ("narrow",), "cuda": ("small",)}, quick=False
-    ),
+    Benchmark("scaling.steps", "time against steps", steps, SMALL),
+    Benchmark("scaling.prompts", "time against prompts", prompts, NARROW, quick=False),
+    Benchmark("scaling.tokens", "time against the length of prompts", tokens, SMALL, quick=False),
+    Benchmark("scaling.layers", "time against layers", layers, NARROW, quick=False),
+    Benchmark("scaling.options", "time against options", options, NARROW, quick=False),
     Benchmark("scaling.ranks", "several processes", ranks, {"cpu": ("small",)}, quick=False),
 ]

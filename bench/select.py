@@ -53,8 +53,8 @@ KINDS = (
     *("rising", "falling", "constant", "half NaN", "heavy-tailed", "mostly zeros", "few distinct"),
     *("zeros of both signs", "infinities", "denormals", "sawtooth", "outliers in one block", "one side of zero"),
 )
+_MILLION = {"1e6": Array(10**6, 100)}
 _ONE = {
-    "1e6": Array(10**6, 100),
     "1e8-k100": Array(10**8, 100, topk=100, faiss=2.5),
     "1e8-k1e4": Array(10**8, 10**4, floor=2, topk=100, faiss=2.5),
     "1e8-k1e6": Array(10**8, 10**6, topk=60),
@@ -72,7 +72,7 @@ _KINDS = {f"1e8 {kind}": Array(10**8, 10**4, kind=kind, floor=1.5) for kind in K
 _HALF = {"half": Array(10**8, 5 * 10**7)}
 _GPU = {"1e9": Array(10**9, 10**4, floor=1.3, device_topk=5), "1e9-bf16": Array(10**9, 10**4, "bfloat16", floor=1.3)}
 _SMALL = {"tiny": Array(10**5, 50), "tiny-rows": Array(9000, 20, rows=4)}
-ARRAYS = _ONE | _ROWS | _KINDS | _HALF | _GPU | _SMALL
+ARRAYS = _MILLION | _ONE | _ROWS | _KINDS | _HALF | _GPU | _SMALL
 
 
 def made(array: Array, seed: int, device: str = "cpu") -> Tensor:
@@ -298,6 +298,7 @@ def memory(setup: Setup) -> Case:
 
 
 BENCHMARKS = [
+    Benchmark("select.million", "both ends of a million", ends, {"cpu": tuple(_MILLION)}),
     Benchmark(
         "select.ends", "the k largest and smallest", ends, {"cpu": tuple(_ONE), "cuda": tuple(_GPU)}, quick=False
     ),

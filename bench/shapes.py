@@ -14,8 +14,6 @@ import torch
 if TYPE_CHECKING:
     from neuronllm import Prompt
 
-OPTIONS = 4
-
 
 @dataclass(frozen=True)
 class Shape:
@@ -30,6 +28,7 @@ class Shape:
     prompts: int = 64
     batches: tuple[int, ...] = (4, 8, 16, 64)  # tried for plain batched inference
     copies: tuple[int, ...] = (1, 4, 16, 32)  # tried for the plain loop over neurons
+    options: int = 4  # of a prompt
 
     @property
     def moe(self) -> bool:
@@ -123,7 +122,7 @@ def twin(model: Any) -> Any:
 
 
 def random_prompts(shape: Shape, count: int, seed: int) -> list[Prompt]:
-    """Prompts that share nothing, four options of one token each."""
+    """Prompts that share nothing, options of one token each."""
     draw = torch.Generator().manual_seed(seed)
     ids = torch.randint(1, shape.config["vocab_size"], (count, shape.tokens), generator=draw)
     return [_prompt(row, shape, draw, question=str(n)) for n, row in enumerate(ids)]
@@ -148,6 +147,6 @@ def shared_prompts(shape: Shape, questions: int, variants: int, seed: int) -> li
 def _prompt(ids: torch.Tensor, shape: Shape, draw: torch.Generator, question: str) -> Prompt:
     from neuronllm import Prompt
 
-    letters = range(1, 1 + OPTIONS)  # the same letters in every prompt, as a template has them
-    answer = int(torch.randint(OPTIONS, (1,), generator=draw))
+    letters = range(1, 1 + shape.options)  # the same letters in every prompt, as a template has them
+    answer = int(torch.randint(shape.options, (1,), generator=draw))
     return Prompt(input_ids=ids.tolist(), option_ids=[[n] for n in letters], answer=answer, question_id=question)

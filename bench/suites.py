@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+
+from neuronllm.errors import InputError
 
 from . import engine, footprint, kernels, scaling, select
 from .harness import Benchmark
+from .shapes import SHAPES
 
 FILES = (engine, footprint, kernels, scaling, select)
 ALL: dict[str, Benchmark] = {bench.name: bench for file in FILES for bench in file.BENCHMARKS}
@@ -17,6 +20,14 @@ def chosen(names: Sequence[str]) -> list[Benchmark]:
     for name in names:
         here = [b for b in ALL.values() if name in (b.name, b.suite, "all") or (name == "quick" and b.quick)]
         if not here:
-            raise SystemExit(f"bench: no benchmark or suite called {name!r}; python -m bench list shows them")
+            raise InputError(f"no benchmark or suite called {name!r}; list shows them")
         found |= {b.name: b for b in here}
     return list(found.values())
+
+
+def check_shapes(names: Iterable[str]) -> None:
+    """Refuse what is neither a model nor an array nor another size that a benchmark runs at."""
+    known = SHAPES.keys() | select.ARRAYS.keys() | {s for b in ALL.values() for some in b.shapes.values() for s in some}
+    for name in names:
+        if name not in known:
+            raise InputError(f"--shape {name}: known are {', '.join(sorted(known))}")

@@ -1,4 +1,4 @@
-"""The command line: neuronllm attribute | find | tune | evaluate | bake | select | demo | env.
+"""The command line: neuronllm attribute | find | tune | evaluate | bake | select | bench | demo | env.
 
 Exit codes: 0 done, 2 bad input (one line, nothing written), 130 interrupted, 1 anything else. Of several processes
 under a launcher such as torchrun the first one speaks for all.
@@ -12,6 +12,7 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +44,11 @@ def _others_running() -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code."""
+    given = list(sys.argv[1:] if argv is None else argv)
+    if given[:1] == ["bench"]:
+        return _bench(given[1:])  # its flags are those of bench/, which parses them itself
     commands = {"attribute": _attribute, "find": _find, "tune": _tune, "evaluate": _evaluate}
-    args = parser(commands | {"bake": _bake, "select": _select, "demo": _demo, "env": _env}).parse_args(argv)
+    args = parser(commands | {"bake": _bake, "select": _select, "demo": _demo, "env": _env}).parse_args(given)
     set_waiting()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     level = logging.INFO if first_process() else logging.ERROR
@@ -215,6 +219,21 @@ def _select(args: argparse.Namespace) -> None:
     from .select.command import run
 
     run(args)
+
+
+def _bench(given: Sequence[str]) -> int:
+    """`python -m bench`, which stands beside the package in the source tree and is not installed."""
+    root = Path(__file__).resolve().parents[1]
+    if not (root / "bench" / "suites.py").is_file():
+        where = "they come with the source tree, not with the installed package: get a clone and run make bench in it"
+        print(f"neuronllm bench: error: no benchmarks here, {where}", file=sys.stderr)
+        return 2
+    sys.path.insert(0, str(root))
+    try:
+        bench = import_module("bench.__main__")
+    finally:
+        sys.path.remove(str(root))
+    return int(bench.main(given, "neuronllm bench"))
 
 
 def _env(args: argparse.Namespace) -> None:

@@ -126,6 +126,9 @@ def parser(run: Mapping[str, Command]) -> argparse.ArgumentParser:
     sub.add_argument("--output", metavar="FILE", help="a new file for the result, as JSON")
     sub.add_argument("--quiet", action="store_true", help="no progress bar")
 
+    # Only to be listed: everything behind this word goes to bench/ of the source tree.
+    commands.add_parser("bench", help="Benchmarks: list, run, report (in a source tree; see neuronllm bench --help).")
+
     sub = command("demo", "The whole way on the bundled tiny model: find, tune, steer, judge.")
     sub.add_argument("--output", default="neuronllm-demo", metavar="DIR", help="(default: ./neuronllm-demo)")
     sub.add_argument("--tasks", nargs="+", metavar="TASK", help="only these bundled tasks")

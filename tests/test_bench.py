@@ -19,6 +19,8 @@ from typing import Any
 import pytest
 import torch
 
+from tests.checks import refused
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -27,6 +29,7 @@ def bench() -> Any:
     """The modules of bench/, which is not installed and stands beside the package."""
     sys.path.append(str(ROOT))  # last: neuronllm is whichever is tested
     names = ("harness", "shapes", "plain", "record", "report", "suites", "scaling", "fixture", "select", "__main__")
+    names += ("units", "plots")
     try:
         return SimpleNamespace(**{name.strip("_"): importlib.import_module(f"bench.{name}") for name in names})
     finally:
@@ -244,7 +247,7 @@ def test_every_benchmark_has_a_place_to_run(bench: Any) -> None:
     for benchmark in bench.suites.ALL.values():
         assert any(benchmark.shapes.values()) and set(sum(benchmark.shapes.values(), ())) <= known
     assert len(bench.suites.chosen(["quick"])) < len(bench.suites.chosen(["all"])) == len(bench.suites.ALL)
-    with pytest.raises(SystemExit, match="nonsense"):
+    with refused("nonsense"):
         bench.suites.chosen(["nonsense"])
 
 
@@ -273,6 +276,33 @@ def test_questions_for_the_command_line_are_rendered(bench: Any, tmp_path: Path)
 def test_the_page_is_what_the_results_say(bench: Any) -> None:
     page = bench.report.page(bench.record.read(bench.record.RESULTS))
     assert (ROOT / "docs" / "performance.md").read_text(encoding="utf-8") == page, "run: python -m bench report"
+
+
+def test_the_pictures_show_what_the_results_say(bench: Any) -> None:
+    results = bench.record.read(bench.record.RESULTS)
+    assert bench.plots.pictures(results)
+    assert bench.plots.stale(results, ROOT / "docs" / "images") == [], "run: python -m bench report"
+
+
+def test_pictures_are_drawn_anew_where_figures_have_changed(bench: Any, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    result, plots = known(bench), bench.plots
+    bars, curves = plots.pictures([result])
+    (pair,) = bars.bars  # of times: memory and what did not run are left out
+    assert pair["times"] == [[2.0] * 3, [0.5] * 3] and pair["verdict"] == "4.00x faster"
+    assert curves.curves[0]["points"] == [[2.0, 2.0], [4.0, 3.0]]
+    (tmp_path / "performance-old.svg").write_text("of a benchmark that is no more")
+    (tmp_path / "other.svg").write_text("not ours")
+    assert len(plots.write([result], tmp_path)) == 3 and plots.write([result], tmp_path) == []
+    assert {path.name for path in tmp_path.iterdir()} == {bars.file, curves.file, "other.svg"}
+    assert (tmp_path / bars.file).read_text() == plots.drawn(bars)  # the same figures, the same bytes
+    assert "4.00x faster" in plots.drawn(bars) and "500 ms more for 1 more" in plots.drawn(curves)
+    bent = dataclasses.replace(curves, curves=({**curves.curves[0], "off": 0.5, "power": 2.0},))
+    assert "like steps to the power of 2.00" in plots.drawn(bent)
+    page = bench.report.page([result])
+    assert all(f"](images/{picture.file})" in page for picture in (bars, curves))
+    slower = json.loads(json.dumps(result).replace('"median": 0.5', '"median": 0.6'))
+    assert plots.stale([slower], tmp_path) == [bars.file]
 
 
 def test_the_page_shows_every_figure(bench: Any) -> None:

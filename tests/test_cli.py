@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import neuronllm
 from neuronllm.cli import main
 from neuronllm.neurons import NeuronSet
 from neuronllm.scores import Scores
@@ -23,6 +24,7 @@ from tests.tiny_tokenizers import byte_level, split_letter
 
 pytestmark = pytest.mark.noext
 
+ROOT = Path(__file__).resolve().parents[1]
 ROWS = [
     {"id": f"q{n}", "question": f"Which of these is word {n}?", "choices": ["red", "blue", "seven"], "answer": n % 3}
     for n in range(6)
@@ -385,3 +387,34 @@ def test_a_real_ctrl_c_ends_with_130_and_no_traceback(model_folder, tmp_path):
     assert re.fullmatch(
         r"neuronllm: interrupted, \d+ of 3000 questions are done; go on with .*", error.splitlines()[-1]
     )
+
+
+# ---- bench, which is handed on ----
+
+
+def handed_on(capsys, *args: object) -> str:
+    """What a command prints that ends by itself, as --help does."""
+    try:
+        assert run(*args) == 0
+    except SystemExit as end:
+        assert end.code == 0
+    return capsys.readouterr().out
+
+
+@pytest.mark.skipif(not (Path(neuronllm.__file__).parents[1] / "bench").is_dir(), reason="installed, no source tree")
+def test_benchmarks_are_run_from_the_source_tree(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert re.search(r"\n +bench +Benchmarks: list, run, report", handed_on(capsys, "--help"))
+    assert "engine.ig" in handed_on(capsys, "bench", "list")
+    told = handed_on(capsys, "bench", "run", "--help")
+    direct = subprocess.run([sys.executable, "-m", "bench", "run", "--help"], cwd=ROOT, capture_output=True, text=True)
+    assert told.startswith("usage: neuronllm bench run") and "--threads" in told
+    # The usage is wrapped by the length of the name, the flags are the same.
+    assert told.split("\n\n", 1)[1] == direct.stdout.split("\n\n", 1)[1]
+    assert "nonsense" in refused(capsys, "bench", "run", "nonsense")
+    assert "--shape huge: known are" in refused(capsys, "bench", "run", "engine.ig", "--shape", "huge")
+
+
+def test_without_the_source_tree_there_are_no_benchmarks(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("neuronllm.cli.__file__", str(tmp_path / "neuronllm" / "cli.py"))
+    assert "come with the source tree" in refused(capsys, "bench", "list")
