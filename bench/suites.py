@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from . import engine, footprint, kernels, scaling, select
+from . import engine, footprint, kernels, peers, scaling, select
 from .harness import Benchmark
 
-FILES = (engine, footprint, kernels, scaling, select)
+FILES = (engine, footprint, kernels, peers, scaling, select)
 ALL: dict[str, Benchmark] = {bench.name: bench for file in FILES for bench in file.BENCHMARKS}
 
 
