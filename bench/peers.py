@@ -20,8 +20,8 @@ from neuronllm.env import package_version
 from .fixture import OBJECTIVE, Bench, bar_for
 from .harness import Bar, Benchmark, CannotRun, Case, Check, Comparison, Setup, Side, View, relative
 from .peers_by_hand import qrnca_scores
-from .peers_tools import Peer, installed
-from .shapes import twin
+from .peers_tools import GRADIENT, IG, Peer, installed
+from .shapes import SHAPES, twin
 
 STEPS = 16
 PROMPTS = 16  # of grad x act: one batch on all sides
@@ -34,15 +34,15 @@ Way = Callable[[Tensor, Tensor, Tensor], Tensor]
 def gradient(setup: Setup) -> Case:
     """Gradient times activation of all neurons at the answer position, sixteen prompts in one batch."""
     here, missing = peers_here()
-    bench = Bench(setup, prompts=PROMPTS if setup.shape == "small" else None)
+    bench = Bench(setup, prompts=min(PROMPTS, SHAPES[setup.shape].prompts))
 
     def ours(prompts: list[nl.Prompt]) -> Tensor:
         return bench.engine.gradients(prompts, OBJECTIVE)
 
     ways = {peer.name: peer(twin(bench.model)).gradient for peer in here}
     bars = bar_for(setup, {"small": Bar(">=", 1.5)})
-    beside(bench, f"grad x act, {bench.count} prompts", ours, ways, bars)
-    bench.case.rounds, bench.case.facts = 5, partial(told, here, missing)
+    beside(bench, f"{GRADIENT}, {bench.count} prompts", ours, ways, bars)
+    bench.case.rounds, bench.case.facts = 5, partial(told, here, missing, GRADIENT)
     bench.case.settings = bench.settings(positions="answer")
     bench.case.notes = ["All prompts in one batch on every side; one backward pass for all layers"]
     return bench.case
@@ -61,13 +61,13 @@ def ig(setup: Setup) -> Case:
         return partial(peer(twin(bench.model)).integrated_gradients, steps=STEPS)
 
     bars = bar_for(setup, {"small": Bar(">=", 10)})
-    beside(bench, f"IG, {STEPS} steps, one prompt", ours, {peer.name: way(peer) for peer in here}, bars)
-    bench.case.rounds, bench.case.facts = 2, partial(told, here, missing)
+    beside(bench, f"{IG}, {STEPS} steps, one prompt", ours, {peer.name: way(peer) for peer in here}, bars)
+    bench.case.rounds, bench.case.facts = 2, partial(told, here, missing, IG)
     bench.case.settings = bench.settings(steps=STEPS, quadrature="midpoint")
     bench.case.notes = [
         "One prompt on every side; of the others each layer is a forward and backward pass with all steps in a batch",
-        "None of them keeps what the steps share, the keys and values of the tokens before the answer: whoever adds that "
-        "writes it around them",
+        "None of them keeps what the steps share, the keys and values of the tokens before the answer: that would have "
+        "to be written around them",
     ]
     return bench.case
 
@@ -89,8 +89,9 @@ def qrnca(setup: Setup) -> Case:
     bench.case.settings = bench.settings(steps=STEPS, quadrature="endpoints") | {"objective": "p_vocab"}
     bench.case.notes = [
         "Target and integral of that code: the probability of the right letter over the vocabulary, both ends included",
-        "QRNCA's code: its steps written anew (bench/peers_by_hand.py), with frozen parameters and all steps of a layer in "
-        "one batch; every layer starts with a clean pass of its own, logits of all positions and the cache are computed",
+        "QRNCA's code: its steps written anew (`bench/peers_by_hand.py`), with frozen parameters and all steps of a "
+        "layer in one batch; every layer starts with a clean pass of its own; logits of all positions and the cache "
+        "are computed",
     ]
     return bench.case
 
@@ -108,10 +109,10 @@ def beside(bench: Bench, what: str, ours: Callable[..., Tensor], ways: dict[str,
     """Sides, check and views of a case: every way against ours, in time and in memory."""
 
     def check() -> list[Check]:
-        right = ours(bench.prompts(1, bench.count))  # not those that the engine was opened with
+        found = ours(bench.prompts(1, bench.count))  # not those that the engine was opened with
         tensors = bench.tensors(1, bench.count)
         return [
-            Check(f"{what}: relative difference between ours and {name}", relative(right, way(*tensors)), LIMIT)
+            Check(f"{what}: relative difference between ours and {name}", relative(found, way(*tensors)), LIMIT)
             for name, way in ways.items()
         ]
 
@@ -124,9 +125,9 @@ def beside(bench: Bench, what: str, ours: Callable[..., Tensor], ways: dict[str,
     bench.case.peaks = [side.name for side in sides]
 
 
-def told(here: list[type[Peer]], missing: dict[str, str], peaks: dict[str, int]) -> dict[str, Any]:
-    """A table of the libraries: version or why it is missing, and what one misses there for this work."""
-    rows = [[peer.name, package_version(peer.package), peer.lacks] for peer in here]
+def told(here: list[type[Peer]], missing: dict[str, str], method: str, peaks: dict[str, int]) -> dict[str, Any]:
+    """A table of the libraries: version or why it is missing, and what one misses there for a method."""
+    rows = [[peer.name, package_version(peer.package), peer.lacks[method]] for peer in here]
     rows += [[name, "not installed", f"{reason}; {INSTALL}"] for name, reason in missing.items()]
     return {"columns": {"library": "text", "version": "text", "what it lacks for this": "text"}, "rows": rows}
 

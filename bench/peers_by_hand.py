@@ -1,21 +1,20 @@
 """What QRNCA's public code does for its attribution scores, written anew, step by step and in its order.
 
-It is not a package that could be installed beside a current transformers, so the benchmark has its steps instead:
+It is published as a repository, not as a package to install, so the benchmark has its steps instead:
 
 - one prompt after another, and in a prompt one layer after another;
 - of every layer first the clean forward pass of the whole prompt, for the up projection's output at the last token;
 - that output times 0, 1/(m-1), ..., 1, both ends included;
-- copies of the whole prompt, `batch` at a time (all m unless told otherwise), through the model while a wrapper around the
-  up projection puts the scaled values in its place; logits of every position, keys and values kept, as the model does
-  unless it is told not to;
+- copies of the whole prompt, `batch` at a time (all m unless told otherwise), through the model while a wrapper around
+  the up projection puts the scaled values in its place; logits of every position, keys and values kept, as the model
+  does unless it is told not to;
 - the softmax over the vocabulary at the right letter, one gradient call for the sum of its rows;
 - the sum of the gradients times the clean output over m.
 
-What is better here than there: the parameters are frozen, so that no graph is kept of what lies below the layer, and the
-clean pass is made once for a layer, not once more for the probability that it only prints.
+One thing is better here than there: the parameters are frozen, so that no graph is kept of what lies below the layer.
 
-Scaling the up projection's output u scales h = act(gate) u alike, and u du = h dh: its scores are those of the neurons.
-Nothing here imports neuronllm.
+Scaling the up projection's output u scales h = act(gate) u alike, and u dF/du = h dF/dh: its scores are those of the
+neurons. Nothing here imports neuronllm.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+GRADIENT, IG = "grad x act", "IG"
 LEAN = {"logits_to_keep": 1, "use_cache": False}
 
 
@@ -39,7 +40,7 @@ class Peer:
     name: ClassVar[str]
     package: ClassVar[str]
     module: ClassVar[str]
-    lacks: ClassVar[str]
+    lacks: ClassVar[dict[str, str]]  # by method, what it does not have for it
 
     def __init__(self, model: Any) -> None:
         self.library, self.model = import_module(self.module), model
@@ -77,16 +78,17 @@ class Answer(nn.Module):
 class Captum(Peer):
     """LayerGradientXActivation on all down projections at once, LayerIntegratedGradients on one layer at a time.
 
-    The baseline of LayerIntegratedGradients is another input of the model, for which a layer's neurons are not zero, and
-    it scales all positions. So a module of ours passes on the last position's neurons times an amount, the amount is
-    captum's input, 1, and its baseline is 0.
+    The baseline of LayerIntegratedGradients is another input of the model, for which a layer's neurons are not zero,
+    and it scales all positions. So a module of ours passes on the last position's neurons times an amount, the amount
+    is captum's input, 1, and its baseline is 0.
     """
 
     name, package, module = "captum", "captum", "captum.attr"
-    lacks = (
-        "a position (products are kept for all tokens), zeroed neurons as the baseline (a module of our own stands in), "
-        "several layers in one integral"
-    )
+    lacks = {
+        GRADIENT: "a position: neurons and products of all tokens are kept",
+        IG: "neurons at zero as the baseline, and a position: a module put into the model stands in for both; layers "
+        "that follow each other in one call",
+    }
 
     def value(self, ids: Tensor, options: Tensor, answers: Tensor) -> Tensor:
         return objective(self.model(ids, **LEAN).logits, options, answers)
@@ -123,9 +125,10 @@ class TransformerLens(Peer):
     """Hooks on every layer's neurons, and backward. The bridge wraps the Hugging Face model, weights as they are."""
 
     name, package, module = "TransformerLens", "transformer-lens", "transformer_lens.model_bridge.sources"
-    lacks = (
-        "attribution methods (hooks and autograd by hand), its own start at a layer (the layers below run all the same)"
-    )
+    lacks = {
+        GRADIENT: "an attribution method: hooks and autograd by hand",
+        IG: "an attribution method: hooks and autograd by hand; its start at a layer runs the layers below as well",
+    }
 
     def prepare(self) -> None:
         config = self.model.config
@@ -163,10 +166,13 @@ class TransformerLens(Peer):
 
 
 class NNsight(Peer):
-    """A trace that reads or replaces what the down projections take in, and its backward block."""
+    """A trace that reads or replaces what the down projections take in, and its backward block.
+
+    Integrated gradients skip the layers below: of them only what the last one puts out is needed, and it was seen.
+    """
 
     name, package, module = "nnsight", "nnsight", "nnsight"
-    lacks = "attribution methods (traces and their gradients by hand)"
+    lacks = dict.fromkeys((GRADIENT, IG), "an attribution method: traces and their gradients by hand")
 
     def prepare(self) -> None:
         self.traced = self.library.NNsight(self.model)
@@ -189,11 +195,16 @@ class NNsight(Peer):
     def integrate(self, ids: Tensor, option: Tensor, answer: Tensor, steps: int) -> Tensor:
         net = self.traced
         with torch.no_grad(), net.trace(ids, **LEAN):
-            clean = self.library.save([layer.mlp.down_proj.input[:, -1] for layer in net.model.layers])
+            clean, below = self.library.save([]), self.library.save([])
+            for layer in net.model.layers:
+                clean.append(layer.mlp.down_proj.input[:, -1])
+                below.append(layer.output)
         scores = []
         for number, h in enumerate(clean):
             scaled = midpoints(h, steps)
             with net.trace(ids.expand(steps, -1), **LEAN):
+                for layer in net.model.layers[:number]:
+                    layer.skip(below[number - 1].expand(steps, -1, -1))
                 down = net.model.layers[number].mlp.down_proj
                 down.input = with_last(down.input, scaled)
                 value = objective(net.output.logits, option.expand(steps, -1), answer.expand(steps)).sum()
