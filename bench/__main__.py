@@ -69,7 +69,7 @@ def _list(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from .harness import Setup, WrongResult
+    from .harness import CannotRun, Setup, WrongResult
     from .record import file_name, write
     from .report import as_text
     from .suites import check_shapes, chosen
@@ -85,6 +85,9 @@ def _run(args: argparse.Namespace) -> int:
                 except WrongResult as error:
                     print(f"{bench.name}, {shape}, {threads} threads: {error}", file=sys.stderr)
                     failed += 1
+                    continue
+                except CannotRun as error:
+                    print(f"{bench.name}: left out, {error}", file=sys.stderr)
                     continue
                 write(args.output, file_name(bench.name, setup), result)
                 print(as_text(result), flush=True)

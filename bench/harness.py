@@ -29,6 +29,10 @@ class WrongResult(RuntimeError):
     """Ours differs from the plain result: there is nothing to time."""
 
 
+class CannotRun(RuntimeError):
+    """What ours is compared with is not on this machine: nothing is timed and nothing is written."""
+
+
 @dataclass(frozen=True)
 class Setup:
     """On what a benchmark runs: everything that is needed to build the same case again in another process."""

@@ -6,11 +6,11 @@ from collections.abc import Iterable, Sequence
 
 from neuronllm.errors import InputError
 
-from . import engine, footprint, kernels, scaling, select
+from . import engine, footprint, kernels, peers, scaling, select
 from .harness import Benchmark
 from .shapes import SHAPES
 
-FILES = (engine, footprint, kernels, scaling, select)
+FILES = (engine, footprint, kernels, peers, scaling, select)
 ALL: dict[str, Benchmark] = {bench.name: bench for file in FILES for bench in file.BENCHMARKS}
 
 
