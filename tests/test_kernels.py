@@ -6,6 +6,7 @@ that are not there. Both are in tests/kernels/.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import subprocess
@@ -216,6 +217,17 @@ def test_compiled_models_equal_eager(compiler: str) -> None:
         torch.testing.assert_close(a, b)
 
 
+def test_sizes_that_a_compiler_traces_as_unknown_are_checked() -> None:
+    def scores(gate: Tensor, lengths: Tensor) -> Tensor:
+        one = ops.glu_score(gate, gate, gate, lengths, weights=torch.ones(2)).scores
+        return one + ops.score_gemm(gate, torch.eye(4), gate, None, lengths, weights=torch.ones(2, 4))
+
+    compiled = torch.compile(scores, fullgraph=True, dynamic=True, backend="aot_eager")
+    for lengths in (torch.tensor([1, 2]), torch.tensor([3, 4])):
+        x = torch.randn(int(lengths.sum()), 4)
+        torch.testing.assert_close(compiled(x, lengths), scores(x, lengths))
+
+
 # ---- back ends ----
 
 
@@ -271,6 +283,11 @@ def test_contrastive_ce_refuses_what_it_cannot_read() -> None:
         ("right", {"right": right[:2]}),
         ("bias", {"bias": bias[:3]}),
         ("softcap", {"softcap": 0.0}),
+        ("softcap=nan", {"softcap": float("nan")}),
+        ("hidden: give a tensor, not list", {"hidden": hidden.tolist()}),
+        ("options: give a tensor, not ndarray", {"options": options.numpy()}),
+        *((f"{n}: it is on meta", {n: x.to("meta")}) for n, x in (("weight", weight), ("options", options))),
+        *((f"{n}: it is on meta", {n: x.to("meta")}) for n, x in (("right", right), ("bias", bias))),
         ("takes no gradient", {"weight": weight.clone().requires_grad_()}),
     ]
     given = {"hidden": hidden, "weight": weight, "options": options, "right": right, "bias": bias}
@@ -278,6 +295,8 @@ def test_contrastive_ce_refuses_what_it_cannot_read() -> None:
     for name, changed in bad:
         with refused(name):
             ops.contrastive_ce(**given | changed)
+    small = ops.contrastive_ce(**given | {"options": options.int(), "right": right.int()})
+    assert torch.equal(small.grad, ops.contrastive_ce(**given).grad)
     many = torch.zeros(3, 33, dtype=torch.int64)
     with refused("at most 32 option tokens"):
         ops.contrastive_ce(**given | {"options": many}, backend="triton")
@@ -293,11 +312,34 @@ def test_branch_attention_refuses_what_it_cannot_read() -> None:
         ("one type", lambda: ops.branch_attention(own, own.double(), own)),
         ("prefix[0].keys", lambda: ops.branch_attention(own, own, own, [level._replace(keys=level.keys[..., :4])])),
         ("prefix[1].values", lambda: ops.branch_attention(own, own, own, [level, level._replace(values=own)])),
-        ("prefix[0]", lambda: ops.branch_attention(own, own, own, [level._replace(piece=one[:1])])),
+        ("prefix: give a list", lambda: ops.branch_attention(own, own, own, level)),
+        ("prefix[0]: give Pieces", lambda: ops.branch_attention(own, own, own, [own])),  # type: ignore[list-item]
+        ("query: give a tensor", lambda: ops.branch_attention(own.tolist(), own, own)),
+        ("key: it is on meta", lambda: ops.branch_attention(own, own.to("meta"), own)),
+        ("sinks: it is on meta", lambda: ops.branch_attention(own, own, own, sinks=torch.zeros(2, device="meta"))),
+        ("sinks", lambda: ops.branch_attention(own, own, own, sinks=one)),
+        ("positions", lambda: ops.branch_attention(own, own, own, positions=one.float())),
+        ("positions: it is on meta", lambda: ops.branch_attention(own, own, own, positions=one.to("meta"))),
+        *((f"softcap={x}", lambda x=x: ops.branch_attention(own, own, own, softcap=x)) for x in (0.0, -1, math.nan)),
+        *((f"window={x}", lambda x=x: ops.branch_attention(own, own, own, window=x)) for x in (0, -3, 2.5, True)),
         ("positions", lambda: ops.branch_attention(own, own, own, positions=one[:1])),
         ("sinks", lambda: ops.branch_attention(own, own, own, sinks=torch.zeros(3))),
         ("3 levels", lambda: ops.branch_attention(own, own, own, [level] * 4, backend="triton")),
     ]
+    parts: list[tuple[str, dict[str, Any]]] = [
+        ("prefix[0]: give a piece for", {"piece": one[:1]}),
+        ("prefix[0].piece: give numbers of pieces, from 0 to 1", {"piece": one + 2}),
+        ("prefix[0].piece: give numbers of pieces, from 0 to 1", {"piece": one - 1}),
+        ("prefix[0].piece: give whole numbers", {"piece": one.byte()}),
+        ("prefix[0].lengths: give numbers of tokens, from 0 to the 5", {"lengths": one + 6}),
+        ("prefix[0].lengths: give numbers of tokens, from 0 to the 5", {"lengths": one - 1}),
+        ("prefix[0].lengths: give whole numbers", {"lengths": one.float()}),
+        ("prefix[0].lengths: give a tensor, not list", {"lengths": [5, 5]}),
+        ("prefix[0].starts: give whole numbers", {"starts": one.double()}),
+        *((f"prefix[0].{n}", {n: getattr(level, n).to("meta")}) for n in ops.Pieces._fields),
+    ]
+    for name, changed in parts:
+        bad.append((name, lambda c=changed: ops.branch_attention(own, own, own, [level._replace(**c)])))  # type: ignore[misc]
     for name, call in bad:
         with refused(name):
             call()
@@ -312,6 +354,9 @@ def test_score_gemm_refuses_what_it_cannot_read() -> None:
         ("act=", lambda: ops.score_gemm(grad, weight, gate, act="swish")),
         ("each", lambda: ops.score_gemm(grad, weight, gate, lengths=torch.tensor([3]), each=True)),
         ("weights", lambda: ops.score_gemm(grad, weight, gate, weights=torch.ones(2))),
+        ("weights: it is on meta", lambda: ops.score_gemm(grad, weight, gate, weights=torch.ones(1, device="meta"))),
+        ("weights: give a tensor, not list", lambda: ops.score_gemm(grad, weight, gate, weights=[1.0])),
+        ("lengths: it is on meta", lambda: ops.score_gemm(grad, weight, gate, lengths=torch.tensor([3]).to("meta"))),
         ("detach", lambda: ops.score_gemm(grad, weight.clone().requires_grad_(), gate)),
     ]
     for name, call in bad:
@@ -329,6 +374,12 @@ def test_glu_score_refuses_what_it_cannot_read() -> None:
         ("gate", lambda: ops.glu_score(x[0], None, x)),
         ("starts", lambda: ops.glu_score(x, x, x, starts=three)),
         ("lengths", lambda: ops.glu_score(x, x, x, three.float())),
+        ("lengths: give a tensor, not list", lambda: ops.glu_score(x, x, x, [1, 2])),
+        ("gate: give a tensor, not ndarray", lambda: ops.glu_score(x.numpy(), x, x)),
+        ("gate: give a tensor, not NoneType", lambda: ops.glu_score(None, x, x)),
+        ("float16, bfloat16", lambda: ops.glu_score(*[x.to(torch.float8_e4m3fn)] * 3)),
+        ("lengths: it is on meta", lambda: ops.glu_score(x, x, x, three.to("meta"))),
+        ("weights: it is on meta", lambda: ops.glu_score(x, x, x, three, weights=torch.ones(2, device="meta"))),
         ("lengths", lambda: ops.glu_score(x, x, x, three + 1)),
         ("share a row", lambda: ops.glu_score(x, x, x, three, torch.tensor([1, 0]))),
         ("weights", lambda: ops.glu_score(x, x, x, three, weights=torch.ones(3))),

@@ -9,6 +9,15 @@ import torch
 from torch import Tensor
 
 from neuronllm.errors import InputError
+from neuronllm.kernels.checks import (
+    FLOATS,
+    WHOLE,
+    check_device,
+    check_given,
+    check_small,
+    check_softcap,
+    check_tensors,
+)
 from neuronllm.kernels.launch import on_device, uses_triton
 
 from . import reference
@@ -66,10 +75,14 @@ def branch_attention(
     tensor([0.7500, 0.7500])
     """
     _check(query, key, value, prefix, positions, sinks)
+    check_softcap(softcap)
+    if window is not None and (not isinstance(window, int) or isinstance(window, bool) or window < 1):
+        raise InputError(f"window={window!r}: give a whole number of tokens, 1 or more, or None for no window")
     if positions is None:
         positions = torch.zeros(len(query), dtype=torch.int64, device=prefix[0].piece.device if prefix else None)
         for level in prefix:
-            positions = positions + level.lengths[level.piece]
+            there = level.piece.clamp(max=level.lengths.shape[0] - 1)  # what lies beyond, the operator refuses
+            positions = positions + level.lengths[there]
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     columns = [list(column) for column in zip(*prefix, strict=True)] if prefix else [[]] * 5
     return _op(query, key, value, *columns, positions, scale, softcap, window, sinks, backend)[0]
@@ -83,30 +96,71 @@ def _check(
     positions: Tensor | None,
     sinks: Tensor | None,
 ) -> None:
-    if query.ndim != 4 or key.ndim != 4 or value.ndim != 4 or not query.is_floating_point():
+    check_given(query=query, key=key, value=value)
+    check_tensors(positions=positions, sinks=sinks)
+    if query.ndim != 4 or key.ndim != 4 or value.ndim != 4:
         raise InputError("query, key, value: give (prompts, heads or groups, rows, width)")
+    if query.dtype not in FLOATS:
+        raise InputError("query, key, value: give float16, bfloat16, float32 or float64")
     prompts, heads, rows, width = query.shape
     groups = key.shape[1]
     if key.shape != (prompts, groups, rows, width) or value.shape[:3] != key.shape[:3] or heads % max(groups, 1):
         raise InputError("key, value: give those of the rows themselves, in groups that divide the heads")
     if key.dtype != query.dtype or value.dtype != query.dtype:
         raise InputError("query, key, value: give one type")
+    check_device("query", query.device, key=key, value=value, sinks=sinks)
+    if isinstance(prefix, Pieces) or not isinstance(prefix, (list, tuple)):
+        raise InputError("prefix: give a list of Pieces, one a level, also where there is one")
     for n, level in enumerate(prefix):
-        if level.keys.ndim != 4 or level.keys.shape[1] != groups or level.keys.shape[3] != width:
-            raise InputError(f"prefix[{n}].keys: give (pieces, {groups}, tokens, {width})")
-        if level.values.shape != (*level.keys.shape[:3], value.shape[3]):
-            raise InputError(f"prefix[{n}].values: give {(*level.keys.shape[:3], value.shape[3])}")
-        if level.keys.dtype != query.dtype or level.values.dtype != query.dtype:
-            raise InputError(f"prefix[{n}]: give keys and values in the type of query")
-        shapes = (level.piece.shape, level.lengths.shape, level.starts.shape)
-        if shapes != ((prompts,), level.keys.shape[:1], level.keys.shape[:1]):
-            raise InputError(f"prefix[{n}]: give a piece for every prompt, a length and a start for every piece")
-        if level.keys.requires_grad or level.values.requires_grad:
-            raise InputError(f"prefix[{n}]: a prefix takes no gradient, detach it")
-    if positions is not None and positions.shape != (prompts,):
-        raise InputError("positions: give one a prompt")
-    if sinks is not None and (sinks.shape != (heads,) or sinks.requires_grad):
-        raise InputError("sinks: give one a head, detached")
+        _check_level(f"prefix[{n}]", level, query, groups, value.shape[3])
+    if positions is not None:
+        if positions.shape != (prompts,) or positions.dtype not in WHOLE:
+            raise InputError("positions: give one whole number a prompt")
+        check_small("positions", positions, "query", query.device)
+    if sinks is not None and (sinks.shape != (heads,) or sinks.dtype not in FLOATS or sinks.requires_grad):
+        raise InputError("sinks: give one floating-point number a head, detached")
+
+
+def _check_level(name: str, level: Pieces, query: Tensor, groups: int, width_v: int) -> None:
+    if not isinstance(level, Pieces):
+        raise InputError(f"{name}: give Pieces, not {type(level).__name__}")
+    prompts, width = query.shape[0], query.shape[3]
+    keys, values, piece, lengths, starts = level
+    for part, x in (("keys", keys), ("values", values), ("piece", piece), ("lengths", lengths), ("starts", starts)):
+        if not isinstance(x, Tensor):
+            raise InputError(f"{name}.{part}: give a tensor, not {type(x).__name__}")
+    if keys.ndim != 4 or keys.shape[1] != groups or keys.shape[3] != width:
+        raise InputError(f"{name}.keys: give (pieces, {groups}, tokens, {width})")
+    if values.shape != (*keys.shape[:3], width_v):
+        raise InputError(f"{name}.values: give {(*keys.shape[:3], width_v)}")
+    if keys.dtype != query.dtype or values.dtype != query.dtype:
+        raise InputError(f"{name}: give keys and values in the type of query")
+    if (piece.shape, lengths.shape, starts.shape) != ((prompts,), keys.shape[:1], keys.shape[:1]):
+        raise InputError(f"{name}: give a piece for every prompt, a length and a start for every piece")
+    if keys.requires_grad or values.requires_grad:
+        raise InputError(f"{name}: a prefix takes no gradient, detach it")
+    for part, x in (("keys", keys), ("values", values)):
+        if x.device != query.device:
+            raise InputError(f"{name}.{part}: they are on {x.device}, query on {query.device}; move them there")
+    for part, x in (("piece", piece), ("lengths", lengths), ("starts", starts)):
+        if x.dtype not in WHOLE:
+            raise InputError(f"{name}.{part}: give whole numbers (int32 or int64), not {x.dtype}")
+        check_small(f"{name}.{part}", x, "query", query.device)
+        if x.device != piece.device:
+            raise InputError(f"{name}: give piece, lengths and starts on one device")
+
+
+def _check_values(keys: list[Tensor], pieces: list[Tensor], lengths: list[Tensor]) -> None:
+    """What can be looked at without waiting for a device: a kernel would read outside the prefix."""
+    for n, (k, piece, length) in enumerate(zip(keys, pieces, lengths, strict=True)):
+        if _outside(piece, len(k) - 1):
+            raise InputError(f"prefix[{n}].piece: give numbers of pieces, from 0 to {len(k) - 1}")
+        if _outside(length, k.shape[2]):
+            raise InputError(f"prefix[{n}].lengths: give numbers of tokens, from 0 to the {k.shape[2]} that there are")
+
+
+def _outside(x: Tensor, most: int) -> bool:
+    return x.device.type == "cpu" and x.numel() > 0 and (int(x.min()) < 0 or int(x.max()) > most)
 
 
 def _refusal(query: Tensor, key: Tensor, value: Tensor, levels: int) -> str | None:
@@ -132,6 +186,7 @@ def _uses_triton(backend: str, query: Tensor, key: Tensor, value: Tensor, keys: 
 )
 def _op(*inputs: Any) -> tuple[Tensor, Tensor]:
     *values, sinks, backend = inputs
+    _check_values(values[3], *values[5:7])
     if _uses_triton(backend, *values[:4]):
         from . import kernel
 

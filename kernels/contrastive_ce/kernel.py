@@ -212,6 +212,7 @@ def contrastive_ce(
     rows, width = hidden.shape
     _, count, forms = options.shape
     hidden, weight, options = rows_together(hidden), rows_together(weight), options.contiguous()
+    bias = None if bias is None else bias.contiguous()
     value, scores, grad = (
         hidden.new_empty(shape, dtype=torch.float32) for shape in (rows, (rows, count), (rows, width))
     )

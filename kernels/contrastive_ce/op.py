@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from neuronllm.errors import InputError
+from neuronllm.kernels.checks import FLOATS, WHOLE, check_device, check_given, check_softcap, check_tensors
 from neuronllm.kernels.launch import on_device, uses_triton
 
 from . import reference
@@ -54,30 +55,31 @@ def contrastive_ce(
     >>> contrastive_ce(hidden, weight, torch.tensor([[0, 1]]), torch.tensor([0]), objective="margin").value
     tensor([1.])
     """
+    check_given(hidden=hidden, weight=weight, options=options, right=right)
+    check_tensors(bias=bias)
     options = options[..., None] if options.ndim == 2 else options
     _check(hidden, weight, options, right, objective, bias)
-    if softcap is not None and softcap <= 0:
-        raise InputError(f"softcap={softcap}: give a positive number, or None for no cap")
+    check_softcap(softcap)
     return ContrastiveCE(*_op(hidden, weight, options, right, bias, objective, scale, softcap, backend))
 
 
 def _check(hidden: Tensor, weight: Tensor, options: Tensor, right: Tensor, objective: str, bias: Tensor | None) -> None:
     if objective not in reference.OBJECTIVES:
         raise InputError(f"objective={objective!r}: known objectives are {', '.join(reference.OBJECTIVES)}")
-    if hidden.ndim != 2 or not hidden.is_floating_point():
-        raise InputError("hidden: give final hidden states (rows, width)")
+    if hidden.ndim != 2 or hidden.dtype not in FLOATS:
+        raise InputError("hidden: give final hidden states (rows, width), float16, bfloat16, float32 or float64")
     if weight.ndim != 2 or weight.shape[1] != hidden.shape[1] or weight.dtype != hidden.dtype:
         raise InputError(f"weight: give the head, (vocabulary, {hidden.shape[1]}), in hidden's type")
-    whole = (torch.int32, torch.int64)
     shaped = options.ndim == 3 and options.shape[0] == hidden.shape[0] and 0 not in options.shape[1:]
-    if not shaped or options.dtype not in whole:
+    if not shaped or options.dtype not in WHOLE:
         raise InputError("options: give whole numbers (rows, options) or (rows, options, forms), at least one option")
-    if right.shape != hidden.shape[:1] or right.dtype not in whole:
+    if right.shape != hidden.shape[:1] or right.dtype not in WHOLE:
         raise InputError("right: give the place of the right option, a whole number a row")
     if bias is not None and (bias.shape != weight.shape[:1] or bias.dtype != weight.dtype):
         raise InputError("bias: give one number a row of weight, in its type")
     if weight.requires_grad or (bias is not None and bias.requires_grad):
         raise InputError("weight, bias: the head takes no gradient here, detach it")
+    check_device("hidden", hidden.device, weight=weight, options=options, right=right, bias=bias)
 
 
 def _check_ids(options: Tensor, right: Tensor, vocabulary: int) -> None:

@@ -60,6 +60,7 @@ def contrastive_ce(
 
 def value_and_slope(objective: str, scores: Tensor, log_z: Tensor | None, right: Tensor) -> tuple[Tensor, Tensor]:
     """The objective and its derivative by the options' scores."""
+    right = right.long()  # one_hot and gather take no int32
     at = torch.nn.functional.one_hot(right, scores.shape[-1]).to(scores)
     mine = scores.gather(-1, right[:, None])[:, 0]
     if objective == "margin":

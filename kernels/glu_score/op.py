@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from neuronllm.errors import InputError
+from neuronllm.kernels.checks import FLOATS, check_given, check_tensors, check_weights
 from neuronllm.kernels.launch import on_device, uses_triton
 from neuronllm.kernels.questions import check_questions
 
@@ -63,10 +64,11 @@ def glu_score(
     tensor([[1., 1.],
             [2., 2.]])
     """
-    _check(gate, up, grad, lengths, starts, act, weights)
+    check_given(gate=gate, grad=grad)
+    check_tensors(up=up, weights=weights, into=into)
+    _check(gate, up, grad, lengths, starts, act)
     questions = 1 if lengths is None else lengths.shape[0]
-    if weights is not None and weights.shape not in ((questions,), (questions, grad.shape[1])):
-        raise InputError(f"weights: give one a question ({questions}) or one a question and neuron")
+    check_weights(weights, questions, grad.shape[1], "grad", grad.device)
     if into is None:
         scores, dgate, dup = _op(gate, up, grad, starts, lengths, weights, act, split, gradients, backend)
     else:
@@ -86,13 +88,12 @@ def _check(
     lengths: Tensor | None,
     starts: Tensor | None,
     act: str,
-    weights: Tensor | None,
 ) -> None:
     if act not in reference.ACTIVATIONS:
         raise InputError(f"act={act!r}: known activations are {', '.join(reference.ACTIVATIONS)}")
     for name, x in (("gate", gate), ("up", up), ("grad", grad)):
-        if x is not None and (x.ndim != 2 or not x.is_floating_point()):
-            raise InputError(f"{name}: give a matrix of floating-point numbers (rows, neurons)")
+        if x is not None and (x.ndim != 2 or x.dtype not in FLOATS):
+            raise InputError(f"{name}: give a matrix (rows, neurons) of float16, bfloat16, float32 or float64")
         if x is not None and (x.dtype != grad.dtype or x.device != grad.device):
             raise InputError(f"{name}: gate, up and grad must have one type and one device")
     rows, width = grad.shape
@@ -101,9 +102,7 @@ def _check(
         raise InputError(
             f"gate, up: give the shape of grad, ({rows}, {width}), or gate_up of twice the width without up"
         )
-    if weights is not None and weights.requires_grad:
-        raise InputError("weights: they take no gradient, detach them")
-    check_questions(lengths, starts, rows)
+    check_questions(lengths, starts, "grad", grad.device)
 
 
 def _refusal(grad: Tensor) -> str | None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from neuronllm.errors import InputError
+from neuronllm.kernels.checks import FLOATS, check_given, check_tensors, check_weights
 from neuronllm.kernels.glu_score.reference import ACTIVATIONS
 from neuronllm.kernels.launch import on_device, uses_triton
 from neuronllm.kernels.questions import check_questions
@@ -43,15 +44,16 @@ def score_gemm(
     >>> score_gemm(grad, weight, h, act="identity")
     tensor([[6., 6., 6., 6.]])
     """
+    check_given(grad=grad, weight=weight, gate=gate)
+    check_tensors(up=up, weights=weights)
     _check(grad, weight, gate, up, act)
-    check_questions(lengths, starts, len(grad))
+    check_questions(lengths, starts, "grad", grad.device)
     if each and lengths is not None:
         raise InputError("each: every row is a question then, leave lengths out")
     questions = len(grad) if each else 1 if lengths is None else lengths.shape[0]
-    if weights is not None and weights.shape not in ((questions,), (questions, weight.shape[1])):
-        raise InputError(f"weights: give one a question ({questions}) or one a question and neuron")
-    if weight.requires_grad or (weights is not None and weights.requires_grad):
-        raise InputError("weight, weights: they take no gradient here, detach them")
+    check_weights(weights, questions, weight.shape[1], "grad", grad.device)
+    if weight.requires_grad:
+        raise InputError("weight: it takes no gradient here, detach it")
     return _op(grad, weight, gate, up, starts, lengths, weights, act, each, backend)
 
 
@@ -59,8 +61,8 @@ def _check(grad: Tensor, weight: Tensor, gate: Tensor, up: Tensor | None, act: s
     if act not in ACTIVATIONS:
         raise InputError(f"act={act!r}: known activations are {', '.join(ACTIVATIONS)}")
     for name, x in (("grad", grad), ("weight", weight), ("gate", gate), ("up", up)):
-        if x is not None and (x.ndim != 2 or not x.is_floating_point()):
-            raise InputError(f"{name}: give a matrix of floating-point numbers")
+        if x is not None and (x.ndim != 2 or x.dtype not in FLOATS):
+            raise InputError(f"{name}: give a matrix of float16, bfloat16, float32 or float64")
         if x is not None and (x.dtype != grad.dtype or x.device != grad.device):
             raise InputError(f"{name}: grad, weight, gate and up must have one type and one device")
     if weight.shape[0] != grad.shape[1]:

@@ -1,7 +1,8 @@
 """The Triton kernels: the repository's kernels/<op>/ is installed here, as neuronllm.kernels.<op>.
 
-This folder holds what the operations share: `launch.py` (which back end, which block sizes), `questions.py` (which rows
-belong to which question) and `tile.py` (functions that run inside kernels; the only one that imports triton).
+This folder holds what the operations share: `launch.py` (which back end, which block sizes), `checks.py` (what is
+refused), `questions.py` (which rows belong to which question) and `tile.py` (functions that run inside kernels; the
+only one that imports triton).
 """
 
 from pathlib import Path

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
+from .checks import WHOLE, check_small, check_tensors
 
 
 @dataclass(frozen=True)
@@ -23,17 +24,19 @@ class Chunks:
     single: bool  # whether chunk n is known to be the whole of question n
 
 
-def check_questions(lengths: Tensor | None, starts: Tensor | None, rows: int) -> None:
+def check_questions(lengths: Tensor | None, starts: Tensor | None, first: str, device: torch.device) -> None:
     """Refuse what is wrong as far as it can be seen without waiting for a device."""
+    check_tensors(lengths=lengths, starts=starts)
     if lengths is None:
         if starts is not None:
             raise InputError("starts: give lengths as well")
         return
     for name, found in (("lengths", lengths), ("starts", starts)):
-        if found is not None and (found.ndim != 1 or found.dtype not in (torch.int32, torch.int64)):
+        if found is not None and (found.ndim != 1 or found.dtype not in WHOLE):
             raise InputError(f"{name}: give one whole number a question, not {tuple(found.shape)} of {found.dtype}")
-    if starts is not None and (starts.shape != lengths.shape or starts.device != lengths.device):
+    if starts is not None and (starts.shape[0] != lengths.shape[0] or starts.device != lengths.device):
         raise InputError("starts: give one a question, on the same device as lengths")
+    check_small("lengths", lengths, first, device)
 
 
 def bounds(lengths: Tensor | None, starts: Tensor | None, rows: int) -> tuple[Tensor, Tensor]:

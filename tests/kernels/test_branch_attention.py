@@ -120,6 +120,18 @@ def test_options(what: str, name: str, dtype: torch.dtype) -> None:
     check(inputs(name, dtype), **options[what])
 
 
+def test_small_tensors_of_any_stride() -> None:
+    given = inputs("shared by all", SHARP)
+    heads = CASES["shared by all"][0]
+    for sinks in (torch.arange(2.0 * heads, device=DEVICE)[::2], torch.tensor(1.0, device=DEVICE).expand(heads)):
+        check(given, sinks=sinks)
+    lengths = given["prefix"][0].lengths[given["prefix"][0].piece].int()
+    apart = torch.stack([lengths, lengths - 20], 1)[:, 0]
+    whole = run(given, {"window": 9, "positions": lengths}, "triton")
+    found = run(given, {"window": 9, "positions": apart}, "triton")
+    assert all(torch.equal(x, y) for x, y in zip(found, whole, strict=True))
+
+
 def test_reference_is_exact_in_float64() -> None:
     for name in CASES:
         given = inputs(name, torch.float64)

@@ -102,6 +102,14 @@ def test_views_of_larger_tensors() -> None:
     check(given, "logp_options")
 
 
+@pytest.mark.parametrize("objective", ["margin", "p_vocab"])
+def test_a_bias_of_any_stride(objective: str) -> None:
+    given = inputs((3, 20, 11, 4, 1), torch.float32)
+    draw = torch.Generator().manual_seed(1)
+    for bias in (torch.randn(11, 2, generator=draw).to(DEVICE)[:, 0], torch.tensor(2.0, device=DEVICE).expand(11)):
+        check(given | {"bias": bias, "right": given["right"].int()}, objective, softcap=3.0)
+
+
 @pytest.mark.parametrize("objective", ["logp_options", "p_options", "margin", "logp_vocab"])
 @pytest.mark.parametrize("odd", [float("nan"), float("inf")], ids=str)
 def test_nan_and_infinity_reach_their_row_only(odd: float, objective: str) -> None:

@@ -1,0 +1,62 @@
+"""Refusals that the operations share: of what is no tensor, stands on another device, or is a number of no use.
+
+Everything here looks at types, shapes and devices alone and so works on traced tensors too. What must look at values
+stands inside the operators, which tracing does not enter.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+WHOLE = (torch.int32, torch.int64)
+
+
+def check_tensors(**given: Any) -> None:
+    """Refuse arguments that are neither a tensor nor None; the names are those of the arguments."""
+    for name, x in given.items():
+        if x is not None and not isinstance(x, Tensor):
+            raise InputError(f"{name}: give a tensor, not {type(x).__name__}")
+
+
+def check_given(**given: Any) -> None:
+    """Refuse arguments that are no tensor."""
+    for name, x in given.items():
+        if not isinstance(x, Tensor):
+            raise InputError(f"{name}: give a tensor, not {type(x).__name__}")
+
+
+def check_device(first: str, device: torch.device, **given: Tensor | None) -> None:
+    """Tensors that a kernel reads where they lie must lie where the first argument does."""
+    for name, x in given.items():
+        if x is not None and x.device != device:
+            raise InputError(f"{name}: it is on {x.device}, {first} on {device}; move it there")
+
+
+def check_small(name: str, x: Tensor, first: str, device: torch.device) -> None:
+    """Small whole numbers are moved for the caller, from the CPU or from another device of the same kind."""
+    if x.device.type != "cpu" and x.device.type != device.type:
+        raise InputError(f"{name}: it is on {x.device}, {first} on {device}; move it there, or to the CPU")
+
+
+def check_softcap(softcap: Any) -> None:
+    if softcap is not None and not (isinstance(softcap, (int, float)) and 0 < softcap < math.inf):
+        raise InputError(f"softcap={softcap!r}: give a positive number, or None for no cap")
+
+
+def check_weights(weights: Tensor | None, questions: int, neurons: int, first: str, device: torch.device) -> None:
+    if weights is None:
+        return
+    # Sizes one by one: traced ones compare as numbers, but a tuple of them is not found in a tuple.
+    one = weights.ndim == 1 and weights.shape[0] == questions
+    if not one and not (weights.ndim == 2 and weights.shape[0] == questions and weights.shape[1] == neurons):
+        raise InputError(f"weights: give one a question ({questions}) or one a question and neuron")
+    if weights.requires_grad:
+        raise InputError("weights: they take no gradient, detach them")
+    check_device(first, device, weights=weights)
