@@ -181,7 +181,10 @@ class Anatomy:
 
 def _whole(numbers: Any) -> torch.Tensor:
     """One or many whole numbers as int64 on the CPU; an index of 1.5 or a mask is a mistake, not a neuron."""
-    given = torch.as_tensor(numbers).reshape(-1)
+    try:
+        given = torch.as_tensor(numbers).reshape(-1)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"neuron ids must be whole numbers: {error}") from error
     if given.numel() and (given.is_floating_point() or given.dtype == torch.bool):
         raise InputError(f"neuron ids must be whole numbers, not {str(given.dtype).removeprefix('torch.')}")
     return given.to("cpu", torch.int64)

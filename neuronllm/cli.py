@@ -98,8 +98,11 @@ def _attribute(args: argparse.Namespace) -> None:
             raise InputError("--output: name a folder for the scores (only --dry-run does without)")
         # What can be refused without the model is refused before it is loaded.
         options, template = _options(args.option), _template(args)
-        asked = {name: getattr(args, name) for name in ("objective", "positions", "items", "keep", "k", "batch_size")}
-        asked["keep_dtype"] = getattr(torch, args.keep_dtype)
+        for flag, value, keep in (("--k", args.k, "topk"), ("--keep-dtype", args.keep_dtype, "all")):
+            if value is not None and args.keep != keep:
+                raise InputError(f"{flag} {value}: it needs --keep {keep}")
+        asked = {name: getattr(args, name) for name in ("objective", "positions", "items", "keep", "batch_size")}
+        asked |= {"k": 100 if args.k is None else args.k, "keep_dtype": getattr(torch, args.keep_dtype or "float32")}
         checked(get_method(args.method, options), **asked)
         read_templates(template)
         questions = _questions(args, args.questions)

@@ -59,7 +59,8 @@ def parser(run: Mapping[str, Command]) -> argparse.ArgumentParser:
     _question_flags(sub)
     sub.add_argument("--method", default="ace", help="how to score (default: ace)")
     sub.add_argument("--objective", help="what to explain (default: the method's own)")
-    sub.add_argument("--positions", default="answer", choices=("answer", "all"))
+    where = "score h at the answer position, or its sum over all positions (default: answer)"
+    sub.add_argument("--positions", default="answer", choices=("answer", "all"), help=where)
     sub.add_argument("--items", default="all", choices=("all", "wrong", "right"), help="score only such questions")
     sub.add_argument(
         "--keep",
@@ -67,11 +68,12 @@ def parser(run: Mapping[str, Command]) -> argparse.ArgumentParser:
         choices=("mean", "topk", "all"),
         help="of every prompt keep its --k highest and lowest scores too (topk), or all",
     )
-    sub.add_argument("--k", type=_count, default=100, metavar="K", help="for --keep topk (default: 100)")
+    sub.add_argument("--k", type=_count, metavar="K", help="for --keep topk (default: 100)")
     sub.add_argument(
-        "--keep-dtype", "--keep_dtype", default="float32", choices=("float32", "bfloat16"), help="for --keep all"
+        "--keep-dtype", "--keep_dtype", choices=("float32", "bfloat16"), help="for --keep all (default: float32)"
     )
-    sub.add_argument("--backend", default="fast", choices=("fast", "reference"))
+    slow = "fast, or the plain and slow judge of it (default: fast)"
+    sub.add_argument("--backend", default="fast", choices=("fast", "reference"), help=slow)
     sub.add_argument(
         "--option", "-o", action="append", default=[], metavar="NAME=VALUE", help="an option of the method"
     )
@@ -141,7 +143,7 @@ def parser(run: Mapping[str, Command]) -> argparse.ArgumentParser:
 def _model_flags(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--model", required=True, help='a folder or a model id; "demo" is the bundled tiny model')
     sub.add_argument("--revision", help="of the model")
-    sub.add_argument("--dtype", default="auto", choices=DTYPES)
+    sub.add_argument("--dtype", default="auto", choices=DTYPES, help="of the weights (default: as they were saved)")
     sub.add_argument("--device-map", "--device_map", help='for instance "auto" or "cuda"')
     sub.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the model")
     sub.add_argument("--quiet", action="store_true", help="no progress bars")
@@ -149,11 +151,13 @@ def _model_flags(sub: argparse.ArgumentParser) -> None:
 
 def _question_flags(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--questions", required=True, metavar="FILE", help='JSONL, or "demo:TASK/SPLIT"')
-    sub.add_argument("--limit", type=_count, metavar="N", help="only the first N questions")
+    sub.add_argument("--limit", type=_positive, metavar="N", help="only the first N questions")
     sub.add_argument("--orders", choices=("rotate", "shuffle3", "none"), help="how choices are permuted")
     sub.add_argument("--template", nargs="+", metavar="T", help="default, plain, brief, or a text with {question}")
-    sub.add_argument("--apply-chat-template", "--apply_chat_template", action="store_true")
-    sub.add_argument("--batch-size", "--batch_size", type=_batch_size, default="auto", metavar="N")
+    chat = "ask through the tokenizer's chat template"
+    sub.add_argument("--apply-chat-template", "--apply_chat_template", action="store_true", help=chat)
+    size = "prompts of a batch, or auto, which goes by memory (default: auto)"
+    sub.add_argument("--batch-size", "--batch_size", type=_batch_size, default="auto", metavar="N", help=size)
 
 
 def _neurons_flag(sub: argparse.ArgumentParser, required: bool = True) -> None:
@@ -177,4 +181,10 @@ def _batch_size(text: str) -> int | str:
 def _count(text: str) -> int:
     if not text.isdigit():
         raise argparse.ArgumentTypeError(f"{text!r}: give a whole number, 0 or more")
+    return int(text)
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: give a positive whole number")
     return int(text)

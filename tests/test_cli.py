@@ -177,6 +177,8 @@ def test_a_bad_flag_is_one_line_and_writes_nothing(flags, named, model_folder, q
         (["-o", "steps=zz"], "steps='zz'"),
         (["-o", "keep=all"], "has no option 'keep'"),
         (["--k", 0, "--keep", "topk"], "k=0"),
+        (["--k", 5], "--k 5: it needs --keep topk"),
+        (["--keep", "topk", "--keep-dtype", "bfloat16"], "it needs --keep all"),
         (["--objective", "loss"], "logp_options"),
         (["--positions", "all"], "'answer'"),
         (["--template", "fancy"], "fancy"),

@@ -40,6 +40,8 @@ def test_some_neurons_and_questions_with_fewer_choices():
     every = nl.pushes(model, None, prompts)
     assert torch.equal(nl.pushes(model, None, prompts, [5, 3]), every[..., [5, 3]])
     assert torch.equal(every[1, 2], torch.zeros(every.shape[-1])) and every[1, :2].abs().sum() > 0
+    with refused("ids must be whole numbers"):
+        nl.pushes(model, None, prompts, "ab")
     with refused("ids must lie in"):
         nl.pushes(model, None, prompts, [10**6])
     with refused("batch_size=0"):
