@@ -223,3 +223,50 @@ def test_a_reader_that_leaves_ends_it_quietly(tmp_path):
         assert running.stdout.readline() == b"largest:\n"
         running.stdout.close()
         assert running.stderr.read() == b"" and running.wait() == 141
+
+
+def strict(text: str) -> object:
+    def refuse(name: str) -> object:
+        raise AssertionError(f"{name} is no JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+def test_infinite_values_are_texts_in_json(tmp_path):
+    np.save(tmp_path / "x.npy", np.array([1.0, np.inf, -np.inf]))
+    output = tmp_path / "found.json"
+    command = ["select", str(tmp_path / "x.npy"), "--largest", "2", "--smallest", "1", "--quiet"]
+    assert main([*command, "--output", str(output)]) == 0
+    report = strict(output.read_text())
+    assert [row["value"] for row in report["largest"] + report["smallest"]] == ["inf", 1.0, "-inf"]
+
+
+def test_values_are_printed_to_the_last_digit(tmp_path, capsys):
+    np.save(tmp_path / "f64.npy", np.array([0.1, np.nextafter(0.1, 1), -np.inf]))
+    np.save(tmp_path / "f32.npy", np.float32([0.1, 1e-30]))
+    assert main(["select", str(tmp_path / "f64.npy"), "--largest", "3", "--quiet"]) == 0
+    words = capsys.readouterr().out.split()
+    assert {"0.1", repr(float(np.nextafter(0.1, 1))), "-inf"} <= set(words)
+    assert main(["select", str(tmp_path / "f32.npy"), "--largest", "2", "--quiet"]) == 0
+    assert {"0.1", "1e-30"} <= set(capsys.readouterr().out.split())
+
+
+def test_the_table_names_the_file_where_there_are_several(tmp_path, capsys):
+    paths = [str(tmp_path / name) for name in ("one.safetensors", "two.safetensors")]
+    for number, path in enumerate(paths):
+        save_file({"a": torch.tensor([float(number)])}, path)
+    assert main(["select", *paths, "--largest", "2", "--quiet"]) == 0
+    assert f"{paths[1]} a[0]\n" in capsys.readouterr().out
+    assert main(["select", paths[0], "--largest", "2", "--quiet"]) == 0
+    assert " a[0]\n" in (printed := capsys.readouterr().out) and paths[0] not in printed
+
+
+def test_with_an_output_few_rows_are_printed(tmp_path, capsys):
+    np.save(tmp_path / "x.npy", np.arange(50.0))
+    command = ["select", str(tmp_path / "x.npy"), "--largest", "50", "--quiet"]
+    assert main(command) == 0 and capsys.readouterr().out.count("x.npy[") == 50
+    output = tmp_path / "found.json"
+    assert main([*command, "--output", str(output)]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("x.npy[") == 20 and f"... 30 more in {output}" in printed
+    assert len(strict(output.read_text())["largest"]) == 50
