@@ -1,7 +1,7 @@
 """The command line: neuronllm attribute | find | tune | evaluate | bake | select | bench | demo | env.
 
-Exit codes: 0 done, 2 bad input (one line, nothing written), 130 interrupted, 1 anything else. Of several processes
-under a launcher such as torchrun the first one speaks for all.
+Exit codes: 0 done, 2 bad input (one line, nothing written), 130 interrupted, 141 nobody reads what is printed (as in
+`| head`), 1 anything else. Of several processes under a launcher such as torchrun the first one speaks for all.
 """
 
 from __future__ import annotations
@@ -44,6 +44,27 @@ def _others_running() -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code."""
+    try:
+        code = _run(argv)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        if not _reader_is_gone():
+            raise
+        return 141
+    return code
+
+
+def _reader_is_gone() -> bool:
+    """Whether standard output is a pipe that nobody reads; what is still to be written goes nowhere then."""
+    try:
+        print(flush=True)  # something must be written: what failed once is no longer in the buffer
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would try again at its end
+        return True
+    return False
+
+
+def _run(argv: Sequence[str] | None) -> int:
     given = list(sys.argv[1:] if argv is None else argv)
     if given[:1] == ["bench"]:
         return _bench(given[1:])  # its flags are those of bench/, which parses them itself

@@ -13,6 +13,11 @@ from .env import first_process, launched, package_version
 DTYPES = ("auto", "float32", "float16", "bfloat16", "float64")
 Command = Callable[[argparse.Namespace], None]
 
+SELECT_OUTPUT = (
+    'a new file for the whole result, as JSON with infinite values as the texts "inf" and "-inf"; '
+    "only the first 20 rows of each end are printed then"
+)
+
 
 def leave_together(code: int) -> int:
     """The exit code, after all processes of a launcher have come here.
@@ -121,11 +126,12 @@ def parser(run: Mapping[str, Command]) -> argparse.ArgumentParser:
 
     sub = command("select", "The largest and smallest numbers of .safetensors and .npy files, however large.")
     sub.add_argument("files", nargs="+", metavar="FILE", help=".safetensors or .npy; several count as one array")
-    sub.add_argument("--largest", type=_count, default=0, metavar="K")
-    sub.add_argument("--smallest", type=_count, default=0, metavar="K")
+    more = "best first, ties by the lowest index; NaN is counted and left out (default: 0)"
+    sub.add_argument("--largest", type=_count, default=0, metavar="K", help=f"the K greatest numbers, {more}")
+    sub.add_argument("--smallest", type=_count, default=0, metavar="K", help=f"the K least numbers, {more}")
     sub.add_argument("--tensor", metavar="NAME", help="of a safetensors file (default: all of its floats)")
     sub.add_argument("--threads", type=_count, metavar="N", help="(default: as many as torch uses)")
-    sub.add_argument("--output", metavar="FILE", help="a new file for the result, as JSON")
+    sub.add_argument("--output", metavar="FILE", help=SELECT_OUTPUT)
     sub.add_argument("--quiet", action="store_true", help="no progress bar")
 
     # Only to be listed: everything behind this word goes to bench/ of the source tree.

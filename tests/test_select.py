@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from neuronllm.select import extension_refusal, extremes
+from neuronllm.select import Stream, extension_refusal, extremes
 from tests.checks import refused
 
 NO_EXTENSION = extension_refusal()
@@ -173,6 +173,16 @@ def test_any_whole_number_is_a_k(backend):
         ((torch.tensor([1j]), 1), {}, ["x:", "real numbers"]),
         ((np.array([1j]), 1), {}, ["x:", "real numbers"]),
         (([True, False], 1), {}, ["x:", "real numbers"]),
+        (([[1], [2, 3]], 1), {}, ["x:", "not an array of numbers"]),
+        ((np.ma.array([1.0, 9.0], mask=[False, True]), 1), {}, ["x:", "masked", "filled"]),
+        ((np.arange(3, dtype=np.uint16), 1), {}, ["not of uint16", "convert"]),
+        ((np.arange(3, dtype=np.uint32), 1), {}, ["not of uint32", "convert"]),
+        (([2**63], 1), {}, ["not of uint64", "convert"]),
+        ((torch.zeros(3, dtype=torch.uint16), 1), {}, ["not of uint16", "convert"]),
+        ((torch.zeros(3).to(torch.float8_e4m3fn), 1), {}, ["not of float8_e4m3fn", "convert"]),
+        ((np.zeros(3, dtype="M8[s]"), 1), {}, ["x:", "not of datetime64"]),
+        ((torch.ones(3).to_sparse(), 1), {}, ["x:", "dense", "sparse_coo"]),
+        ((torch.ones(3, device="meta"), 1), {}, ["x:", "meta"]),
     ],
 )
 def test_bad_input_is_one_line(arguments, keywords, parts):
@@ -198,3 +208,35 @@ def test_an_extension_that_is_not_there_is_said_so(monkeypatch):
     with refused('backend="ext"', "neuronllm._select"):
         extremes([1.0], 1, backend="ext")
     assert extremes([1.0, 2.0], 1).largest.indices.tolist() == [1]
+
+
+@pytest.mark.skipif(np.dtype(np.longdouble) == np.dtype(np.float64), reason="long double is float64 here")
+def test_a_long_double_is_refused():
+    with refused("x:", "convert it first"):
+        extremes(np.zeros(3, dtype=np.longdouble), 1)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_negated_view_counts_as_what_it_shows(backend):
+    x = torch.imag(torch.tensor([1 + 2j, 1 - 3j]).conj())
+    assert x.is_neg() and extremes(x, 1, backend=backend).largest.indices.tolist() == [1]
+
+
+def test_an_array_without_masked_elements_is_taken():
+    assert extremes(np.ma.array([1.0, 9.0]), 1).largest.indices.tolist() == [1]
+
+
+@pytest.mark.noext
+def test_streams_refuse_what_they_cannot_count():
+    for k in ((1, 2, 3), (), [1, 2]):
+        with refused("k="):
+            Stream(k, "float32")
+    for dtype in (None, "float31", torch.int64):
+        with refused(f"dtype={dtype}", "float32"):
+            Stream(1, dtype)
+    stream = Stream(1, "float32")
+    for base in (2**63 - 2, 2**70, -1, 0.0):
+        with refused("base_index="):
+            stream.push(np.float32([1, 2]), base)
+    stream.push(np.float32([1, 2]), 2**63 - 3)
+    assert stream.result().largest.indices.tolist() == [2**63 - 2]

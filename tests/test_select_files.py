@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -121,3 +123,150 @@ def test_a_file_that_shrinks_meanwhile(tmp_path, array):
     (tmp_path / "x.npy").write_bytes((tmp_path / "x.npy").read_bytes()[:1000])
     with refused("x.npy", "ended while it was read"):
         extremes_of_files(parts, 1)
+
+
+def safetensors_of(header: object, data: bytes = b"\0" * 32) -> bytes:
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + data
+
+
+def entry(**changes: object) -> dict[str, object]:
+    return {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]} | changes
+
+
+@pytest.mark.noext
+@pytest.mark.parametrize(
+    ("header", "part"),
+    [
+        ({"a": entry(data_offsets=[-40, 16])}, "data_offsets"),
+        ({"a": entry(data_offsets=[16, 0])}, "backwards"),
+        ({"a": entry(data_offsets=[0, 20])}, "span 20 bytes, its shape 16"),
+        ({"a": entry(data_offsets=[])}, "data_offsets"),
+        ({"a": entry(data_offsets=[0.0, 16.0])}, "data_offsets"),
+        ({"a": entry(data_offsets=[32, 48])}, "ends before the data of tensor 'a'"),
+        ({"ids": entry(dtype="I64", data_offsets=[0, 48])}, "ends before the data of tensor 'ids'"),
+        ({"a": entry(), "b": entry(data_offsets=[8, 24])}, "'a' and 'b' overlap"),
+        ({"a": entry(shape="4")}, "shape"),
+        ({"a": entry(shape=[-2, -2])}, "shape"),
+        ({"a": entry(shape=[True, 4])}, "shape"),
+        ({"a": entry(shape=[float("inf")])}, "shape"),
+        ({"a": entry(dtype=["F32"])}, "dtype"),
+        ({"a": entry(dtype=5)}, "dtype"),
+        ({"a": {}}, "dtype"),
+        ({"a": 3}, "JSON object"),
+        ([], "JSON object"),
+        (b"[" * 100_000, "no JSON"),
+    ],
+)
+def test_headers_of_safetensors_that_cannot_be(tmp_path, header, part):
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(safetensors_of(header))
+    with refused(str(path), part):
+        parts_of(path)
+
+
+def test_a_safetensors_header_may_hold_what_is_not_read(tmp_path):
+    path = tmp_path / "x.safetensors"
+    header = {"__metadata__": {"format": "pt"}, "a": entry(), "none": entry(shape=[0, 9], data_offsets=[16, 16])}
+    path.write_bytes(safetensors_of(header | {"odd": entry(dtype="F6", data_offsets=[16, 32])}))
+    assert [part.shape for part in parts_of(path)] == [(4,), (0, 9)]
+
+
+@pytest.mark.noext
+@pytest.mark.parametrize(
+    ("header", "part"),
+    [
+        ("{'descr': '<f4', 'fortran_order': False, 'shape': (-2, -2)}", "shape (-2, -2)"),
+        ("(((((", "not a .npy file"),
+        ("(" * 5000, "not a .npy file"),
+        ("{[]: 1}", "not a .npy file"),
+    ],
+)
+def test_headers_of_npy_that_cannot_be(tmp_path, header, part):
+    path = tmp_path / "x.npy"
+    path.write_bytes(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode() + b"\0" * 16)
+    with refused(str(path), part):
+        parts_of(path)
+
+
+def test_files_that_are_none(tmp_path, monkeypatch):
+    (tmp_path / "ver9.npy").write_bytes(b"\x93NUMPY\x09\x00" + b"\0" * 40)
+    with refused("ver9.npy", "version 9.0"):
+        parts_of(tmp_path / "ver9.npy")
+    (tmp_path / "folder.npy").mkdir()
+    with refused("folder.npy", "is a folder"):
+        parts_of(tmp_path / "folder.npy")
+    np.save(tmp_path / "x.npy", np.ones(3))
+    parts = parts_of(tmp_path / "x.npy")
+
+    def denied(*arguments, **keywords):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("builtins.open", denied)
+    with refused("x.npy", "cannot be read: Permission denied"):
+        parts_of(tmp_path / "x.npy")
+    with refused("x.npy", "cannot be read: Permission denied"):
+        extremes_of_files(parts, 1)
+
+
+def test_many_dimensions_are_located(tmp_path):
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(safetensors_of({"a": entry(shape=[1] * 80 + [2, 2])}, np.float32([1, 2, 4, 3]).tobytes()))
+    found = extremes_of_files(parts_of(path), 1)
+    assert found.locate(found.extremes.largest.indices[0])[1] == (0,) * 80 + (1, 0)
+
+
+def test_a_reader_that_leaves_ends_it_quietly(tmp_path):
+    np.save(tmp_path / "x.npy", np.arange(20_000.0))
+    command = [sys.executable, "-m", "neuronllm", "select", str(tmp_path / "x.npy"), "--largest", "20000", "--quiet"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
+        assert running.stdout.readline() == b"largest:\n"
+        running.stdout.close()
+        assert running.stderr.read() == b"" and running.wait() == 141
+
+
+def strict(text: str) -> object:
+    def refuse(name: str) -> object:
+        raise AssertionError(f"{name} is no JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+def test_infinite_values_are_texts_in_json(tmp_path):
+    np.save(tmp_path / "x.npy", np.array([1.0, np.inf, -np.inf]))
+    output = tmp_path / "found.json"
+    command = ["select", str(tmp_path / "x.npy"), "--largest", "2", "--smallest", "1", "--quiet"]
+    assert main([*command, "--output", str(output)]) == 0
+    report = strict(output.read_text())
+    assert [row["value"] for row in report["largest"] + report["smallest"]] == ["inf", 1.0, "-inf"]
+
+
+def test_values_are_printed_to_the_last_digit(tmp_path, capsys):
+    np.save(tmp_path / "f64.npy", np.array([0.1, np.nextafter(0.1, 1), -np.inf]))
+    np.save(tmp_path / "f32.npy", np.float32([0.1, 1e-30]))
+    assert main(["select", str(tmp_path / "f64.npy"), "--largest", "3", "--quiet"]) == 0
+    words = capsys.readouterr().out.split()
+    assert {"0.1", repr(float(np.nextafter(0.1, 1))), "-inf"} <= set(words)
+    assert main(["select", str(tmp_path / "f32.npy"), "--largest", "2", "--quiet"]) == 0
+    assert {"0.1", "1e-30"} <= set(capsys.readouterr().out.split())
+
+
+def test_the_table_names_the_file_where_there_are_several(tmp_path, capsys):
+    paths = [str(tmp_path / name) for name in ("one.safetensors", "two.safetensors")]
+    for number, path in enumerate(paths):
+        save_file({"a": torch.tensor([float(number)])}, path)
+    assert main(["select", *paths, "--largest", "2", "--quiet"]) == 0
+    assert f"{paths[1]} a[0]\n" in capsys.readouterr().out
+    assert main(["select", paths[0], "--largest", "2", "--quiet"]) == 0
+    assert " a[0]\n" in (printed := capsys.readouterr().out) and paths[0] not in printed
+
+
+def test_with_an_output_few_rows_are_printed(tmp_path, capsys):
+    np.save(tmp_path / "x.npy", np.arange(50.0))
+    command = ["select", str(tmp_path / "x.npy"), "--largest", "50", "--quiet"]
+    assert main(command) == 0 and capsys.readouterr().out.count("x.npy[") == 50
+    output = tmp_path / "found.json"
+    assert main([*command, "--output", str(output)]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("x.npy[") == 20 and f"... 30 more in {output}" in printed
+    assert len(strict(output.read_text())["largest"]) == 50

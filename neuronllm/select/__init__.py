@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from . import compiled, cuda, reference
-from .results import FLOATS, End, Extremes, RowExtremes, checked_count, checked_threads
+from .results import FLOATS, LARGEST_INDEX, TAKEN, End, Extremes, RowExtremes, checked_count, checked_threads
 
 __all__ = ["BACKENDS", "End", "Extremes", "RowExtremes", "Stream", "extension_refusal", "extremes", "extremes_rows"]
 
@@ -41,6 +41,7 @@ def extremes(
     """The `largest` greatest and `smallest` least elements of a one-dimensional array.
 
     x: a tensor, a NumPy array or memory map, anything with `__dlpack__`, or a list. Nothing is copied but the result.
+    Masked elements of a NumPy array are refused: fill them.
     sorted=False gives each end in the order of its indices. threads: as many as torch uses, unless given.
 
     >>> extremes([3.0, 1.0, 2.0], largest=2).largest.indices.tolist()
@@ -110,7 +111,10 @@ class Stream:
         threads: int | None = None,
         backend: str = "auto",
     ) -> None:
-        largest, smallest = k if isinstance(k, tuple) else (k, k)
+        pair = k if isinstance(k, tuple) else (k, k)
+        if len(pair) != 2:
+            raise InputError(f"k={k!r}: give a whole number, or two as (largest, smallest)")
+        largest, smallest = pair
         self.k = min(checked_count("k", largest), 2**48), min(checked_count("k", smallest), 2**48)
         self.gives_tensors = isinstance(dtype, torch.dtype)
         self.dtype = _torch_dtype(dtype)
@@ -132,6 +136,8 @@ class Stream:
         ):
             raise InputError(f"x: this is a stream of {FLOATS[self.dtype]}, not of {tensor.dtype}")
         base = checked_count("base_index", base_index)
+        if base + len(tensor) > LARGEST_INDEX:
+            raise InputError(f"base_index={base}: the indices of the {len(tensor)} elements must stay below 2**63 - 1")
         with self._lock:
             if self.backend == "ext":
                 part = tensor.cpu() if isinstance(tensor, Tensor) else tensor
@@ -170,21 +176,39 @@ def _given(x: Any, largest: Any, smallest: Any, backend: str, ndim: int) -> tupl
     if backend not in BACKENDS:
         raise InputError(f"backend={backend!r}: known back ends are {', '.join(BACKENDS)}")
     largest, smallest = checked_count("largest", largest), checked_count("smallest", smallest)
-    if isinstance(x, Tensor):
-        x = x.detach()
-    elif not isinstance(x, np.ndarray) and hasattr(x, "__dlpack__"):
-        x = torch.from_dlpack(x)
-    else:
-        x = np.asarray(x)
-        if x.dtype.kind not in "fiubc":
-            raise InputError(f"x: give an array of numbers, not of {x.dtype}")
+    x = (
+        _strided(x)
+        if isinstance(x, Tensor) or hasattr(x, "__dlpack__") and not isinstance(x, np.ndarray)
+        else _array(x)
+    )
+    dtype = str(x.dtype).removeprefix("torch.") if isinstance(x, Tensor) else x.dtype.name
+    if dtype not in TAKEN:
+        raise InputError(
+            f"x: give real numbers of one of the dtypes {', '.join(TAKEN)}, not of {dtype}: convert it first"
+        )
     if x.ndim != ndim:
         words = {1: "one-dimensional", 2: "two-dimensional"}
         raise InputError(f"x: give a {words[ndim]} array, not one of shape {tuple(x.shape)}")
-    complex_or_bool = x.is_complex() or x.dtype == torch.bool if isinstance(x, Tensor) else x.dtype.kind in "cb"
-    if complex_or_bool:
-        raise InputError(f"x: give real numbers, not {str(x.dtype).removeprefix('torch.')}")
     return x, largest, smallest
+
+
+def _strided(x: Any) -> Tensor:
+    """A tensor of which every element stands in memory as it is."""
+    x = x.detach() if isinstance(x, Tensor) else torch.from_dlpack(x)
+    if x.layout != torch.strided or x.is_nested:
+        raise InputError(f"x: give a dense tensor, not one of layout {'nested' if x.is_nested else x.layout}")
+    if x.is_meta:
+        raise InputError("x: a meta tensor holds no numbers, give one on a device")
+    return x.resolve_neg()
+
+
+def _array(x: Any) -> np.ndarray[Any, Any]:
+    if np.ma.is_masked(x):
+        raise InputError("x: elements are masked: fill them, for instance x.filled(nan), and they are left out")
+    try:
+        return np.asarray(x)
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise InputError(f"x: not an array of numbers ({str(error).splitlines()[0]})") from error
 
 
 def _choose(x: Any, backend: str) -> str:
@@ -229,8 +253,8 @@ def _torch_dtype(dtype: Any) -> torch.dtype:
     if isinstance(dtype, torch.dtype) and dtype in FLOATS:
         return dtype
     try:
-        name = "" if isinstance(dtype, torch.dtype) else np.dtype(dtype).name
-    except TypeError:
+        name = "" if dtype is None or isinstance(dtype, torch.dtype) else np.dtype(dtype).name
+    except (TypeError, ValueError, SyntaxError):
         name = ""
     if name not in names:
         raise InputError(f"dtype={dtype}: give float16, float32, float64 or torch.bfloat16")

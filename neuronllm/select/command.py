@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+
 from ..errors import InputError
 from ..files import check_new_file, write_json
-from .files import extremes_of_files, parts_of
+from .files import Found, extremes_of_files, parts_of
+
+PRINTED = 20  # rows of each end, where a file takes all of them
+# NumPy's scalars print the shortest text that tells a number from its neighbours; NumPy has no bfloat16.
+SHORTEST = {torch.float16: np.float16, torch.bfloat16: np.float32, torch.float32: np.float32}
 
 
 def run(args: argparse.Namespace) -> None:
@@ -17,28 +25,40 @@ def run(args: argparse.Namespace) -> None:
         raise InputError("give --largest K or --smallest K, or both")
     if args.output:
         check_new_file(args.output)
-    report = select(args)
+    found = select(args)
+    report = as_plain(found)
     if args.output:
         write_json(Path(args.output), report)
+    printed = PRINTED if args.output else None
+    kind = SHORTEST.get(found.parts[0].dtype, np.float64)
+    several = len({part.path for part in found.parts}) > 1
     for end in ("largest", "smallest"):
         if not report[end]:
             continue
         print(f"{end}:")
-        for row in report[end]:
+        for row in report[end][:printed]:
+            array = " ".join([row["file"]] * (several or not row["tensor"]) + [row["tensor"] or ""]).rstrip()
             place = ", ".join(map(str, row["index"]))
-            print(f"  {row['value']:<14.8g} {row['tensor'] or row['file']}[{place}]")
+            print(f"  {str(kind(row['value'])):<14} {array}[{place}]")
+        if printed is not None and len(report[end]) > printed:
+            print(f"  ... {len(report[end]) - printed} more in {args.output}")
     print(f"{report['n_valid']} numbers" + (f", {report['n_nan']} NaN left out" if report["n_nan"] else ""))
 
 
-def select(args: argparse.Namespace) -> dict[str, Any]:
-    """The result as plain data, ready for JSON."""
+def select(args: argparse.Namespace) -> Found:
+    """Both ends of all the files that are named."""
     parts = [part for path in args.files for part in parts_of(path, args.tensor)]
-    found = extremes_of_files(parts, args.largest, args.smallest, threads=args.threads, progress=not args.quiet)
+    return extremes_of_files(parts, args.largest, args.smallest, threads=args.threads, progress=not args.quiet)
+
+
+def as_plain(found: Found) -> dict[str, Any]:
+    """The result as plain data, ready for JSON, which has no infinities: they are the texts "inf" and "-inf"."""
     report: dict[str, Any] = {"n_valid": found.extremes.n_valid, "n_nan": found.extremes.n_nan}
     for name, end in (("largest", found.extremes.largest), ("smallest", found.extremes.smallest)):
         rows = []
-        for value, index in zip(end.values.tolist(), end.indices.tolist(), strict=True):
+        for number, index in zip(end.values.tolist(), end.indices.tolist(), strict=True):
             part, place = found.locate(index)
+            value = str(number) if math.isinf(number) else number
             rows.append({"value": value, "file": str(part.path), "tensor": part.tensor, "index": list(place)})
         report[name] = rows
     return report

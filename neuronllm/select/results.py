@@ -12,6 +12,9 @@ from ..errors import InputError
 
 FLOATS = {torch.float16: "float16", torch.bfloat16: "bfloat16", torch.float32: "float32", torch.float64: "float64"}
 
+TAKEN = (*FLOATS.values(), "int8", "int16", "int32", "int64", "uint8")
+LARGEST_INDEX = 2**63 - 1
+
 
 class End(NamedTuple):
     """One end of an array, best first; indices are int64. `extremes_rows`: one row a row."""
