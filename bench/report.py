@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from neuronllm.tables import markdown_table
+from neuronllm.tables import markdown_table, show
 
 HEAD = """# Performance
 
@@ -158,6 +158,7 @@ def _facts(result: dict[str, Any]) -> list[str]:
 def fact_rows(result: dict[str, Any]) -> list[list[str]]:
     """The further figures of a result as text, each by the kind of its column; n/a where there is none."""
     shown: dict[str, Callable[[Any], str]] = {"text": str, "size": size, "ratio": ratio}
+    shown |= {"time": seconds, "share": "{:.1%}".format, "number": show}
     kinds = result["facts"].get("columns", {}).values()
     rows = result["facts"].get("rows", [])
     return [["n/a" if x is None else shown[kind](x) for x, kind in zip(row, kinds, strict=True)] for row in rows]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from . import engine, footprint, kernels, scaling, select
+from . import end_to_end, engine, footprint, kernels, quality, scaling, select
 from .harness import Benchmark
 
-FILES = (engine, footprint, kernels, scaling, select)
+FILES = (engine, footprint, kernels, scaling, select, end_to_end, quality)
 ALL: dict[str, Benchmark] = {bench.name: bench for file in FILES for bench in file.BENCHMARKS}
 
 
