@@ -35,8 +35,8 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--shape", nargs="+", help="models by name, see bench/shapes.py (default: the benchmark's own)")
     run.add_argument("--rounds", type=int, help="rounds of timing (default: the benchmark's own)")
     run.add_argument("--no-peaks", action="store_true", help="leave peak memory out")
-    report = commands.add_parser("report", help="write docs/performance.md from the JSON files")
-    report.add_argument("--check", action="store_true", help="only say whether it is up to date")
+    report = commands.add_parser("report", help="write the pages of docs/ from the JSON files")
+    report.add_argument("--check", action="store_true", help="only say whether they are up to date")
     peak = commands.add_parser(PEAK)
     peak.add_argument("name")
     peak.add_argument("side")
@@ -129,16 +129,19 @@ def _peak(args: argparse.Namespace) -> int:
 
 def _report(args: argparse.Namespace) -> int:
     from .record import RESULTS, ROOT, read
-    from .report import page
+    from .suites import PAGES
 
-    path, text = ROOT / "docs" / "performance.md", page(read(RESULTS))
-    if args.check:
+    results, stale = read(RESULTS), 0
+    for name, page in PAGES.items():
+        path, text = ROOT / "docs" / name, page(results)
+        if not args.check:
+            path.write_text(text, encoding="utf-8")
+            print(f"wrote docs/{name}")
+            continue
         fresh = path.exists() and path.read_text(encoding="utf-8") == text
-        print(f"{path.relative_to(ROOT)} is {'up to date' if fresh else 'NOT what the JSON files say'}")
-        return 0 if fresh else 1
-    path.write_text(text, encoding="utf-8")
-    print(f"wrote {path.relative_to(ROOT)}")
-    return 0
+        print(f"docs/{name} is {'up to date' if fresh else 'NOT what the JSON files say'}")
+        stale += not fresh
+    return 1 if stale else 0
 
 
 if __name__ == "__main__":

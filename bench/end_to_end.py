@@ -21,7 +21,7 @@ import neuronllm as nl
 
 from . import plain
 from .fixture import bar_for
-from .harness import Bar, Benchmark, Case, Check, Comparison, Limit, Setup, Side, relative
+from .harness import Bar, Benchmark, Case, Check, Comparison, Limit, Setup, Side, View, relative
 from .record import ROOT
 from .scaling import write_model, write_questions
 from .shapes import SHAPES
@@ -63,9 +63,7 @@ def attribute(setup: Setup) -> Case:
     for name in (WHOLE, STARTING, *STAGES, REST, TOGETHER):
         side = Side(name, lambda turn: (turn,), lambda turn, name=name: measured(turn)[name], COUNT, own_clock=True)
         case.sides.append(side)
-    share, each = (bar_for(setup, {"small": Bar("<=", value)}) for value in (0.15, 0.003))
-    case.views = [Comparison(TOGETHER, "the whole run", WHOLE, TOGETHER, "cost", bar=share)]
-    case.views += [Limit(f"{TOGETHER} of a question", TOGETHER, 1, each)] if each else []
+    case.views = views(setup)
     case.check, case.facts = check, facts
     case.settings = {"model": str(shape), "questions": COUNT, "method": "gradient", "orders": "none"}
     case.notes = [
@@ -75,8 +73,15 @@ def attribute(setup: Setup) -> Case:
     return case
 
 
+def views(setup: Setup) -> list[View]:
+    """What goes on beside the scoring: its share of the whole, and its time a question."""
+    share, each = (bar_for(setup, {"small": Bar("<=", value)}) for value in (0.15, 0.003))
+    found: list[View] = [Comparison(TOGETHER, "the whole run", WHOLE, TOGETHER, "cost", bar=share)]
+    return [*found, Limit(f"{TOGETHER} of a question", TOGETHER, 1, each)] if each else found
+
+
 def _run(model: Path, questions: Path, folder: Path, setup: Setup) -> dict[str, float]:
-    """Seconds of every stage of a run in a process of its own, of the whole, and of the stages that are not the work."""
+    """Seconds of a run in a process of its own, whole and by stage."""
     command = [sys.executable, "-m", "bench.stages", str(model), str(questions), str(folder)]
     command += ["--device-map", setup.device] if setup.device != "cpu" else []
     settings = {"OMP_NUM_THREADS": str(setup.threads), "PYTHONPATH": str(ROOT)}
@@ -86,7 +91,11 @@ def _run(model: Path, questions: Path, folder: Path, setup: Setup) -> dict[str, 
     whole = time.perf_counter() - start
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr}")
-    stages: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return by_stage(whole, json.loads(done.stdout.splitlines()[-1]))
+
+
+def by_stage(whole: float, stages: dict[str, float]) -> dict[str, float]:
+    """The whole, what of it is in no stage, the stages, and those beside the scoring together."""
     together = sum(stages[name] for name in BESIDE)
     return {WHOLE: whole, STARTING: whole - sum(stages.values())} | stages | {TOGETHER: together}
 
@@ -97,12 +106,12 @@ def _checked(model: Path, questions: Path, folder: Path, case: Case) -> list[Che
     prompts = nl.render(tokenizer, nl.load_questions(questions), "none")
     case.settings["tokens"] = len(prompts[0].input_ids)
     rows = plain.gradient(loaded, *plain.tensors(prompts, "cpu"), batch=4)
-    values = nl.Scores.load(folder / "scores").values
+    values, mean = nl.Scores.load(folder / "scores").values, rows.double().mean(0)
     found = nl.NeuronSet.from_pretrained(folder / "neurons").ids.tolist()
     order = values.argsort(stable=True).tolist()
     right = [n for n in order[::-1] if values[n] > 0][:FOUND] + [n for n in order if values[n] < 0][:FOUND]
     return [
-        Check("mean of grad x act: relative difference from the plain way", relative(values, rows.double().mean(0)), 1e-4),
+        Check("grad x act: relative difference from the plain way", relative(values, mean), 1e-4),
         Check("neurons that a full sort chooses otherwise", float(len(set(found) ^ set(right))), 0),
     ]
 

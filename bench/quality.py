@@ -1,8 +1,9 @@
 """Suite `quality`: how faithful the methods' scores are, what they cost, and whether steering by them does anything.
 
 `faithfulness` compares every method with what silencing each neuron really does, prompt by prompt: in rank over all
-neurons, and in the neurons at both ends. `steering` finds neurons of the bundled model on the search questions of a task
-and edits them on its test questions, beside random sets of as many neurons in each layer. Both go to docs/leaderboard.md.
+neurons, and in the neurons at both ends. `steering` finds neurons of the bundled model on the search questions of a
+task and edits them on its test questions, beside random sets of as many neurons in each layer. Both go to
+docs/leaderboard.md.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import neuronllm as nl
 from neuronllm.anatomy import Anatomy
 from neuronllm.demo import demo_task, demo_tasks
 from neuronllm.engine import open_engine
-from neuronllm.engine.answers import Edit, option_logprobs
+from neuronllm.engine.answers import Edit, Questionnaire
 from neuronllm.methods import METHODS, Method, get_method
 from neuronllm.select import extremes
 from neuronllm.statistics import spearman
@@ -217,8 +218,12 @@ def _edits_are_right(model: Any, tokenizer: Any) -> list[Check]:
     with torch.no_grad():
         for layer, index, factor in zip(layers.tolist(), indices.tolist(), factors.tolist(), strict=True):
             by_hand.model.layers[layer].mlp.down_proj.weight[:, index] *= factor
-    found = option_logprobs(model, prompts, Edit(ids, factors, "all"), anatomy=anatomy)
-    return [Check("edited answers: relative difference from scaled weights", relative(found, _asked(by_hand, prompts)), 1e-4)]
+    found = Questionnaire(model, prompts)(Edit(ids, factors, "all"), anatomy=anatomy)
+    return [
+        Check(
+            "edited answers: relative difference from scaled weights", relative(found, _asked(by_hand, prompts)), 1e-4
+        )
+    ]
 
 
 @torch.no_grad()

@@ -19,7 +19,11 @@ from .harness import Benchmark, Setup
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).resolve().with_name("results")  # what is committed, and what the page is made of
 FORMAT = 1  # of the files; a report refuses those of another
-GENERATED = (":!bench/results", ":!docs/performance.md", ":!docs/leaderboard.md")  # what a run and a report write makes no tree dirty
+GENERATED = (
+    ":!bench/results",
+    ":!docs/performance.md",
+    ":!docs/leaderboard.md",
+)  # what a run and a report write makes no tree dirty
 
 
 def machine(device: str) -> dict[str, Any]:

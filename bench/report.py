@@ -120,8 +120,8 @@ def series_summary(view: dict[str, Any]) -> str:
 
 
 def page(results: Sequence[dict[str, Any]]) -> str:
-    """docs/performance.md."""
-    lines = [HEAD]
+    """docs/performance.md, of all suites but that of leaderboard.py."""
+    lines, results = [HEAD], [result for result in results if not result["benchmark"].startswith("quality.")]
     if not results:
         lines.append("No results have been committed yet.\n")
     for suite in sorted({result["benchmark"].split(".")[0] for result in results}):
@@ -133,7 +133,7 @@ def page(results: Sequence[dict[str, Any]]) -> str:
         for result in here:
             lines += _series(result)
             lines += _facts(result)
-        lines += _conditions(here)
+        lines += conditions(here)
     return "\n".join(lines)
 
 
@@ -164,7 +164,7 @@ def fact_rows(result: dict[str, Any]) -> list[list[str]]:
     return [["n/a" if x is None else shown[kind](x) for x, kind in zip(row, kinds, strict=True)] for row in rows]
 
 
-def _conditions(results: Sequence[dict[str, Any]]) -> list[str]:
+def conditions(results: Sequence[dict[str, Any]]) -> list[str]:
     """How each was measured: settings, checks, machine, versions, commit."""
     lines = ["How it was measured:", ""]
     for result in results:

@@ -2,9 +2,9 @@
 
     python -m bench.stages MODEL QUESTIONS FOLDER [--device-map cuda]
 
-runs `neuronllm attribute` and `neuronllm find` in this process and prints the seconds of every stage as JSON. The stages
-are measured from outside: functions of the package are wrapped here, and nowhere else. Time belongs to the innermost
-stage that is open, so the stages never count anything twice and add up to the whole.
+runs `neuronllm attribute` and `neuronllm find` in this process and prints the seconds of every stage as JSON. The
+stages are measured from outside: functions of the package are wrapped here, and nowhere else. Time belongs to the
+innermost stage that is open, so the stages never count anything twice and add up to the whole.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Clock:
     """
 
     def __init__(self, stages: Any = tuple(STAGES), now: Callable[[], float] = time.perf_counter) -> None:
-        self.seconds = {name: 0.0 for name in (*stages, REST)}
+        self.seconds = dict.fromkeys((*stages, REST), 0.0)
         self._now, self._open, self._since = now, [REST], now()
 
     @contextmanager
@@ -82,7 +82,9 @@ class Clock:
 @contextmanager
 def watched() -> Iterator[Clock]:
     """A clock that runs while functions of the package do; they are as they were afterwards."""
-    places = [(name, *_found(target)) for name, targets in STAGES.items() for target in targets]  # imports first
+    from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: F401 - imports are starting, not loading
+
+    places = [(name, *_found(target)) for name, targets in STAGES.items() for target in targets]
     clock = Clock()
     with ExitStack() as stack:
         for name, owner, attribute in places:

@@ -1,14 +1,18 @@
-"""Which benchmarks there are. A new one is a file with a list BENCHMARKS, named here."""
+"""Which benchmarks there are, and the pages made of their results.
+
+A new one is a file with a list BENCHMARKS, named here.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from . import end_to_end, engine, footprint, kernels, quality, scaling, select
+from . import end_to_end, engine, footprint, kernels, leaderboard, quality, report, scaling, select
 from .harness import Benchmark
 
 FILES = (engine, footprint, kernels, scaling, select, end_to_end, quality)
 ALL: dict[str, Benchmark] = {bench.name: bench for file in FILES for bench in file.BENCHMARKS}
+PAGES = {"performance.md": report.page, "leaderboard.md": leaderboard.page}  # in docs/, each from all results
 
 
 def chosen(names: Sequence[str]) -> list[Benchmark]:
