@@ -25,9 +25,10 @@ METHODS = ("gradient", "logprob", "random")
 def bench() -> Any:
     """The modules of bench/, which is not installed and stands beside the package."""
     sys.path.append(str(ROOT))  # last: neuronllm is whichever is tested
-    names = "harness record report suites stages end_to_end quality leaderboard shapes scaling".split()
+    modules = ["harness", "record", "report", "suites", "stages", "shapes", "scaling"]
+    modules += ["end_to_end", "quality", "leaderboard"]
     try:
-        return SimpleNamespace(**{name: importlib.import_module(f"bench.{name}") for name in names})
+        return SimpleNamespace(**{name: importlib.import_module(f"bench.{name}") for name in modules})
     finally:
         sys.path.remove(str(ROOT))
 
