@@ -15,6 +15,7 @@ SUITE = "quality"
 FAITHFULNESS, STEERING = f"{SUITE}.faithfulness", f"{SUITE}.steering"
 CHANCE = "random"  # the method that knows nothing
 DEMO = "demo"
+SURE = 0.05  # McNemar's p of an edit that worked is below
 
 HEAD = """# Leaderboard of the methods
 
@@ -38,9 +39,11 @@ STEERED = """## Steering on held-out questions
 
 Neurons are scored on the search questions of a task and edited on its test questions, which are about other items:
 degrade silences the good ones and doubles the bad ones, enhance the other way around. Beside each stand the middle 95 %
-of random sets with as many neurons in each layer, and the percentile of the edit among them. "Beyond random" is an
-accuracy outside that band on the wished side, without the letters collapsing onto one. Where nothing is said, steering
-did nothing that random sets do not do.
+of random sets with as many neurons in each layer, and the percentile of the edit among them. An edit "worked" if its
+accuracy lies outside that band on the wished side, McNemar's exact test of the changed questions says p < .05, and the
+letters did not collapse onto one; anything else is shown, and is no steering. Nothing is corrected for the number of
+tests. A set that lowers accuracy both when degraded and when enhanced does damage rather than steer.
+docs/demo.md looks closer at `gradient` at all positions, on other set sizes, and with tuned factors.
 """
 
 
@@ -172,9 +175,9 @@ def details(result: dict[str, Any]) -> list[str]:
 # ---- steering ----
 
 
-def beyond_random(record: dict[str, Any]) -> bool:
-    """Whether an edit did what it should, more than random sets do, and not by answering one letter."""
-    if record["letters"] == "collapsed":
+def worked(record: dict[str, Any]) -> bool:
+    """Whether an edit did what it should: beyond random sets and chance, and not by answering one letter."""
+    if record["letters"] == "collapsed" or record["p"] >= SURE:
         return False
     if record["mode"] == "degrade":
         return bool(record["accuracy"] < record["random low"])
@@ -190,24 +193,24 @@ def in_short(result: dict[str, Any]) -> list[str]:
         cells = []
         for mode in ("degrade", "enhance"):
             some = [found[name, mode, task] for task in tasks]
-            did = [r["task"] for r in some if beyond_random(r)]
+            did = [r["task"] for r in some if worked(r)]
             cells += [
                 _points(_mean(r["accuracy"] - r["base"] for r in some)),
                 f"{len(did)} of {len(tasks)}" + (f": {', '.join(did)}" if did else ""),
             ]
         rows.append([f"`{name}`", *cells])
-    heads = ["method", "degrade: mean change", "beyond random", "enhance: mean change", "beyond random"]
+    heads = ["method", "degrade: mean change", "worked", "enhance: mean change", "worked"]
     return [*(_told(records(result), mode) for mode in ("degrade", "enhance")), "", *markdown_table(heads, rows), ""]
 
 
 def _told(found: Sequence[dict[str, Any]], mode: str) -> str:
     mine = [record for record in found if record["mode"] == mode and record["method"] != CHANCE]
-    did, collapsed = (sum(test(r) for r in mine) for test in (beyond_random, lambda r: r["letters"] == "collapsed"))
+    did, collapsed = (sum(test(r) for r in mine) for test in (worked, lambda r: r["letters"] == "collapsed"))
     wrong_way = sum(r["accuracy"] > r["base"] if mode == "degrade" else r["accuracy"] < r["base"] for r in mine)
     letters = f"; the letters collapsed in {collapsed}" if collapsed else "; the letters collapsed in none"
     verb = "raised" if mode == "degrade" else "lowered"
     return (
-        f"- **{mode}** went beyond random sets in {did} of {len(mine)} pairs of a method and a task (`{CHANCE}` not "
+        f"- **{mode}** worked in {did} of {len(mine)} pairs of a method and a task (`{CHANCE}` not "
         f"counted), and {verb} accuracy in {wrong_way}{letters}."
     )
 
@@ -232,7 +235,7 @@ def steering_tables(result: dict[str, Any]) -> list[str]:
             "percentile",
             "McNemar p",
             "letters",
-            "beyond random",
+            "worked",
         ]
         lines += [*markdown_table(heads, [_steered(record) for record in mine]), ""]
     return lines
@@ -254,7 +257,7 @@ def _steered(record: dict[str, Any]) -> list[str]:
         record["mode"],
         str(record["neurons"]),
         *shown,
-        "yes" if beyond_random(record) else "no",
+        "yes" if worked(record) else "no",
     ]
 
 

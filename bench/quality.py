@@ -43,6 +43,7 @@ BATCH = 32
 SAMPLE = 64  # neurons whose effects the reference engine computes too
 STEERED = 16  # neurons of each role
 MODES = ("degrade", "enhance")
+EVERYWHERE = "gradient, all positions"  # the recipe of the demonstration, beside all methods at the answer position
 
 
 def judged() -> list[str]:
@@ -197,7 +198,7 @@ def steering(setup: Setup) -> Case:
     """Accuracy on held-out questions with neurons edited, beside random sets; nothing is timed."""
     model, tokenizer = nl.load_model(DEMO, dtype=torch.float32)
     case = Case(sides=[], check=partial(_edits_are_right, model, tokenizer), views=[], timed=False)
-    case.facts = lambda peaks: steered(model, tokenizer, demo_tasks(), list(METHODS))
+    case.facts = lambda peaks: steered(model, tokenizer, demo_tasks(), [*METHODS, EVERYWHERE])
     case.settings = {"model": f"the bundled model, {Anatomy.of(model).describe()}", "neurons": STEERED}
     case.notes = [
         "Scored on the search questions in every order, answer position; edited at all positions on the test questions",
@@ -247,7 +248,10 @@ def steered(
     for task in tasks:
         search, test = (nl.load_questions(demo_task(task, split), limit=limit) for split in ("search", "test"))
         for name in methods:
-            scores = _quietly(nl.attribute, model, tokenizer, search, name, template=TEMPLATE, progress=False)
+            how = {"positions": "all"} if name == EVERYWHERE else {}
+            scores = _quietly(
+                nl.attribute, model, tokenizer, search, name.split(",")[0], template=TEMPLATE, progress=False, **how
+            )
             neurons = _quietly(scores.find, STEERED, STEERED)
             for mode in MODES:
                 judge = partial(_quietly, nl.evaluate, model, tokenizer, test, neurons, mode, positions="all")

@@ -197,9 +197,10 @@ def test_edits_are_checked_against_scaled_weights(bench: Any, monkeypatch: Any) 
 
 def test_steering_is_judged_on_test_questions(bench: Any) -> None:
     model, tokenizer = nl.load_model("demo", dtype=torch.float32)
-    facts = bench.quality.steered(model, tokenizer, ["facts"], ["gradient"], limit=6)
+    facts = bench.quality.steered(model, tokenizer, ["facts"], ["gradient", bench.quality.EVERYWHERE], limit=6)
     rows = [dict(zip(facts["columns"], row, strict=True)) for row in facts["rows"]]
-    assert [row["mode"] for row in rows] == ["degrade", "enhance"] and rows[0]["base"] == rows[1]["base"]
+    assert [row["mode"] for row in rows] == 2 * ["degrade", "enhance"] and len({row["base"] for row in rows}) == 1
+    assert [row["method"] for row in rows[1:3]] == ["gradient", "gradient, all positions"]
     test = nl.load_questions(nl.demo_task("facts", "test"), limit=6)
     assert rows[0]["base"] == nl.evaluate(model, tokenizer, test, template="plain", progress=False).accuracy
     assert all(row["questions"] == 6 and row["neurons"] == 32 and 0 <= row["percentile"] <= 100 for row in rows)
@@ -271,9 +272,9 @@ ROWS = [
 def test_steering_that_does_nothing_is_shown(bench: Any) -> None:
     page = bench.leaderboard.page([steering(bench, ROWS)])
     for text in (
-        "**degrade** went beyond random sets in 1 of 2 pairs of a method and a task (`random` not counted), and raised "
+        "**degrade** worked in 1 of 2 pairs of a method and a task (`random` not counted), and raised "
         "accuracy in 0; the letters collapsed in 1.",
-        "**enhance** went beyond random sets in 1 of 2 pairs of a method and a task (`random` not counted), and "
+        "**enhance** worked in 1 of 2 pairs of a method and a task (`random` not counted), and "
         "lowered accuracy in 1; the letters collapsed in none.",
         "| `gradient` | -10.0 points | 1 of 1: facts | -2.0 points | 0 of 1 |",
         "| `ace` | -40.0 points | 0 of 1 | +10.0 points | 1 of 1: facts |",
@@ -283,6 +284,14 @@ def test_steering_that_does_nothing_is_shown(bench: Any) -> None:
     ):
         assert text in page
     assert "Faithfulness" not in page
+
+
+@pytest.mark.parametrize(
+    ("at", "value"), [("p", 0.06), ("letters", "collapsed"), ("accuracy", 0.76), ("accuracy", 0.9)]
+)
+def test_an_edit_worked_only_beyond_chance(bench: Any, at: str, value: Any) -> None:
+    (record, *_) = bench.leaderboard.records(steering(bench, ROWS))
+    assert bench.leaderboard.worked(record) and not bench.leaderboard.worked(record | {at: value})
 
 
 def test_quality_has_a_page_of_its_own(bench: Any) -> None:
