@@ -5,5 +5,6 @@
     python -m bench report
 
 `harness.py` runs a case (check, then interleaved timing, then peak memory in processes of their own), `suites.py` knows
-which benchmarks there are, `report.py` makes docs/performance.md from the JSON files in results/.
+which benchmarks there are, `report.py` makes docs/performance.md and `leaderboard.py` docs/leaderboard.md from the JSON
+files in results/.
 """

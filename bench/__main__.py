@@ -44,7 +44,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     run.add_argument("--shape", nargs="+", help="models by name, see bench/shapes.py (default: the benchmark's own)")
     run.add_argument("--rounds", type=int, help="rounds of timing (default: the benchmark's own)")
     run.add_argument("--no-peaks", action="store_true", help="leave peak memory out")
-    report = commands.add_parser("report", help="write docs/performance.md and its pictures from the JSON files")
+    report = commands.add_parser("report", help="write the pages of docs/ from the JSON files")
     report.add_argument("--check", action="store_true", help="only say whether they are up to date")
     peak = commands.add_parser(PEAK)
     peak.add_argument("name")
@@ -143,18 +143,22 @@ def _peak(args: argparse.Namespace) -> int:
 def _report(args: argparse.Namespace) -> int:
     from . import plots
     from .record import RESULTS, ROOT, read
-    from .report import page
+    from .suites import PAGES
 
-    results = read(RESULTS)
-    path, text, images = ROOT / "docs" / "performance.md", page(results), ROOT / "docs" / plots.FOLDER
-    fresh = path.exists() and path.read_text(encoding="utf-8") == text
+    results, images = read(RESULTS), ROOT / "docs" / plots.FOLDER
+    pages = {ROOT / "docs" / name: page(results) for name, page in PAGES.items()}
     if args.check:
-        old = [*plots.stale(results, images), *([] if fresh else [path.name])]
-        print(f"NOT what the JSON files say: {', '.join(old)}" if old else "the page and its pictures are up to date")
+        old = [path.name for path, text in pages.items() if not path.exists() or path.read_text("utf-8") != text]
+        old += plots.stale(results, images)
+        print(
+            f"NOT what the JSON files say: {', '.join(old)}" if old else "the pages and their pictures are up to date"
+        )
         return 1 if old else 0
     changed = plots.write(results, images)
-    path.write_text(text, encoding="utf-8")
-    print(f"wrote {path.relative_to(ROOT)}, {len(changed)} pictures in {images.relative_to(ROOT)} changed")
+    for path, text in pages.items():
+        path.write_text(text, encoding="utf-8")
+    names = " and ".join(f"docs/{path.name}" for path in pages)
+    print(f"wrote {names}, {len(changed)} pictures in docs/{plots.FOLDER} changed")
     return 0
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from neuronllm.tables import markdown_table
+from neuronllm.tables import markdown_table, show
 
 from . import plots
 from .units import ratio, seconds, size
@@ -99,8 +99,8 @@ def series_summary(view: dict[str, Any]) -> str:
 
 
 def page(results: Sequence[dict[str, Any]]) -> str:
-    """docs/performance.md."""
-    lines = [HEAD]
+    """docs/performance.md, of all suites but that of leaderboard.py."""
+    lines, results = [HEAD], [result for result in results if not result["benchmark"].startswith("quality.")]
     if not results:
         lines.append("No results have been committed yet.\n")
     for suite in sorted({result["benchmark"].split(".")[0] for result in results}):
@@ -112,7 +112,7 @@ def page(results: Sequence[dict[str, Any]]) -> str:
         for result in here:
             lines += _series(result)
             lines += _facts(result)
-        lines += _conditions(here)
+        lines += conditions(here)
     return "\n".join(lines)
 
 
@@ -137,12 +137,13 @@ def _facts(result: dict[str, Any]) -> list[str]:
 def fact_rows(result: dict[str, Any]) -> list[list[str]]:
     """The further figures of a result as text, each by the kind of its column; n/a where there is none."""
     shown: dict[str, Callable[[Any], str]] = {"text": str, "size": size, "ratio": ratio}
+    shown |= {"time": seconds, "share": "{:.1%}".format, "number": show}
     kinds = result["facts"].get("columns", {}).values()
     rows = result["facts"].get("rows", [])
     return [["n/a" if x is None else shown[kind](x) for x, kind in zip(row, kinds, strict=True)] for row in rows]
 
 
-def _conditions(results: Sequence[dict[str, Any]]) -> list[str]:
+def conditions(results: Sequence[dict[str, Any]]) -> list[str]:
     """How each was measured: settings, checks, machine, versions, commit."""
     lines = ["How it was measured:", ""]
     for result in results:

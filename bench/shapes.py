@@ -68,6 +68,9 @@ SHAPES = {
         Shape("toy", "llama", _dense(2, 32, 48, 4, 2, 120), std=0.2, tokens=12, prompts=4, batches=(2, 4)),
         # Small enough for thousands of prompts.
         Shape("narrow", "llama", _dense(4, 128, 352, 4, 4, 1000), std=0.1, tokens=40),
+        # Norms behind the FFN; and an FFN of two matrices.
+        Shape("narrow-olmo2", "olmo2", _dense(4, 128, 352, 4, 4, 1000, eos_token_id=0), std=0.1, tokens=40),
+        Shape("narrow-neox", "gpt_neox", _dense(4, 128, 352, 4, 4, 1000), std=0.1, tokens=40),
         Shape("small", "llama", _dense(8, 512, 1408, 8, 8, 8000), std=0.05),
         Shape("llama-2-7b", "llama", _dense(32, 4096, 11008, 32, 32, 32000), **_ON_GPU),
         Shape(

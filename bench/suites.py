@@ -1,4 +1,7 @@
-"""Which benchmarks there are. A new one is a file with a list BENCHMARKS, named here."""
+"""Which benchmarks there are, and the pages made of their results.
+
+A new one is a file with a list BENCHMARKS, named here.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,13 @@ from collections.abc import Iterable, Sequence
 
 from neuronllm.errors import InputError
 
-from . import engine, footprint, kernels, peers, scaling, select
+from . import end_to_end, engine, footprint, kernels, leaderboard, peers, quality, report, scaling, select
 from .harness import Benchmark
 from .shapes import SHAPES
 
-FILES = (engine, footprint, kernels, peers, scaling, select)
+FILES = (engine, footprint, kernels, peers, scaling, select, end_to_end, quality)
 ALL: dict[str, Benchmark] = {bench.name: bench for file in FILES for bench in file.BENCHMARKS}
+PAGES = {"performance.md": report.page, "leaderboard.md": leaderboard.page}  # in docs/, each from all results
 
 
 def chosen(names: Sequence[str]) -> list[Benchmark]:

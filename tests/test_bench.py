@@ -243,7 +243,7 @@ def test_peak_memory_runs_in_a_process_of_its_own() -> None:
 
 
 def test_every_benchmark_has_a_place_to_run(bench: Any) -> None:
-    known = bench.shapes.SHAPES.keys() | bench.select.ARRAYS.keys()
+    known = bench.shapes.SHAPES.keys() | bench.select.ARRAYS.keys() | {"demo"}
     for benchmark in bench.suites.ALL.values():
         assert any(benchmark.shapes.values()) and set(sum(benchmark.shapes.values(), ())) <= known
     assert len(bench.suites.chosen(["quick"])) < len(bench.suites.chosen(["all"])) == len(bench.suites.ALL)
@@ -273,9 +273,10 @@ def test_questions_for_the_command_line_are_rendered(bench: Any, tmp_path: Path)
 # ---- the page ----
 
 
-def test_the_page_is_what_the_results_say(bench: Any) -> None:
-    page = bench.report.page(bench.record.read(bench.record.RESULTS))
-    assert (ROOT / "docs" / "performance.md").read_text(encoding="utf-8") == page, "run: python -m bench report"
+@pytest.mark.parametrize("name", ["performance.md", "leaderboard.md"])
+def test_the_page_is_what_the_results_say(bench: Any, name: str) -> None:
+    page = bench.suites.PAGES[name](bench.record.read(bench.record.RESULTS))
+    assert (ROOT / "docs" / name).read_text(encoding="utf-8") == page, "run: python -m bench report"
 
 
 def test_the_pictures_show_what_the_results_say(bench: Any) -> None:

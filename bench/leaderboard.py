@@ -1,0 +1,265 @@
+"""From JSON to text: the page docs/leaderboard.md, of the results of the suite `quality`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from neuronllm.tables import markdown_table, show
+
+from .report import conditions, ratio, seconds
+
+SUITE = "quality"
+FAITHFULNESS, STEERING = f"{SUITE}.faithfulness", f"{SUITE}.steering"
+CHANCE = "random"  # the method that knows nothing
+DEMO = "demo"
+SURE = 0.05  # McNemar's p of an edit that worked is below
+
+HEAD = """# Leaderboard of the methods
+
+This page is generated: `python -m bench report` writes it from the files in `bench/results/`, and a test fails when it
+says anything else. `bench/README.md` says how the figures come about.
+"""
+FAITHFUL = """## Faithfulness and cost
+
+The truth is what the objective really loses when a neuron is silenced (`exact`, every neuron run). Spearman compares
+the ranks of all neurons of a prompt; the overlap is the share of the k most helpful (highest) or most harmful (lowest)
+neurons that a method finds. All are means over the prompts of a task at the answer position, every method with its
+own objective. Random weights show what comes from the arithmetic of a method rather than from what a model learned.
+`contrast` compares prompts answered right with prompts answered wrong, so it has no score of a single prompt. Where a
+norm follows the FFN (`narrow-olmo2`), scaling a whole layer changes nothing, integrated gradients are the gradient
+times a constant, and `ace` ranks as `gradient` does.
+
+Cost is the time of a prompt over that of plain inference at its best batch size; models this small exaggerate what
+comes on top.
+"""
+STEERED = """## Steering on held-out questions
+
+Neurons are scored on the search questions of a task and edited on its test questions, which are about other items:
+degrade silences the good ones and doubles the bad ones, enhance the other way around. Beside each stand the middle 95 %
+of random sets with as many neurons in each layer, and the percentile of the edit among them. An edit "worked" if its
+accuracy lies outside that band on the wished side, McNemar's exact test of the changed questions says p < .05, and the
+letters did not collapse onto one; anything else is shown, and is no steering. Nothing is corrected for the number of
+tests. A set that lowers accuracy both when degraded and when enhanced does damage rather than steer.
+docs/demo.md looks closer at `gradient` at all positions, on other set sizes, and with tuned factors.
+"""
+
+
+def page(results: Sequence[dict[str, Any]]) -> str:
+    """docs/leaderboard.md.
+
+    >>> print(page([]).splitlines()[-1])
+    No results have been committed yet.
+    """
+    faithful = latest(r for r in results if r["benchmark"] == FAITHFULNESS)
+    steering = latest(r for r in results if r["benchmark"] == STEERING)
+    if not faithful and not steering:
+        return f"{HEAD}\nNo results have been committed yet.\n"
+    lines = [HEAD]
+    if faithful:
+        lines += [FAITHFUL, *ranking(faithful)]
+        for result in faithful:
+            lines += details(result)
+    if steering:
+        lines += [STEERED, *in_short(steering[0]), *steering_tables(steering[0])]
+    return "\n".join([*lines, *conditions([*faithful, *steering])])
+
+
+def latest(results: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One result a model, the bundled one first: that of the fewest threads on a CPU, as ranks are the same in all."""
+    found: dict[str, dict[str, Any]] = {}
+    for result in sorted(results, key=lambda r: (r["device"] != "cpu", r["threads"])):
+        found.setdefault(result["shape"], result)
+    return sorted(found.values(), key=lambda r: (r["shape"] != DEMO, r["shape"]))
+
+
+def records(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows of a result's facts, by the names of the columns."""
+    names = list(result["facts"]["columns"])
+    return [dict(zip(names, row, strict=True)) for row in result["facts"]["rows"]]
+
+
+def called(result: dict[str, Any], task: str) -> str:
+    return task if result["shape"] == DEMO else result["shape"]
+
+
+def costs(result: dict[str, Any]) -> dict[str, float]:
+    """Time of each method over that of inference."""
+    return {view["what"]: view["ratio"] for view in result["views"]}
+
+
+# ---- faithfulness ----
+
+
+def ranking(results: Sequence[dict[str, Any]]) -> list[str]:
+    """One row a method, the most faithful first: Spearman everywhere, mean overlaps, cost."""
+    by_method: dict[str, dict[str, dict[str, Any]]] = {}
+    for result in results:
+        for record in records(result):
+            by_method.setdefault(record["method"], {})[called(result, record["task"])] = record
+    places = list(dict.fromkeys(place for found in by_method.values() for place in found))
+    overlaps = [name for name in results[0]["facts"]["columns"] if name not in ("task", "method", "Spearman")]
+    means = {
+        name: {key: _mean(r[key] for r in found.values()) for key in ("Spearman", *overlaps)}
+        for name, found in by_method.items()
+    }
+    rows = []
+    for name in sorted(by_method, key=lambda name: -(means[name]["Spearman"] or -1.0)):
+        each = [by_method[name][place]["Spearman"] for place in places]
+        rows.append(
+            [
+                f"`{name}`",
+                *(_figure(means[name][key]) for key in ("Spearman", *overlaps)),
+                *map(_figure, each),
+                _cost(results, name),
+            ]
+        )
+    columns = ["method", "Spearman, mean", *(f"{name}, mean" for name in overlaps), *places, "cost"]
+    return [
+        "Spearman in each column that is named after a task of the bundled model or after a random model:",
+        "",
+        *markdown_table(columns, rows),
+        "",
+    ]
+
+
+def _figure(value: float | None) -> str:
+    """Three decimals, also of what is nearly nothing."""
+    return "n/a" if value is None else f"{value:.3f}"
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None
+
+
+def _cost(results: Sequence[dict[str, Any]], method: str) -> str:
+    """The smallest and the largest cost of the models."""
+    found = sorted(costs(result)[method] for result in results)
+    return f"{ratio(found[0])} to {ratio(found[-1])}"
+
+
+def details(result: dict[str, Any]) -> list[str]:
+    """All figures of one model."""
+    cost, sides = costs(result), result["sides"]
+    columns = [name for name in result["facts"]["columns"] if name != "task"]
+    several = len({record["task"] for record in records(result)}) > 1
+    rows = []
+    for record in records(result):
+        figures = [_figure(record[name]) for name in columns[1:]]
+        task = [record["task"]] if several else []
+        rows.append(
+            [
+                *task,
+                f"`{record['method']}`",
+                *figures,
+                seconds(sides[record["method"]]["median"]),
+                ratio(cost[record["method"]]),
+            ]
+        )
+    heads = [*(["task"] if several else []), *columns, "time a prompt", "cost"]
+    model, chance = result["settings"]["model"], [f"{k / result['settings']['neurons']:.3f} at {k}" for k in (10, 100)]
+    truth = f"`exact` takes {seconds(sides['exact']['median'])} a prompt, {ratio(cost['exact'])} inference"
+    return [
+        f"### {result['shape']}",
+        "",
+        f"{model}. Overlap by chance: {', '.join(chance)}. {truth}.",
+        "",
+        *markdown_table(heads, rows),
+        "",
+    ]
+
+
+# ---- steering ----
+
+
+def worked(record: dict[str, Any]) -> bool:
+    """Whether an edit did what it should: beyond random sets and chance, and not by answering one letter."""
+    if record["letters"] == "collapsed" or record["p"] >= SURE:
+        return False
+    if record["mode"] == "degrade":
+        return bool(record["accuracy"] < record["random low"])
+    return bool(record["accuracy"] > record["random high"])
+
+
+def in_short(result: dict[str, Any]) -> list[str]:
+    """On how many tasks each method did something, and what all of it amounts to."""
+    rows, tasks = [], sorted({record["task"] for record in records(result)})
+    methods = list(dict.fromkeys(record["method"] for record in records(result)))
+    found = {(r["method"], r["mode"], r["task"]): r for r in records(result)}
+    for name in methods:
+        cells = []
+        for mode in ("degrade", "enhance"):
+            some = [found[name, mode, task] for task in tasks]
+            did = [r["task"] for r in some if worked(r)]
+            cells += [
+                _points(_mean(r["accuracy"] - r["base"] for r in some)),
+                f"{len(did)} of {len(tasks)}" + (f": {', '.join(did)}" if did else ""),
+            ]
+        rows.append([f"`{name}`", *cells])
+    heads = ["method", "degrade: mean change", "worked", "enhance: mean change", "worked"]
+    return [*(_told(records(result), mode) for mode in ("degrade", "enhance")), "", *markdown_table(heads, rows), ""]
+
+
+def _told(found: Sequence[dict[str, Any]], mode: str) -> str:
+    mine = [record for record in found if record["mode"] == mode and record["method"] != CHANCE]
+    did, collapsed = (sum(test(r) for r in mine) for test in (worked, lambda r: r["letters"] == "collapsed"))
+    wrong_way = sum(r["accuracy"] > r["base"] if mode == "degrade" else r["accuracy"] < r["base"] for r in mine)
+    letters = f"; the letters collapsed in {collapsed}" if collapsed else "; the letters collapsed in none"
+    verb = "raised" if mode == "degrade" else "lowered"
+    return (
+        f"- **{mode}** worked in {did} of {len(mine)} pairs of a method and a task (`{CHANCE}` not "
+        f"counted), and {verb} accuracy in {wrong_way}{letters}."
+    )
+
+
+def steering_tables(result: dict[str, Any]) -> list[str]:
+    lines: list[str] = []
+    for task in sorted({record["task"] for record in records(result)}):
+        mine = [record for record in records(result) if record["task"] == task]
+        lines += [
+            f"### {task}",
+            "",
+            f"{mine[0]['questions']} test questions, accuracy {show(mine[0]['base'])} unedited.",
+            "",
+        ]
+        heads = [
+            "method",
+            "mode",
+            "neurons",
+            "accuracy",
+            "change",
+            "random sets",
+            "percentile",
+            "McNemar p",
+            "letters",
+            "worked",
+        ]
+        lines += [*markdown_table(heads, [_steered(record) for record in mine]), ""]
+    return lines
+
+
+def _steered(record: dict[str, Any]) -> list[str]:
+    band = f"{show(record['random low'])} to {show(record['random high'])}"
+    change = _points(record["accuracy"] - record["base"])
+    shown = [
+        show(record["accuracy"]),
+        change,
+        band,
+        f"{record['percentile']:.0f}",
+        show(record["p"]),
+        record["letters"],
+    ]
+    return [
+        f"`{record['method']}`",
+        record["mode"],
+        str(record["neurons"]),
+        *shown,
+        "yes" if worked(record) else "no",
+    ]
+
+
+def _points(change: float | None) -> str:
+    return "n/a" if change is None else f"{100 * change:+.1f} points"
