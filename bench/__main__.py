@@ -98,10 +98,10 @@ def _measured(bench: Any, setup: Any, peaks: bool = True) -> dict[str, Any]:
     import torch
 
     from .harness import run_case
-    from .record import ROOT, stamp
+    from .record import ROOT, commit, stamp
 
     torch.set_num_threads(setup.threads)
-    load = os.getloadavg()[0]
+    load, head = os.getloadavg()[0], commit()  # before a long run, during which the tree may move on
     case = bench.build(setup)
     if not peaks:
         case.peaks = []
@@ -116,7 +116,7 @@ def _measured(bench: Any, setup: Any, peaks: bool = True) -> dict[str, Any]:
 
     with case.stack:
         figures = run_case(case, setup, peak_of)
-    return stamp(bench, setup, load) | figures
+    return stamp(bench, setup, load, head) | figures
 
 
 def _peak(args: argparse.Namespace) -> int:

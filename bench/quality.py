@@ -281,6 +281,7 @@ BENCHMARKS = [
         "agreement with exact effects",
         faithfulness,
         {"cpu": (DEMO, *RANDOM_MODELS), "cuda": RANDOM_MODELS},
+        quick=False,
     ),
     Benchmark("quality.steering", "steering on held-out questions", steering, {"cpu": (DEMO,)}, quick=False),
 ]

@@ -69,8 +69,8 @@ def _git(*arguments: str) -> str | None:
     return done.stdout.strip() if done.returncode == 0 else None
 
 
-def stamp(benchmark: Benchmark, setup: Setup, started: float) -> dict[str, Any]:
-    """Everything about a run but its figures. `started` is the load of the machine before the run began."""
+def stamp(benchmark: Benchmark, setup: Setup, started: float, head: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Everything about a run but its figures; `started` is the load of the machine, `head` the commit, as it began."""
     return {
         "format": FORMAT,
         "benchmark": benchmark.name,
@@ -83,7 +83,7 @@ def stamp(benchmark: Benchmark, setup: Setup, started: float) -> dict[str, Any]:
         "machine": machine(setup.device),
         "load": {"before": started, "after": os.getloadavg()[0]},
         "versions": versions(),
-        "commit": commit(),
+        "commit": head or commit(),
     }
 
 
