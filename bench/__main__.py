@@ -40,7 +40,9 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     commands.add_parser("list", help="the benchmarks, by suite")
     run = commands.add_parser("run", help="run benchmarks, suites, quick or all")
     run.add_argument("names", nargs="+", metavar="NAME")
-    run.add_argument("--threads", nargs="+", type=int, default=[1], help="numbers of threads to run at, one by one")
+    run.add_argument(
+        "--threads", nargs="+", type=int, help="numbers of threads, one by one (default: the benchmark's own)"
+    )
     run.add_argument("--shape", nargs="+", help="models by name, see bench/shapes.py (default: the benchmark's own)")
     run.add_argument("--rounds", type=int, help="rounds of timing (default: the benchmark's own)")
     run.add_argument("--no-peaks", action="store_true", help="leave peak memory out")
@@ -64,7 +66,7 @@ def _list(args: argparse.Namespace) -> int:
 
     for bench in ALL.values():
         shapes = "; ".join(f"{device}: {', '.join(names)}" for device, names in bench.shapes.items())
-        print(f"{bench.name:<24}{bench.title}{'' if bench.quick else ' (not in quick)'}  [{shapes}]")
+        print(f"{bench.name:<24} {bench.title}{'' if bench.quick else ' (not in quick)'}  [{shapes}]")
     return 0
 
 
@@ -78,7 +80,7 @@ def _run(args: argparse.Namespace) -> int:
     failed = 0
     for bench in chosen(args.names):
         for shape in args.shape or bench.shapes.get(args.device.split(":")[0], ()):
-            for threads in args.threads:
+            for threads in args.threads or bench.threads:
                 setup = Setup(args.device, threads, shape, args.rounds, args.seed)
                 try:
                     result = _measured(bench, setup, peaks=not args.no_peaks)

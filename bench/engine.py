@@ -35,15 +35,22 @@ def ig(setup: Setup) -> Case:
     def by_engine(prompts: list[nl.Prompt], engine: Any = None) -> Tensor:
         return (engine or bench.engine).integrate(prompts, OBJECTIVE, alphas, weights)
 
+    layers, n_layers = bench.shape.sampled_layers, bench.shape.config["num_hidden_layers"]
+
     def by_hand(ids: Tensor, options: Tensor, answers: Tensor) -> Tensor:
-        return plain.integrated_gradients(bench.plain, ids, options, answers, STEPS)
+        return plain.integrated_gradients(bench.plain, ids, options, answers, STEPS, layers)
+
+    def of_layers(prompts: list[nl.Prompt], engine: Any = None) -> Tensor:
+        scores = by_engine(prompts, engine)
+        return scores.unflatten(1, (n_layers, -1))[:, layers].flatten(1) if layers else scores
 
     def check() -> list[Check]:
-        return bench.agreement(f"IG, {STEPS} steps", by_engine, by_hand, count=1)
+        return bench.agreement(f"IG, {STEPS} steps", of_layers, by_hand, count=1)
 
     batched = bench.ours(f"ours, {many} prompts", by_engine, many)
     floor = bench.inference("inference", many, many)
-    sides = [bench.by_hand("plain", by_hand, 1), bench.ours("ours", by_engine, 1, times=5), batched, floor]
+    share = len(layers) / n_layers if layers else 1
+    sides = [bench.by_hand("plain", by_hand, 1, work=share), bench.ours("ours", by_engine, 1, times=5), batched, floor]
     if bench.shape.moe:  # no plain way through a mixture of experts is pinned
         del sides[0]
     gpu = {shape: Bar("<=", 2.5) for shape in DENSE_GPU} | {"qwen3-30b-a3b": Bar("<=", 3.0)}
@@ -64,6 +71,10 @@ def ig(setup: Setup) -> Case:
     bench.case.rounds, bench.case.peaks = 2, [side.name for side in sides]
     bench.case.settings = bench.settings(steps=STEPS, quadrature="midpoint")
     bench.case.notes = ["Plain IG: one prompt; per layer one full forward and backward with all alphas in a batch"]
+    if layers:
+        bench.case.notes.append(
+            f"Plain IG: timed on layers {' and '.join(map(str, layers))} of {n_layers}, quoted for all"
+        )
     return bench.case
 
 
@@ -72,9 +83,11 @@ def exact(setup: Setup) -> Case:
     bench = Bench(setup, prompts=1)
     n = bench.anatomy.n_neurons
     order = torch.randperm(n, generator=torch.Generator().manual_seed(setup.seed))
+    sample = order[: bench.shape.sampled_neurons] if bench.shape.sampled_neurons else None
+    done = n if sample is None else len(sample)
 
     def ours(prompts: list[nl.Prompt]) -> Tensor:
-        return bench.engine.effects(prompts, OBJECTIVE)
+        return bench.engine.effects(prompts, OBJECTIVE, ids=sample)
 
     def candidate(batch: int) -> Side:
         count = min(n, max(batch, 16))
@@ -89,8 +102,8 @@ def exact(setup: Setup) -> Case:
 
     loop = Choice("plain", [candidate(size) for size in bench.shape.copies])
     bench.case.sides, bench.case.check = (
-        [loop, bench.ours("ours", ours, 1, work=n)],
-        partial(_check_effects, bench, order),
+        [loop, bench.ours("ours", ours, 1, work=done)],
+        partial(_check_effects, bench, order, ours),
     )
     bar = bar_for(setup, {"small": Bar(">=", 150)})
     bench.case.views = [Comparison("silencing effects of all neurons", "plain loop", "plain", "ours", bar=bar)]
@@ -99,6 +112,8 @@ def exact(setup: Setup) -> Case:
     bench.case.unit, bench.case.peaks = "neuron", ["ours"]
     bench.case.settings = bench.settings(sample=min(SAMPLE, n))
     bench.case.notes = ["Plain loop: timed on a sample of neurons at its best batch size, quoted per neuron"]
+    if sample is not None:
+        bench.case.notes.append(f"Ours: timed on {done:,} neurons of all layers")
     return bench.case
 
 
@@ -107,10 +122,13 @@ def _addresses(bench: Bench, ids: Tensor) -> list[tuple[int, int]]:
     return list(zip(layers.tolist(), indices.tolist(), strict=True))
 
 
-def _check_effects(bench: Bench, order: Tensor) -> list[Check]:
+def _check_effects(bench: Bench, order: Tensor, ours: Any) -> list[Check]:
     """The sweep in float32 against the plain loop; and in the type that is timed, by ranks against a wider one."""
-    prompts, few, more = bench.prompts(0, 1), order[:64], order[:SAMPLE]
-    found = bench.engine.effects(prompts, OBJECTIVE).cpu()[:, more]
+    prompts = bench.prompts(0, 1)
+    found = ours(prompts).cpu()  # of all neurons, or of the first in this order
+    more = order[: min(SAMPLE, found.shape[1])]
+    few = more[:64]
+    found = found[:, more] if found.shape[1] == len(order) else found[:, : len(more)]
     single = bench.single()
     with open_engine(single, bench.anatomy, prompts) as engine:
         truth = engine.effects(prompts, OBJECTIVE, ids=more).cpu()
@@ -176,10 +194,13 @@ def everywhere(setup: Setup) -> Case:
 
 
 ON_CPU_AND_GPU = {"cpu": ("small",), "cuda": GPU}
+BOTH: dict[str, Any] = {"threads": (1, 2)}
 BENCHMARKS = [
-    Benchmark("engine.ig", "integrated gradients of all neurons", ig, ON_CPU_AND_GPU),
-    Benchmark("engine.exact", "silencing effects of all neurons", exact, {"cpu": ("small",), "cuda": DENSE_GPU}),
-    Benchmark("engine.gradient", "grad x act at the answer position", gradient, ON_CPU_AND_GPU),
-    Benchmark("engine.gradient_shared", "grad x act with shared prefixes", gradient_shared, ON_CPU_AND_GPU),
-    Benchmark("engine.everywhere", "grad x act at all positions", everywhere, ON_CPU_AND_GPU, quick=False),
+    Benchmark("engine.ig", "integrated gradients of all neurons", ig, ON_CPU_AND_GPU, **BOTH),
+    Benchmark(
+        "engine.exact", "silencing effects of all neurons", exact, {"cpu": ("small",), "cuda": DENSE_GPU}, **BOTH
+    ),
+    Benchmark("engine.gradient", "grad x act at the answer position", gradient, ON_CPU_AND_GPU, **BOTH),
+    Benchmark("engine.gradient_shared", "grad x act with shared prefixes", gradient_shared, ON_CPU_AND_GPU, **BOTH),
+    Benchmark("engine.everywhere", "grad x act at all positions", everywhere, ON_CPU_AND_GPU, quick=False, **BOTH),
 ]

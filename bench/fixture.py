@@ -15,7 +15,8 @@ from neuronllm.anatomy import Anatomy
 from neuronllm.engine import open_engine
 
 from . import plain
-from .harness import Bar, Case, Check, Choice, Setup, Side, relative
+from .harness import Bar, CannotRun, Case, Check, Choice, Setup, Side, relative
+from .record import memory_gib
 from .shapes import SHAPES, Shape, random_model, random_prompts, shared_prompts, twin
 
 OBJECTIVE = "logp_options"
@@ -39,6 +40,8 @@ class Bench:
         """Of the setup's shape, or of a variant of it; `beside` another one: in its case, on its models."""
         self.setup, self.shape, self.shared = setup, shape or SHAPES[setup.shape], shared
         self.count = prompts or self.shape.prompts
+        if setup.device == "cpu" and memory_gib() < self.shape.memory:
+            raise CannotRun(f"{self.shape.name} takes {self.shape.memory} GiB, this machine has {memory_gib()}")
         self.model = beside.model if beside else random_model(self.shape, setup.device, setup.seed)
         self.plain = beside.plain if beside else twin(self.model)
         self.anatomy = Anatomy.of(self.model)

@@ -30,7 +30,7 @@ class WrongResult(RuntimeError):
 
 
 class CannotRun(RuntimeError):
-    """What ours is compared with is not on this machine: nothing is timed and nothing is written."""
+    """This machine lacks what it takes: nothing is timed and nothing is written."""
 
 
 @dataclass(frozen=True)
@@ -48,17 +48,19 @@ class Setup:
 class Side:
     """Something to time: `run(*inputs(turn))`, of which the making of the inputs is not timed.
 
-    `work` is how many units (prompts, neurons) one run does; times are quoted per unit. `times` is how often it runs
-    in a round, `every` 3 lets it run in every third round only. With `own_clock` run returns the seconds itself.
+    `work` is how many units (prompts, neurons) one run does, a fraction where it is a sample of one; times are quoted
+    per unit. `times` is how often it runs in a round, `every` 3 lets it run in every third round only. With `own_clock`
+    run returns the seconds itself. `reads` is how many bytes a run has to read, where that is what bounds it.
     """
 
     name: str
     inputs: Callable[[int], tuple[Any, ...]]
     run: Callable[..., Any]
-    work: int = 1
+    work: float = 1
     times: int = 1
     every: int = 1
     own_clock: bool = False
+    reads: int = 0
 
 
 @dataclass(frozen=True)
@@ -169,6 +171,7 @@ class Benchmark:
     build: Callable[[Setup], Case]
     shapes: dict[str, tuple[str, ...]]  # device -> shapes it runs at there unless told otherwise
     quick: bool = True
+    threads: tuple[int, ...] = (1,)  # numbers of threads it runs at unless told otherwise
 
     @property
     def suite(self) -> str:
@@ -205,11 +208,12 @@ def quantile(values: Sequence[float], share: float) -> float:
     return ordered[low] + (ordered[high] - ordered[low]) * (place - low)
 
 
-def summary(times: Sequence[float], work: int) -> dict[str, Any]:
-    """Figures of a side; median, p20 and p80 are per unit of work, times are of whole runs."""
-    each = [t / work for t in times]
+def summary(times: Sequence[float], side: Side) -> dict[str, Any]:
+    """Figures of a side; median, p20 and p80 are per unit of work, times are of whole runs, rate is bytes a second."""
+    each = [t / side.work for t in times]
     figures = {"median": statistics.median(each), "p20": quantile(each, 0.2), "p80": quantile(each, 0.8)}
-    return {"work": work, "times": list(times)} | figures
+    rate = {"rate": side.reads / statistics.median(times)} if side.reads else {}
+    return {"work": side.work, "times": list(times)} | figures | rate
 
 
 def relative(found: torch.Tensor, right: torch.Tensor) -> float:
@@ -309,7 +313,7 @@ def timed(case: Case, setup: Setup) -> tuple[dict[str, Any], dict[str, Any]]:
         sides.append(side)
     times = interleave(sides, setup.rounds or case.rounds, setup.device)
     for side in sides:
-        found[side.name] = summary(times[side.name], side.work)
+        found[side.name] = summary(times[side.name], side)
     return found, pilots
 
 

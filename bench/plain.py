@@ -80,20 +80,23 @@ def gradient(model: Any, ids: Tensor, options: Tensor, answers: Tensor, batch: i
     return torch.cat(rows)
 
 
-def integrated_gradients(model: Any, ids: Tensor, options: Tensor, answers: Tensor, steps: int) -> Tensor:
-    """All neurons at the last position, by the midpoint rule.
+def integrated_gradients(
+    model: Any, ids: Tensor, options: Tensor, answers: Tensor, steps: int, layers: Sequence[int] = ()
+) -> Tensor:
+    """All neurons (of some layers) at the last position, by the midpoint rule.
 
     One clean forward; then for every layer one forward and backward of the full prompt, once per alpha in one batch.
     """
+    downs = [_downs(model)[n] for n in layers] if layers else _downs(model)
     alphas = (torch.arange(steps, device=ids.device) + 0.5) / steps
     rows = []
     for n in range(len(ids)):
         clean: list[Tensor] = []
-        with torch.no_grad(), _hooked(_downs(model), lambda _, h, seen=clean: seen.append(h[0, -1])):  # type: ignore[misc]
+        with torch.no_grad(), _hooked(downs, lambda _, h, seen=clean: seen.append(h[0, -1])):  # type: ignore[misc]
             _forward(model, ids[n : n + 1])
         scores = []
         copies = ids[n : n + 1].expand(steps, -1)
-        for down, h in zip(_downs(model), clean, strict=True):
+        for down, h in zip(downs, clean, strict=True):
             scaled = (alphas.to(h.dtype)[:, None] * h).requires_grad_(True)
 
             def put(_: int, x: Tensor, scaled: Tensor = scaled) -> Tensor:

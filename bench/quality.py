@@ -24,18 +24,18 @@ from neuronllm.anatomy import Anatomy
 from neuronllm.demo import demo_task, demo_tasks
 from neuronllm.engine import open_engine
 from neuronllm.engine.answers import Edit, Questionnaire
-from neuronllm.methods import METHODS, Method, get_method
+from neuronllm.methods import METHODS
 from neuronllm.select import extremes
 from neuronllm.statistics import spearman
 
 from . import plain
 from .fixture import OBJECTIVE
 from .harness import Benchmark, Case, Check, Choice, Comparison, Setup, Side, relative
+from .methods import TRUTH, judged, score
 from .shapes import SHAPES, random_model, random_prompts, twin
 
 DEMO, TEMPLATE = "demo", "plain"
 RANDOM_PROMPTS = "random prompts"  # the one task of a random model
-TRUTH = "exact"
 JUDGED = 8  # prompts of a task that are compared with the exact effects
 KS = (10, 100)
 COSTED = {TRUTH: 4}  # prompts of a timed run, where fewer than BATCH
@@ -44,11 +44,6 @@ SAMPLE = 64  # neurons whose effects the reference engine computes too
 STEERED = 16  # neurons of each role
 MODES = ("degrade", "enhance")
 EVERYWHERE = "gradient, all positions"  # the recipe of the demonstration, beside all methods at the answer position
-
-
-def judged() -> list[str]:
-    """The methods that score a single prompt, and are not the truth themselves."""
-    return [name for name, method in METHODS.items() if not method.needs_answers and name != TRUTH]
 
 
 # ---- faithfulness ----
@@ -103,7 +98,7 @@ def faithfulness(setup: Setup) -> Case:
     case.sides = [_inference(subject)]
     for name in (*judged(), TRUTH):
         count = COSTED.get(name, BATCH)
-        run = partial(_score, get_method(name), engine)
+        run = partial(score, name, engine)
         case.sides.append(Side(name, lambda turn, count=count: (subject.timed(turn, count),), run, work=count))
         case.views.append(Comparison(name, "inference", "inference", name, "cost"))
     case.facts = lambda peaks: _faithful(subject)
@@ -124,10 +119,6 @@ def _inference(subject: Subject) -> Choice:
         return Side(f"batch {batch}", inputs, lambda ids: plain.inference(model, ids, batch), work=BATCH)
 
     return Choice("inference", [side(batch) for batch in (4, 16, BATCH)])
-
-
-def _score(how: Method, engine: Any, prompts: Sequence[nl.Prompt]) -> Tensor:
-    return how.score(engine, prompts, how.objective or "", "answer")
 
 
 def _effects_are_right(subject: Subject) -> list[Check]:

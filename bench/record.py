@@ -31,7 +31,7 @@ def machine(device: str) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "cpu": _cpu(),
         "cores": os.cpu_count(),
-        "ram_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30),
+        "ram_gib": memory_gib(),
         "system": f"{platform.system()} {platform.machine()}",
         # sleeping threads wake late
         "waiting": {name: os.environ.get(name) for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")},
@@ -40,6 +40,10 @@ def machine(device: str) -> dict[str, Any]:
     if device.startswith("cuda"):
         facts["gpu"] = torch.cuda.get_device_name()
     return facts
+
+
+def memory_gib() -> int:
+    return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30)
 
 
 def _cpu() -> str:

@@ -29,12 +29,13 @@ def bar(view: dict[str, Any]) -> str:
     return f"{wanted['sign'].replace('>=', '≥').replace('<=', '≤')} {what}, {'met' if view['met'] else 'not met'}"
 
 
-def spread(side: dict[str, Any]) -> str:
-    return f"{seconds(side['median'])} ({seconds(side['p20'])} to {seconds(side['p80'])})"
+def spread(side: dict[str, Any], unit: str) -> str:
+    rate = f", {side['rate'] / 1e9:.1f} GB/s" if "rate" in side else ""
+    return f"{seconds(side['median'])} ({seconds(side['p20'])} to {seconds(side['p80'])}) a {unit}{rate}"
 
 
 def figure(side: dict[str, Any], of: str, unit: str) -> str:
-    return size(side["peak"]) if of == "peak" else f"{spread(side)} a {unit}"
+    return size(side["peak"]) if of == "peak" else spread(side, unit)
 
 
 def row(result: dict[str, Any], view: dict[str, Any]) -> list[str]:
@@ -70,7 +71,7 @@ def as_text(result: dict[str, Any]) -> str:
         tried = ", ".join(f"{key} {seconds(value)}" for key, value in pilot["per_unit"].items())
         lines.append(f"   {name}: {pilot['chosen']} chosen of {tried}")
     for name, side in result["sides"].items():
-        parts = [f"{spread(side)} a {result['unit']}, {len(side['times'])} runs"] if "median" in side else []
+        parts = [f"{spread(side, result['unit'])}, {len(side['times'])} runs"] if "median" in side else []
         parts += [f"peak {size(side['peak'])}"] if "peak" in side else []
         lines.append(f"   {name}: {'; '.join(parts)}")
     for view in result["views"]:

@@ -68,7 +68,7 @@ _ROWS = {
     "rows-bf16-k10": Array(352_256, 10, "bfloat16", rows=500, topk=12),
     "rows-bf16-k100": Array(352_256, 100, "bfloat16", rows=500, topk=12),
 }
-_KINDS = {f"1e8 {kind}": Array(10**8, 10**4, kind=kind, floor=1.5) for kind in KINDS}
+_KINDS = {f"1e8-{kind.replace(' ', '-')}": Array(10**8, 10**4, kind=kind, floor=1.5) for kind in KINDS}
 _HALF = {"half": Array(10**8, 5 * 10**7)}
 _GPU = {"1e9": Array(10**9, 10**4, floor=1.3, device_topk=5), "1e9-bf16": Array(10**9, 10**4, "bfloat16", floor=1.3)}
 _SMALL = {"tiny": Array(10**5, 50), "tiny-rows": Array(9000, 20, rows=4)}
@@ -202,7 +202,9 @@ def ends(setup: Setup) -> Case:
             ]
         return [Check("elements that differ", float(sum(int(w.sum()) for w in wrong)), 0)]
 
-    sides = [_side("floor", lambda: floor(x, setup.threads), times=3), _side("ours", ours, times=3)]
+    size = x.numel() * x.element_size()
+    read = _side("floor", lambda: floor(x, setup.threads), times=3, reads=size)
+    sides = [read, _side("ours", ours, times=3, reads=size)]
     views: list[Any] = [_cost("both ends", "one read", "floor", "ours", array.floor)]
     if compare:
         sides.append(_side("torch.topk", lambda: topk_twice(x, array.k)))
@@ -215,7 +217,7 @@ def ends(setup: Setup) -> Case:
         faiss = functools.partial(faiss_heaps, x.numpy(), array.k, 4 * setup.threads)
         sides.append(_side("faiss", faiss))
         views.append(Comparison("both ends", "faiss", "faiss", "ours", bar=Bar(">=", array.faiss)))
-    settings = {"model": str(array), "bytes": x.numel() * x.element_size()}
+    settings = {"model": str(array), "bytes": size}
     return Case(sides, check, views, unit="call", rounds=5, settings=settings)
 
 
@@ -297,13 +299,12 @@ def memory(setup: Setup) -> Case:
     return case
 
 
+TWO: dict[str, Any] = {"quick": False, "threads": (2,)}
 BENCHMARKS = [
-    Benchmark("select.million", "both ends of a million", ends, {"cpu": tuple(_MILLION)}),
-    Benchmark(
-        "select.ends", "the k largest and smallest", ends, {"cpu": tuple(_ONE), "cuda": tuple(_GPU)}, quick=False
-    ),
-    Benchmark("select.rows", "of every row", ends, {"cpu": tuple(_ROWS)}, quick=False),
-    Benchmark("select.kinds", "hard distributions", ends, {"cpu": tuple(_KINDS)}, quick=False),
-    Benchmark("select.half", "half of an array", half, {"cpu": tuple(_HALF)}, quick=False),
-    Benchmark("select.memory", "memory beside the array", memory, {"cpu": ("tiny",)}, quick=False),
+    Benchmark("select.million", "both ends of a million", ends, {"cpu": tuple(_MILLION)}, threads=(2,)),
+    Benchmark("select.ends", "the k largest and smallest", ends, {"cpu": tuple(_ONE), "cuda": tuple(_GPU)}, **TWO),
+    Benchmark("select.rows", "of every row", ends, {"cpu": tuple(_ROWS)}, **TWO),
+    Benchmark("select.kinds", "hard distributions", ends, {"cpu": tuple(_KINDS)}, **TWO),
+    Benchmark("select.half", "half of an array", half, {"cpu": tuple(_HALF)}, **TWO),
+    Benchmark("select.memory", "memory beside the array", memory, {"cpu": ("tiny",)}, **TWO),
 ]

@@ -29,6 +29,9 @@ class Shape:
     batches: tuple[int, ...] = (4, 8, 16, 64)  # tried for plain batched inference
     copies: tuple[int, ...] = (1, 4, 16, 32)  # tried for the plain loop over neurons
     options: int = 4  # of a prompt
+    sampled_layers: tuple[int, ...] = ()  # dear plain methods are timed on these layers only: empty means on all
+    sampled_neurons: int = 0  # and exact effects on so many neurons: 0 means all
+    memory: int = 0  # GiB that a machine without a GPU should have
 
     @property
     def moe(self) -> bool:
@@ -72,6 +75,17 @@ SHAPES = {
         Shape("narrow-olmo2", "olmo2", _dense(4, 128, 352, 4, 4, 1000, eos_token_id=0), std=0.1, tokens=40),
         Shape("narrow-neox", "gpt_neox", _dense(4, 128, 352, 4, 4, 1000), std=0.1, tokens=40),
         Shape("small", "llama", _dense(8, 512, 1408, 8, 8, 8000), std=0.05),
+        Shape(
+            "llama-3.2-1b",
+            "llama",
+            _dense(16, 2048, 8192, 32, 8, 128256, tie_word_embeddings=True),
+            prompts=8,
+            batches=(4, 8),
+            copies=(4, 8),
+            sampled_layers=(4, 11),  # as far from the middle: their mean is that of all layers
+            sampled_neurons=2048,
+            memory=20,
+        ),
         Shape("llama-2-7b", "llama", _dense(32, 4096, 11008, 32, 32, 32000), **_ON_GPU),
         Shape(
             "llama-3.1-8b",

@@ -9,11 +9,11 @@ from collections.abc import Iterable, Sequence
 
 from neuronllm.errors import InputError
 
-from . import end_to_end, engine, footprint, kernels, leaderboard, peers, quality, report, scaling, select
+from . import end_to_end, engine, footprint, kernels, leaderboard, methods, peers, quality, report, scaling, select
 from .harness import Benchmark
 from .shapes import SHAPES
 
-FILES = (engine, footprint, kernels, peers, scaling, select, end_to_end, quality)
+FILES = (engine, methods, footprint, kernels, peers, scaling, select, end_to_end, quality)
 ALL: dict[str, Benchmark] = {bench.name: bench for file in FILES for bench in file.BENCHMARKS}
 PAGES = {"performance.md": report.page, "leaderboard.md": leaderboard.page}  # in docs/, each from all results
 

@@ -22,6 +22,7 @@ import torch
 from tests.checks import refused
 
 ROOT = Path(__file__).resolve().parents[1]
+ONCE = ["--shape", "toy", "--rounds", "1", "--threads", "1", "--output"]
 
 
 @pytest.fixture(scope="module")
@@ -131,6 +132,12 @@ def test_figures_of_known_times(bench: Any) -> None:
     assert {"id", "dirty"} == result["commit"].keys() and result["threads"] == 1 and result["settings"]["tokens"] == 7
 
 
+def test_bytes_a_second_are_of_whole_runs(bench: Any) -> None:
+    found = bench.harness.summary([2.0, 2.0], side(bench, work=4, reads=3 * 10**9))
+    assert (found["median"], found["rate"]) == (0.5, 1.5e9)
+    assert bench.report.spread(found, "call") == "500 ms (500 ms to 500 ms) a call, 1.5 GB/s"
+
+
 def test_memory_is_measured_when_the_model_is_gone(bench: Any) -> None:
     case = case_of_known_times(bench)
     left: list[int] = []
@@ -204,6 +211,26 @@ def test_baselines_equal_the_reference(bench: Any, kind: str) -> None:
     assert bench.harness.relative(found, right) < 1e-4
 
 
+@pytest.mark.parametrize(("name", "work"), [("ig", {"plain": 0.5, "ours": 1}), ("exact", {"ours": 8})])
+def test_dear_ways_run_on_a_sample(bench: Any, monkeypatch: Any, name: str, work: dict[str, float]) -> None:
+    shape = dataclasses.replace(bench.shapes.SHAPES["toy"], sampled_layers=(1,), sampled_neurons=8)
+    monkeypatch.setitem(bench.shapes.SHAPES, "toy", shape)
+    case = bench.suites.ALL[f"engine.{name}"].build(toy(bench))
+    with case.stack:
+        assert len(bench.harness.checked(case)) > 0
+        done = {side.name: side for side in case.sides}
+        assert {name: done[name].work for name in work} == work
+        scores = done["ours"].run(*done["ours"].inputs(0))
+    assert scores.shape == (1, 8 if name == "exact" else 96)
+
+
+def test_a_model_that_is_too_large_is_left_out(bench: Any, monkeypatch: Any) -> None:
+    shape = dataclasses.replace(bench.shapes.SHAPES["toy"], memory=10**6)
+    monkeypatch.setitem(bench.shapes.SHAPES, "toy", shape)
+    with pytest.raises(bench.harness.CannotRun, match="toy takes 1000000 GiB, this machine has"):
+        bench.suites.ALL["engine.ig"].build(toy(bench))
+
+
 @pytest.mark.parametrize("name", ["glu_score", "glu_score_ragged", "score_gemm", "branch_attention"])
 def test_kernels_are_compared_with_the_same_work(bench: Any, name: str) -> None:
     case = bench.suites.ALL[f"kernels.{name}"].build(toy(bench))
@@ -215,7 +242,7 @@ def test_kernels_are_compared_with_the_same_work(bench: Any, name: str) -> None:
 
 
 def test_a_run_writes_json_and_prints_it(bench: Any, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
-    command = ["bench", "run", "engine.gradient_shared", "--shape", "toy", "--rounds", "1", "--output", str(tmp_path)]
+    command = ["bench", "run", "engine.gradient_shared", *ONCE, str(tmp_path)]
     monkeypatch.setattr(sys, "argv", command)
     assert bench.main.main() == 0
     result = json.loads((tmp_path / "engine.gradient_shared.toy.cpu.1.json").read_text())
@@ -229,7 +256,7 @@ def test_a_run_writes_json_and_prints_it(bench: Any, tmp_path: Path, monkeypatch
 
 def test_a_refused_benchmark_writes_nothing(bench: Any, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
     monkeypatch.setattr(bench.plain, "gradient", lambda model, ids, *_: torch.ones(len(ids), 2 * 48))
-    command = ["bench", "run", "engine.gradient", "--shape", "toy", "--rounds", "1", "--output", str(tmp_path)]
+    command = ["bench", "run", "engine.gradient", *ONCE, str(tmp_path)]
     monkeypatch.setattr(sys, "argv", command)
     assert bench.main.main() == 1
     assert not list(tmp_path.iterdir()) and "not timed" in capsys.readouterr().err
@@ -346,7 +373,7 @@ def test_selection_is_checked_before_it_is_timed(bench: Any, name: str, shape: s
 
 def test_every_kind_of_array_can_be_made(bench: Any) -> None:
     arrays = bench.select.ARRAYS
-    small = {kind: dataclasses.replace(arrays[f"1e8 {kind}"], n=3000) for kind in bench.select.KINDS}
+    small = {kind: dataclasses.replace(arrays[f"1e8-{kind.replace(' ', '-')}"], n=3000) for kind in bench.select.KINDS}
     made = {kind: bench.select.made(array, 0) for kind, array in small.items()}
     assert all(x.shape == (3000,) and x.dtype == torch.float32 for x in made.values())
     assert len({x.view(torch.int32).numpy().tobytes() for x in made.values()}) == len(made)
