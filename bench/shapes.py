@@ -79,8 +79,8 @@ SHAPES = {
             "llama-3.2-1b",
             "llama",
             _dense(16, 2048, 8192, 32, 8, 128256, tie_word_embeddings=True),
-            prompts=8,
-            batches=(4, 8),
+            prompts=4,
+            batches=(2, 4),
             copies=(4, 8),
             sampled_layers=(4, 11),  # as far from the middle: their mean is that of all layers
             sampled_neurons=2048,
