@@ -23,6 +23,7 @@ from .harness import Bar, Benchmark, Case, Check, Choice, Comparison, Limit, Set
 from .shapes import twin
 
 STEPS = 16
+CACHED = "prefix cached by hand"
 SAMPLE = 2000  # neurons of a model whose effects are compared in rank
 
 
@@ -40,24 +41,30 @@ def ig(setup: Setup) -> Case:
     def by_hand(ids: Tensor, options: Tensor, answers: Tensor) -> Tensor:
         return plain.integrated_gradients(bench.plain, ids, options, answers, STEPS, layers)
 
+    def on_prefix(ids: Tensor, options: Tensor, answers: Tensor) -> Tensor:
+        return plain.integrated_gradients(bench.plain, ids, options, answers, STEPS, cached=True)
+
     def of_layers(prompts: list[nl.Prompt], engine: Any = None) -> Tensor:
         scores = by_engine(prompts, engine)
         return scores.unflatten(1, (n_layers, -1))[:, layers].flatten(1) if layers else scores
 
     def check() -> list[Check]:
-        return bench.agreement(f"IG, {STEPS} steps", of_layers, by_hand, count=1)
+        more = bench.agreement(f"IG, {STEPS} steps, {CACHED}", by_engine, on_prefix, count=1)
+        return bench.agreement(f"IG, {STEPS} steps", of_layers, by_hand, count=1) + more
 
     batched = bench.ours(f"ours, {many} prompts", by_engine, many)
     floor = bench.inference("inference", many, many)
     share = len(layers) / n_layers if layers else 1
-    sides = [bench.by_hand("plain", by_hand, 1, work=share), bench.ours("ours", by_engine, 1, times=5), batched, floor]
+    sides = [bench.by_hand("plain", by_hand, 1, work=share), bench.by_hand(CACHED, on_prefix, 1, times=3)]
     if bench.shape.moe:  # no plain way through a mixture of experts is pinned
-        del sides[0]
+        sides = []
+    sides += [bench.ours("ours", by_engine, 1, times=5), batched, floor]
     gpu = {shape: Bar("<=", 2.5) for shape in DENSE_GPU} | {"qwen3-30b-a3b": Bar("<=", 3.0)}
     cpu = {"small 1": Bar(">=", 60), "small 2": Bar(">=", 45)}
     bench.case.sides, bench.case.check = [*sides], check
     bench.case.views = [
         Comparison("IG, 16 steps", "plain IG", "plain", "ours", bar=bar_for(setup, cpu)),
+        Comparison("IG, 16 steps", f"plain IG, {CACHED}", CACHED, "ours"),
         Comparison(f"IG, 16 steps, {many} prompts at once", "plain IG", "plain", batched.name),
         Comparison(
             f"IG, 16 steps, {many} prompts at once",
@@ -89,24 +96,26 @@ def exact(setup: Setup) -> Case:
     def ours(prompts: list[nl.Prompt]) -> Tensor:
         return bench.engine.effects(prompts, OBJECTIVE, ids=sample)
 
-    def candidate(batch: int) -> Side:
-        count = min(n, max(batch, 16))
+    def candidate(batch: int, cached: bool = False) -> Side:
+        count = min(n, max(batch, 128 if cached else 16))
 
         def inputs(turn: int) -> tuple[Any, ...]:
             return *bench.tensors(turn, 1), _addresses(bench, order.roll(-turn * count)[:count])
 
         def run(ids: Tensor, options: Tensor, answers: Tensor, neurons: list[tuple[int, int]]) -> Tensor:
-            return plain.effects(bench.plain, ids, options, answers, neurons, batch)
+            return plain.effects(bench.plain, ids, options, answers, neurons, batch, cached)
 
         return Side(f"batch {batch}", inputs, run, work=count, times=2)
 
     loop = Choice("plain", [candidate(size) for size in bench.shape.copies])
-    bench.case.sides, bench.case.check = (
-        [loop, bench.ours("ours", ours, 1, work=done)],
-        partial(_check_effects, bench, order, ours),
-    )
+    kept = Choice(CACHED, [candidate(size, cached=True) for size in (32, 128)])
+    bench.case.sides = [loop, kept, bench.ours("ours", ours, 1, work=done)]
+    bench.case.check = partial(_check_effects, bench, order, ours)
     bar = bar_for(setup, {"small": Bar(">=", 150)})
-    bench.case.views = [Comparison("silencing effects of all neurons", "plain loop", "plain", "ours", bar=bar)]
+    bench.case.views = [
+        Comparison("silencing effects of all neurons", "plain loop", "plain", "ours", bar=bar),
+        Comparison("silencing effects of all neurons", f"plain loop, {CACHED}", CACHED, "ours"),
+    ]
     if setup.shape in DENSE_GPU:
         bench.case.views.append(Limit("silencing effects of all neurons of a prompt", "ours", n, Bar("<=", 15)))
     bench.case.unit, bench.case.peaks = "neuron", ["ours"]
@@ -132,15 +141,18 @@ def _check_effects(bench: Bench, order: Tensor, ours: Any) -> list[Check]:
     single = bench.single()
     with open_engine(single, bench.anatomy, prompts) as engine:
         truth = engine.effects(prompts, OBJECTIVE, ids=more).cpu()
-    by_hand = plain.effects(twin(single), *bench.tensors(0, 1), _addresses(bench, few), 16)[None]
+    plain_model, neurons = twin(single), _addresses(bench, few)
+    by_hand = plain.effects(plain_model, *bench.tensors(0, 1), neurons, 16)[None]
+    kept = plain.effects(plain_model, *bench.tensors(0, 1), neurons, 32, cached=True)[None]
     if single is bench.model:
         with open_engine(single, bench.anatomy, prompts, dtype=torch.float64) as engine:
             truth = engine.effects(prompts, OBJECTIVE, ids=more).cpu()
-        by_hand, near = by_hand.cpu(), found[:, : len(few)]
+        near = found[:, : len(few)]
     else:
         near = truth[:, : len(few)]
     return [
         Check("effects in float32: relative difference from the plain loop", relative(near, by_hand), 1e-3),
+        Check(f"the same, {CACHED}", relative(near, kept), 1e-3),
         Check("effects: Spearman with the wider type", spearman(found[0], truth[0]), 0.99, at_least=True),
     ]
 
@@ -155,21 +167,36 @@ def _first_order(bench: Bench, what: str, bar: Bar | None, positions: str = "ans
     def whole(prompts: list[nl.Prompt]) -> Tensor:
         return nl.attribute(bench.model, None, prompts, "gradient", positions=positions, progress=False).values
 
-    def by_hand(ids: Tensor, options: Tensor, answers: Tensor) -> Tensor:
-        return plain.gradient(bench.plain, ids, options, answers, 8, everywhere)
+    def plainly(batch: int, cached: bool) -> Any:
+        def run(ids: Tensor, options: Tensor, answers: Tensor) -> Tensor:
+            return plain.gradient(bench.plain, ids, options, answers, batch, everywhere, cached)
+
+        return run
+
+    def by_hand(name: str, cached: bool = False) -> Choice:
+        """At the best batch size, on sixteen prompts."""
+        some = min(count, 16)
+        sizes = sorted({min(size, some) for size in bench.shape.batches})
+        tried = [bench.by_hand(f"batch {size}", plainly(size, cached), some, every=2) for size in sizes]
+        return Choice(name, tried)
 
     def check() -> list[Check]:
-        return bench.agreement(what, by_engine, by_hand, count=min(8, count))
+        few = min(8, count)
+        found = bench.agreement(what, by_engine, plainly(few, False), count=few)
+        if everywhere or bench.shape.moe:
+            return found
+        return found + bench.agreement(f"{what}, {CACHED}", by_engine, plainly(few, True), count=few)
 
     sides: list[Side | Choice] = [bench.best_inference(), bench.ours("ours", by_engine, count)]
     sides.append(bench.ours("nl.attribute", whole, count, every=2))
     if not bench.shape.moe:
-        sides.append(bench.by_hand("plain", by_hand, min(count, 16), every=2))
+        sides += [by_hand("plain"), *([] if everywhere else [by_hand(CACHED, cached=True)])]
     bench.case.sides, bench.case.check = sides, check
     bench.case.views = [
         Comparison(what, "inference", "inference", "ours", "cost", bar=bar),
         Comparison(f"{what}, all of nl.attribute", "inference", "inference", "nl.attribute", "cost"),
         Comparison(what, "plain gradient", "plain", "ours"),
+        Comparison(what, f"plain gradient, {CACHED}", CACHED, "ours"),
     ]
     bench.case.settings = bench.settings(positions=positions)
     bench.case.notes = ["Inference: no_grad, sdpa, logits of the last position, no cache, its best batch size"]

@@ -4,6 +4,9 @@ Pinned, so that a speed-up means the same from commit to commit. They are given 
 what they are: frozen parameters, scaled-dot-product attention, logits of the last position only, no key-value cache
 where nothing reads it, the alphas of a layer in one batch, the best batch size. Nothing here imports neuronllm.
 
+With `cached` they are the same by somebody who has seen that the answer position alone changes: the keys and values of
+all tokens before it are computed once, and every pass runs the last token only.
+
 The objective is the log-probability of the right option among the options. All prompts of a call have the same length.
 """
 
@@ -28,9 +31,27 @@ def _downs(model: Any) -> list[Any]:
     return [layer.mlp.down_proj for layer in model.model.layers]
 
 
-def _forward(model: Any, ids: Tensor) -> Tensor:
-    """Logits of the last position."""
-    return model(ids, logits_to_keep=1, use_cache=False).logits[:, -1]
+Prefix = list[tuple[Tensor, Tensor]]  # keys and values of all tokens but the last, layer by layer
+
+
+def _forward(model: Any, ids: Tensor, prefix: Prefix | None = None) -> Tensor:
+    """Logits of the last position, of the whole prompts or of their last tokens behind a kept prefix."""
+    if prefix is None:
+        return model(ids, logits_to_keep=1, use_cache=False).logits[:, -1]
+    from transformers import DynamicCache
+
+    cache = DynamicCache()
+    for number, (keys, values) in enumerate(prefix):
+        cache.update(keys.expand(len(ids), -1, -1, -1), values.expand(len(ids), -1, -1, -1), number)
+    return model(ids[:, -1:], past_key_values=cache).logits[:, -1]
+
+
+@torch.no_grad()
+def _prefix(model: Any, ids: Tensor, cached: bool) -> Prefix | None:
+    if not cached:
+        return None
+    layers = model(ids[:, :-1], logits_to_keep=1, use_cache=True).past_key_values.layers
+    return [(layer.keys, layer.values) for layer in layers]
 
 
 def _objective(logits: Tensor, options: Tensor, answers: Tensor) -> Tensor:
@@ -63,17 +84,26 @@ def inference(model: Any, ids: Tensor, batch: int, use_cache: bool = False) -> T
     return torch.cat(parts)
 
 
-def gradient(model: Any, ids: Tensor, options: Tensor, answers: Tensor, batch: int, everywhere: bool = False) -> Tensor:
+def gradient(
+    model: Any,
+    ids: Tensor,
+    options: Tensor,
+    answers: Tensor,
+    batch: int,
+    everywhere: bool = False,
+    cached: bool = False,
+) -> Tensor:
     """h * dF/dh of all neurons at the last position, or summed over all positions: one forward and backward a batch."""
     rows = []
     for part, choices, right in zip(ids.split(batch), options.split(batch), answers.split(batch), strict=True):
         seen: list[Tensor] = []
+        prefix = _prefix(model, part, cached)
 
         def keep(number: int, h: Tensor, seen: list[Tensor] = seen) -> None:
             seen.append(h if h.requires_grad else h.requires_grad_(True))
 
         with _hooked(_downs(model), keep):
-            value = _objective(_forward(model, part), choices, right)
+            value = _objective(_forward(model, part, prefix), choices, right)
         grads = torch.autograd.grad(value.sum(), seen)
         products = [h.detach() * g for h, g in zip(seen, grads, strict=True)]
         rows.append(torch.cat([p.sum(1) if everywhere else p[:, -1] for p in products], 1).float())
@@ -81,7 +111,13 @@ def gradient(model: Any, ids: Tensor, options: Tensor, answers: Tensor, batch: i
 
 
 def integrated_gradients(
-    model: Any, ids: Tensor, options: Tensor, answers: Tensor, steps: int, layers: Sequence[int] = ()
+    model: Any,
+    ids: Tensor,
+    options: Tensor,
+    answers: Tensor,
+    steps: int,
+    layers: Sequence[int] = (),
+    cached: bool = False,
 ) -> Tensor:
     """All neurons (of some layers) at the last position, by the midpoint rule.
 
@@ -92,8 +128,9 @@ def integrated_gradients(
     rows = []
     for n in range(len(ids)):
         clean: list[Tensor] = []
+        prefix = _prefix(model, ids[n : n + 1], cached)
         with torch.no_grad(), _hooked(downs, lambda _, h, seen=clean: seen.append(h[0, -1])):  # type: ignore[misc]
-            _forward(model, ids[n : n + 1])
+            _forward(model, ids[n : n + 1], prefix)
         scores = []
         copies = ids[n : n + 1].expand(steps, -1)
         for down, h in zip(downs, clean, strict=True):
@@ -103,7 +140,7 @@ def integrated_gradients(
                 return torch.cat([x[:, :-1], scaled[:, None]], 1)
 
             with _hooked([down], put):
-                logits = _forward(model, copies)
+                logits = _forward(model, copies, prefix)
             value = _objective(logits, options[n].expand(steps, -1), answers[n].expand(steps))
             (grad,) = torch.autograd.grad(value.sum(), scaled)
             scores.append(grad.float().mean(0) * h.float())
@@ -113,14 +150,21 @@ def integrated_gradients(
 
 @torch.no_grad()
 def effects(
-    model: Any, ids: Tensor, options: Tensor, answers: Tensor, neurons: Sequence[tuple[int, int]], batch: int
+    model: Any,
+    ids: Tensor,
+    options: Tensor,
+    answers: Tensor,
+    neurons: Sequence[tuple[int, int]],
+    batch: int,
+    cached: bool = False,
 ) -> Tensor:
     """F(clean) - F(neuron silenced) at the last position of ONE prompt, for (layer, index) pairs in a plain loop.
 
     `batch` copies of the prompt share a forward pass, each with another neuron silenced; the neurons of a pass may be
     of different layers.
     """
-    clean = _objective(_forward(model, ids), options, answers)
+    prefix = _prefix(model, ids, cached)
+    clean = _objective(_forward(model, ids, prefix), options, answers)
     found = []
     for start in range(0, len(neurons), batch):
         chosen = neurons[start : start + batch]
@@ -132,6 +176,6 @@ def effects(
 
         n = len(chosen)
         with _hooked(_downs(model), silence):
-            logits = _forward(model, ids.expand(n, -1))
+            logits = _forward(model, ids.expand(n, -1), prefix)
         found.append(clean - _objective(logits, options.expand(n, -1), answers.expand(n)))
     return torch.cat(found)
