@@ -39,14 +39,21 @@ def memory(setup: Setup) -> Case:
     def by_hand(ids: Tensor, options: Tensor, answers: Tensor, everywhere: bool = False) -> Tensor:
         return plain.gradient(bench.plain, ids, options, answers, count, everywhere)
 
+    def integrate(prompts: list[nl.Prompt], engine: Any = engine) -> Tensor:
+        return engine.integrate(prompts, OBJECTIVE, *rule)
+
     def check() -> list[Check]:
-        return bench.agreement("grad x act", gradient, by_hand, count=min(8, count))
+        few = min(8, count)
+        found = bench.agreement("grad x act", gradient, by_hand, count=few)
+        everywhere = partial(gradient, positions="all"), partial(by_hand, everywhere=True)
+        found += bench.agreement("grad x act, all positions", *everywhere, count=few)
+        return found + bench.agreement(f"IG, {STEPS} steps", integrate, partial(_integral, bench), count=1)
 
     sides = [
         bench.inference("inference", count, count, use_cache=True),
         bench.inference("inference without cache", count, count),
         bench.ours("gradient", gradient, count),
-        bench.ours("IG", lambda prompts: engine.integrate(prompts, OBJECTIVE, *rule), count),
+        bench.ours("IG", integrate, count),
         bench.ours("all positions", partial(gradient, positions="all"), count),
     ]
     if setup.device == "cpu":  # the whole graph of a large model fits on no device
@@ -62,6 +69,10 @@ def memory(setup: Setup) -> Case:
     ]
     bench.case.settings = bench.settings(batch=count)
     return bench.case
+
+
+def _integral(bench: Bench, ids: Tensor, options: Tensor, answers: Tensor) -> Tensor:
+    return plain.integrated_gradients(bench.plain, ids, options, answers, STEPS, cached=True)
 
 
 Work = Callable[[Any, Sequence[nl.Prompt]], Tensor]

@@ -35,6 +35,13 @@ def score(method: str, engine: Any, prompts: Sequence[Prompt]) -> Tensor:
     return how.score(engine, prompts, how.objective or "", "answer")
 
 
+def agreement(fast: Any, reference: Any, prompts: Sequence[Prompt], names: Sequence[str]) -> list[Check]:
+    """Every method on both engines."""
+    found = {name: [score(name, engine, prompts) for engine in (fast, reference)] for name in names}
+    what = "relative difference from the reference"
+    return [Check(f"{name}: {what}", relative(*pair), 1e-4) for name, pair in found.items()]
+
+
 def methods(setup: Setup) -> Case:
     """Every method beside inference and beside the reference engine."""
     bench = Bench(setup, prompts=COUNT)
@@ -48,10 +55,7 @@ def methods(setup: Setup) -> Case:
         return score(method, reference, prompts)
 
     def check() -> list[Check]:
-        prompts = bench.prompts(1, 1)
-        found = {name: (by_fast(prompts, name), by_hooks(prompts, name)) for name in timed}
-        what = "relative difference from the reference"
-        return [Check(f"{name}: {what}", relative(*pair), 1e-4) for name, pair in found.items()]
+        return agreement(bench.engine, reference, bench.prompts(1, 1), timed)
 
     bench.case.sides, bench.case.check = [bench.best_inference()], check
     for name in timed:

@@ -32,6 +32,7 @@ from . import plain
 from .fixture import OBJECTIVE
 from .harness import Benchmark, Case, Check, Choice, Comparison, Setup, Side, relative
 from .methods import TRUTH, judged, score
+from .methods import agreement as every_method
 from .shapes import SHAPES, random_model, random_prompts, twin
 
 DEMO, TEMPLATE = "demo", "plain"
@@ -122,7 +123,7 @@ def _inference(subject: Subject) -> Choice:
 
 
 def _effects_are_right(subject: Subject) -> list[Check]:
-    """What all methods are measured by: against the reference engine, and against itself in a wider type."""
+    """What all methods are measured by, against the reference engine and in a wider type; and every method itself."""
     prompts, n = next(iter(subject.tasks.values()))[:1], subject.anatomy.n_neurons
     few = torch.randperm(n, generator=torch.Generator().manual_seed(subject.setup.seed))[:SAMPLE]
     with open_engine(subject.model, subject.anatomy, prompts) as engine:
@@ -131,10 +132,16 @@ def _effects_are_right(subject: Subject) -> list[Check]:
         wide = engine.effects(prompts, OBJECTIVE).cpu()
     with open_engine(subject.model, subject.anatomy, prompts, "reference", dtype=torch.float64) as engine:
         right = engine.effects(prompts, OBJECTIVE, ids=few).cpu()
+    with (
+        open_engine(subject.model, subject.anatomy, prompts) as fast,
+        open_engine(twin(subject.model), subject.anatomy, prompts, "reference") as engine,
+    ):
+        others = every_method(fast, engine, prompts, judged())
     same = spearman(found[0].numpy(), wide[0].numpy())
     return [
         Check("effects: relative difference from the reference", relative(found[:, few], right), 1e-3),
         Check("effects: Spearman with float64", same, 0.99, at_least=True),
+        *others,
     ]
 
 

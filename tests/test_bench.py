@@ -185,8 +185,11 @@ def test_prompts_share_what_they_should(bench: Any) -> None:
     assert bench.shapes.random_prompts(shape, 3, 1) == bench.shapes.random_prompts(shape, 3, 1)
 
 
-@pytest.mark.parametrize("kind", ["gradient", "everywhere", "ig", "effects"])
-def test_baselines_equal_the_reference(bench: Any, kind: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "cached"),
+    [(kind, cached) for kind in ("gradient", "ig", "effects") for cached in (False, True)] + [("everywhere", False)],
+)
+def test_baselines_equal_the_reference(bench: Any, kind: str, cached: bool) -> None:
     from neuronllm.anatomy import Anatomy
     from neuronllm.engine import open_engine
     from neuronllm.engine.quadrature import quadrature
@@ -198,16 +201,16 @@ def test_baselines_equal_the_reference(bench: Any, kind: str) -> None:
     with open_engine(model, anatomy, prompts, "reference") as engine:
         if kind == "ig":
             right = engine.integrate(prompts, "logp_options", *quadrature("midpoint", 4))
-            found = bench.plain.integrated_gradients(model, *tensors, steps=4)
+            found = bench.plain.integrated_gradients(model, *tensors, steps=4, cached=cached)
         elif kind == "effects":
             right = engine.effects(prompts, "logp_options")
             layers, _, indices = anatomy.locate(torch.arange(anatomy.n_neurons))
             neurons = list(zip(layers.tolist(), indices.tolist(), strict=True))
-            found = bench.plain.effects(model, *tensors, neurons, batch=5)[None]
+            found = bench.plain.effects(model, *tensors, neurons, batch=5, cached=cached)[None]
         else:
             positions = "all" if kind == "everywhere" else "answer"
             right = engine.gradients(prompts, "logp_options", positions=positions)
-            found = bench.plain.gradient(model, *tensors, batch=2, everywhere=kind == "everywhere")
+            found = bench.plain.gradient(model, *tensors, 2, kind == "everywhere", cached)
     assert bench.harness.relative(found, right) < 1e-4
 
 
@@ -367,8 +370,28 @@ def test_selection_is_checked_before_it_is_timed(bench: Any, name: str, shape: s
         pytest.skip("no C++ compiler for the read floor")
     setup = dataclasses.replace(toy(bench), shape=shape)
     result = bench.harness.run_case(getattr(bench.select, name)(setup), setup, lambda side: {})
-    assert [check["value"] for check in result["checks"]] == [0] and result["views"]
+    assert {check["value"] for check in result["checks"]} == {0} and result["views"]
     assert "ours" in result["sides"] and json.dumps(result)
+
+
+@pytest.mark.parametrize(
+    ("places", "fine"),
+    [
+        ([5, 0, 2], True),
+        ([5, 0, 4], False),  # a tie further back
+        ([0, 5, 2], False),  # order
+        ([0, 2, 4], False),  # one beyond them is missing
+        ([5, 2, 0], False),  # order of ties
+    ],
+)
+def test_the_judge_of_selections_sees_every_mistake(bench: Any, places: list[int], fine: bool) -> None:
+    x = torch.tensor([2.0, -1.0, 2.0, float("nan"), 2.0, 7.0])
+    found = SimpleNamespace(indices=torch.tensor(places), values=x[places])
+    assert (bench.select.wrong(x, found, "largest") == 0) is fine
+    negative = SimpleNamespace(indices=found.indices, values=-found.values)
+    assert (bench.select.wrong(-x, negative, "smallest") == 0) is fine
+    moved = SimpleNamespace(indices=found.indices, values=found.values + 1)
+    assert bench.select.wrong(x, moved, "largest") > 0
 
 
 def test_every_kind_of_array_can_be_made(bench: Any) -> None:
