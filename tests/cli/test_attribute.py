@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import pytest
 import torch
 
@@ -159,3 +161,41 @@ def test_a_folder_without_a_tokenizer_is_one_line(model_folder, questions, tmp_p
         path.unlink()
     flags = ("--model", model, "--questions", questions, "--quiet", "--output", tmp_path / "out")
     assert "no tokenizer there" in refused(capsys, "attribute", *flags)
+
+
+def test_a_hub_that_cannot_be_reached_is_one_line(questions, tmp_path, capsys, caplog, monkeypatch):
+    """The hub's client tells of every attempt; what else it says is heard."""
+
+    def unreachable(*_, **__):
+        client = logging.getLogger("huggingface_hub.utils._http")
+        client.warning("'no route' thrown while requesting HEAD https://hub.example/nosuch/model")
+        client.warning("Retrying in 1s [Retry 1/5].")
+        client.warning("Rate limited. Waiting 60s before retry [Retry 2/5].")
+        raise OSError("We couldn't connect to the hub,\nand more")
+
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", unreachable)
+    monkeypatch.setattr(logging.getLogger("huggingface_hub"), "propagate", True)
+    flags = ("--model", "nosuch/model", "--questions", questions, "--output", tmp_path / "out")
+    capsys.readouterr()
+    assert run("attribute", *flags) == 2
+    error = capsys.readouterr().err
+    assert error.endswith("error: model nosuch/model: cannot be loaded (We couldn't connect to the hub,)\n")
+    assert "Retry 1" not in error + caplog.text and "requesting" not in error + caplog.text
+    assert "Rate limited" in caplog.text and not logging.getLogger("huggingface_hub.utils._http").filters
+
+
+def test_attempts_that_led_to_a_model_are_told(model_folder, caplog, monkeypatch):
+    from transformers import AutoTokenizer
+
+    from neuronllm.loading import load_model
+
+    load = AutoTokenizer.from_pretrained
+
+    def at_second(*args, **more):
+        logging.getLogger("huggingface_hub.utils._http").warning("Retrying in 1s [Retry 1/5].")
+        return load(*args, **more)
+
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", at_second)
+    monkeypatch.setattr(logging.getLogger("huggingface_hub"), "propagate", True)
+    load_model(model_folder)
+    assert "Retry 1" in caplog.text
