@@ -129,12 +129,12 @@ def _attribute(args: argparse.Namespace) -> None:
         questions = _questions(args, args.questions)
         model, tokenizer = _model(args)
         asked |= {"orders": args.orders, "template": template, "backend": args.backend, **options}
-        plan = dry_run(model, tokenizer, questions, args.method, **asked) if args.dry_run else None
-    if plan is not None:
+    more = {"output": args.output, "resume": args.resume, "progress": not args.quiet}
+    if args.dry_run:
+        plan = dry_run(model, tokenizer, questions, args.method, **asked, **more)
         if first_process():
             print(plan)
         return
-    more = {"output": args.output, "resume": args.resume, "progress": not args.quiet}
     scores = attribute(model, tokenizer, questions, args.method, **asked, **more)
     if not first_process():
         return

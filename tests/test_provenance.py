@@ -60,3 +60,14 @@ def test_dry_run_takes_the_arguments_of_attribute(tmp_path):
     plan = nl.dry_run(model, None, quiz(2), "ace", steps=2, keep="all", **more)
     assert "method ace" in plan and plan == nl.dry_run(model, None, quiz(2), "ace", steps=2, keep="all")
     assert not list(tmp_path.iterdir())
+
+
+def test_dry_run_says_in_words_why_the_reference_has_no_figures():
+    def memory(**more: object) -> str:
+        return nl.dry_run(tiny("llama"), None, quiz(2), "gradient", backend="reference", **more)
+
+    assert "engine reference: one prompt at a time" in memory() and "MiB" not in memory()
+    assert "memory: not tried out" in memory() and "near 4,096 tokens together" in memory()
+    assert "at most 3" in memory(batch_size=3)
+    fallen_back = nl.dry_run(tiny("gptj"), None, quiz(2), "gradient")
+    assert "engine reference (" in fallen_back and "answer tokens" in fallen_back

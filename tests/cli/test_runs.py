@@ -27,6 +27,7 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(model_folder, questions, t
     assert run(*asked(model_folder, questions, "--dry-run", "--items", "wrong", "--output", tmp_path / "x")) == 0
     assert "answers wrong" in capsys.readouterr().out and sorted(tmp_path.rglob("*")) == before
     assert "--output" in refused(capsys, *asked(model_folder, questions))
+    assert "nothing to go on with" in refused(capsys, *asked(model_folder, questions, "--dry-run", "--resume"))
 
 
 def test_what_is_kept_of_every_prompt(model_folder, questions, tmp_path):
@@ -55,10 +56,18 @@ def test_ctrl_c_says_how_to_go_on(model_folder, questions, tmp_path, capsys, mon
     assert run(*flags) == 130
     lines = [line for line in capsys.readouterr().err.splitlines() if line]
     assert lines == ["neuronllm: interrupted, 1 of 6 questions are done; go on with resume=True (--resume)"]
+    assert run(*flags, "--resume", "--dry-run") == 0
+    plan = capsys.readouterr().out
+    assert "batches of 3 prompts" in plan and "1 of 6 questions are done, 5 are left with 15 prompts" in plan
+    assert "begun with keep" in refused(capsys, *flags, "--keep", "all", "--resume", "--dry-run")
     assert "--resume" in refused(capsys, *flags)
     assert "--resume" in refused(capsys, "find", tmp_path / "scores", "--output", tmp_path / "neurons")
     assert "begun with keep" in refused(capsys, *flags, "--keep", "all", "--resume")
-    assert run(*flags, "--resume") == 0 and len(calls) == 2 + 5
+    calls.clear()
+    monkeypatch.setattr(METHODS["gradient"], "score", lambda *given: calls.append(given) or score(*given))
+    assert run(*flags, "--resume") == 0 and len(calls) == 5
+    capsys.readouterr()
+    assert run(*flags, "--resume", "--dry-run") == 0 and "nothing is left to do" in capsys.readouterr().out
     assert run(*flags[:-1], tmp_path / "straight") == 0
     for path in (tmp_path / "straight").iterdir():
         assert path.read_bytes() == (tmp_path / "scores" / path.name).read_bytes()
