@@ -37,8 +37,6 @@ if TYPE_CHECKING:
 
     from .engine.reference import ReferenceEngine
 
-NO_FOLDER = "resume=True: there is nothing to go on with without output=, the folder of the run"
-
 
 @torch.inference_mode(False)  # a caller's inference mode would forbid gradients
 def attribute(
@@ -61,6 +59,7 @@ def attribute(
     progress: bool = True,
     output: str | os.PathLike[str] | None = None,
     resume: bool = False,
+    overwrite: bool = False,
     **method_options: Any,
 ) -> Scores:
     """Score every FFN neuron of a model by how much it helps (+) or hurts (-) the right answers.
@@ -75,7 +74,7 @@ def attribute(
 
     output: a folder for the scores. What is done is written as it goes, so memory does not grow with the questions, and
     resume=True takes up a run that was stopped or killed; the result is the same to the byte. Where there is nothing to
-    take up, it starts.
+    take up, it starts. An earlier result there is refused, and with overwrite=True replaced once the new one is whole.
 
     Inside torch.distributed (torchrun, or a group of your own) every process calls this with the same arguments, takes
     a share of the questions, and gets the same scores.
@@ -87,12 +86,18 @@ def attribute(
     with Ranks.here() as ranks:
         with ranks.together():
             job = Job(model, tokenizer, questions, get_method(method, method_options), *asked)
-            if output is not None:
-                check_output(output, resume)
-            elif resume:
-                raise InputError(NO_FOLDER)
+            _check_place(output, resume, overwrite)
             job.check()
         return _attributed(job, ranks, progress, output, resume)
+
+
+def _check_place(output: str | os.PathLike[str] | None, resume: bool, overwrite: bool) -> None:
+    if output is not None:
+        check_output(output, resume, overwrite)
+    elif resume:
+        raise InputError("resume=True: there is nothing to go on with without output=, the folder of the run")
+    elif overwrite:
+        raise InputError("overwrite=True: there is nothing to replace without output=, a folder")
 
 
 @torch.inference_mode(False)
@@ -112,12 +117,12 @@ def dry_run(
     """
     arguments.pop("progress", None)
     output, resume = arguments.pop("output", None), arguments.pop("resume", False)
+    overwrite = arguments.pop("overwrite", False)
     known = {field.name for field in fields(Job)}
     asked = {name: value for name, value in arguments.items() if name in known}
     how = get_method(method, {name: value for name, value in arguments.items() if name not in known})
     with Ranks.here() as ranks, ranks.together():
-        if resume and output is None:
-            raise InputError(NO_FOLDER)
+        _check_place(output, resume, overwrite)
         job = Job(model, tokenizer, questions, how, **asked).check()
         run = Run(output, job.settings(ranks.size), resume, ranks) if output is not None and resume else None
         begun = run.manifest if run is not None else None

@@ -85,6 +85,26 @@ def test_foreign_folders_are_left_alone(model_folder, questions, tmp_path, capsy
     assert [path.name for path in output.iterdir()] == ["thesis.txt"]
 
 
+def test_an_earlier_result_is_replaced_only_with_overwrite(model_folder, questions, tmp_path, capsys):
+    scores, neurons = tmp_path / "scores", tmp_path / "neurons"
+    asked = ("--model", model_folder, "--questions", questions, "--quiet")
+    for command in (
+        ["attribute", *asked, "--method", "gradient", "--output", scores],
+        ["find", scores, "--good", 2, "--bad", 2, "--output", neurons],
+        ["tune", *asked, "--neurons", neurons, "--positions", "answer", "--output", tmp_path / "tuned"],
+        ["bake", "--model", model_folder, "--neurons", neurons, "--mode", "enhance", "--output", tmp_path / "baked"],
+    ):
+        assert run(*command) == 0
+        output = Path(command[-1])
+        before = {path: path.stat().st_ino for path in output.iterdir()}
+        line = refused(capsys, *command)
+        assert f"{output}: an earlier result stands there" in line and "--overwrite" in line
+        assert {path: path.stat().st_ino for path in output.iterdir()} == before
+        assert run(*command, "--overwrite") == 0
+        after = {path: path.stat().st_ino for path in output.iterdir()}
+        assert after.keys() == before.keys() and after != before
+
+
 def test_reading_the_wrong_folder_is_one_line(model_folder, questions, tmp_path, capsys):
     assert "scores" in refused(capsys, "find", model_folder, "--output", tmp_path / "out")
     flags = ("--model", model_folder, "--questions", questions, "--neurons", model_folder, "--mode", "enhance")
