@@ -237,7 +237,7 @@ def _attributed(job: Job, ranks: Ranks, show: bool, output: str | os.PathLike[st
 
 def _scored(
     job: Job, groups: list[list[Prompt]], chosen: list[int] | None, run: Run | None, ranks: Ranks, show: bool
-) -> tuple[Progress[Collector], Plan, dict[str, str]]:
+) -> tuple[Progress[Collector], Plan, dict[str, Any]]:
     """Score this process's share of the questions; what was gathered, the plan with what was learnt, and the engine."""
     n_neurons, manifest = job.anatomy.n_neurons, run.manifest if run is not None else None
     every = every_prompts(n_neurons * job.keep_dtype.itemsize)
@@ -270,10 +270,15 @@ def _scored(
     return progress, plan, worked
 
 
-def _described(engine: ReferenceEngine) -> dict[str, str]:
-    """Which engine does the work, and why where it is not the one that was asked for."""
+def _described(engine: ReferenceEngine) -> dict[str, Any]:
+    """Which engine does the work, why where it is not the one that was asked for, and what else may turn a rounding."""
     reason = engine.reason
-    return {"engine": engine.name} | ({"engine_reason": reason} if reason else {})
+    found: dict[str, Any] = {"engine": engine.name} | ({"engine_reason": reason} if reason else {})
+    found["threads"] = torch.get_num_threads()
+    if engine.anatomy.routed:
+        names = engine.model.get_experts_implementation().values()
+        found["experts_implementation"] = ", ".join(sorted({name for name in names if name}))
+    return found
 
 
 def _through(
