@@ -59,6 +59,7 @@ def attribute(
     progress: bool = True,
     output: str | os.PathLike[str] | None = None,
     resume: bool = False,
+    overwrite: bool = False,
     **method_options: Any,
 ) -> Scores:
     """Score every FFN neuron of a model by how much it helps (+) or hurts (-) the right answers.
@@ -73,7 +74,7 @@ def attribute(
 
     output: a folder for the scores. What is done is written as it goes, so memory does not grow with the questions, and
     resume=True takes up a run that was stopped or killed; the result is the same to the byte. Where there is nothing to
-    take up, it starts.
+    take up, it starts. An earlier result there is refused, and with overwrite=True replaced once the new one is whole.
 
     Inside torch.distributed (torchrun, or a group of your own) every process calls this with the same arguments, takes
     a share of the questions, and gets the same scores.
@@ -85,12 +86,18 @@ def attribute(
     with Ranks.here() as ranks:
         with ranks.together():
             job = Job(model, tokenizer, questions, get_method(method, method_options), *asked)
-            if output is not None:
-                check_output(output, resume)
-            elif resume:
-                raise InputError("resume=True: there is nothing to go on with without output=, the folder of the run")
+            _check_place(output, resume, overwrite)
             job.check()
         return _attributed(job, ranks, progress, output, resume)
+
+
+def _check_place(output: str | os.PathLike[str] | None, resume: bool, overwrite: bool) -> None:
+    if output is not None:
+        check_output(output, resume, overwrite)
+    elif resume:
+        raise InputError("resume=True: there is nothing to go on with without output=, the folder of the run")
+    elif overwrite:
+        raise InputError("overwrite=True: there is nothing to replace without output=, a folder")
 
 
 @torch.inference_mode(False)
@@ -103,29 +110,79 @@ def dry_run(
 ) -> str:
     """What `attribute` would do with the same arguments, in a few lines: how much work, in which batches, how large.
 
+    With output and resume=True it says what is left of a run under way. Inside torch.distributed every process calls
+    it, as it does `attribute`, and hears how the questions are shared.
+
     >>> print(dry_run(model, tokenizer, questions, "gradient", keep="all"))   # doctest: +SKIP
     """
-    for name in ("output", "progress", "resume"):  # they change nothing of the work
-        arguments.pop(name, None)
+    arguments.pop("progress", None)
+    output, resume = arguments.pop("output", None), arguments.pop("resume", False)
+    overwrite = arguments.pop("overwrite", False)
     known = {field.name for field in fields(Job)}
     asked = {name: value for name, value in arguments.items() if name in known}
     how = get_method(method, {name: value for name, value in arguments.items() if name not in known})
-    job = Job(model, tokenizer, questions, how, **asked).check()
-    with _engine(job) as engine:
-        engine.fit(partial(_raw, job, engine), job.prompts, always=True)
-        name, plan = engine.name, engine.plan
+    with Ranks.here() as ranks, ranks.together():
+        _check_place(output, resume, overwrite)
+        job = Job(model, tokenizer, questions, how, **asked).check()
+        run = Run(output, job.settings(ranks.size), resume, ranks) if output is not None and resume else None
+        begun = run.manifest if run is not None else None
+        with _engine(job, Plan.from_dict(begun["plan"]) if begun else None) as engine:
+            engine.fit(partial(_raw, job, engine), job.prompts, always=True)
+            name, plan, reason = engine.name, engine.plan, engine.reason
+        return "\n".join([*_sizes(job), *_work(job, name, plan, reason), *_shares(job, ranks), *_left(job, ranks, run)])
+
+
+def _sizes(job: Job) -> list[str]:
     lengths = [len(prompt.input_ids) for prompt in job.prompts]
     some = "" if job.items == "all" else f", of which only those that it answers {job.items} are scored"
-    lines = [
+    return [
         f"{job.anatomy.describe()}: {job.anatomy.n_neurons} neurons",
         f"{len(job.groups)} questions, {len(lengths)} prompts of {min(lengths)} to {max(lengths)} tokens{some}",
-        f"method {how.name}, engine {name}: {plan}",
-        *(f"  {what}: {size / 2**20:,.1f} MiB" for what, size in plan.estimate.items()),
     ]
+
+
+def _work(job: Job, name: str, plan: Plan, reason: str | None) -> list[str]:
+    because = f" ({reason})" if reason else ""
+    lines = [f"method {job.how.name}, engine {name}{because}: {plan if plan.estimate else 'one prompt at a time'}"]
+    lines += [f"  {what}: {size / 2**20:,.1f} MiB" for what, size in plan.estimate.items()]
+    if not plan.estimate:
+        size = f"near {plan.rows:,} tokens together" if job.batch_size == "auto" else f"at most {job.batch_size}"
+        lines.append(f"  memory: not tried out, which would take long; a pass holds copies of one prompt, {size}")
     if job.keep != "mean":
-        total = job.row_bytes * len(lengths) / 2**20
+        total = job.row_bytes * len(job.prompts) / 2**20
         lines.append(f'keep="{job.keep}": {total:,.1f} MiB, {job.row_bytes:,} bytes a prompt')
-    return "\n".join(lines)
+    return lines
+
+
+def _shares(job: Job, ranks: Ranks) -> list[str]:
+    """How several processes share the questions."""
+    if ranks.size == 1:
+        return []
+    which = "" if job.items == "all" else ", if all of them were scored"
+    lines = [f"{ranks.size} processes share the questions by the tokens of their prompts{which}:"]
+    for number in range(ranks.size):
+        share = _share(job.groups, number, ranks.size)
+        prompts = [prompt for one in share for prompt in one.prompts]
+        tokens = sum(len(prompt.input_ids) for prompt in prompts)
+        lines.append(f"  process {number}: {len(share)} questions, {len(prompts)} prompts, {tokens:,} tokens")
+    return lines
+
+
+def _left(job: Job, ranks: Ranks, run: Run | None) -> list[str]:
+    """What of a run under way is still to be done."""
+    if run is None or run.manifest is None:
+        return []
+    if run.complete:
+        return [f"{run.target}: the run is finished, nothing is left to do"]
+    chosen, window = run.manifest["chosen"], run.manifest["window"]
+    groups = job.groups if chosen is None else [job.groups[number] for number in chosen]
+    left: list[Share] = []
+    for number in range(ranks.size):
+        windows = list(_windows(_share(groups, number, ranks.size), window))
+        left += [share for some in windows[run.windows_done(number) :] for share in some]
+    prompts = sum(len(share.prompts) for share in left)
+    done = len(groups) - len(left)
+    return [f"{run.folder}: {done} of {len(groups)} questions are done, {len(left)} are left with {prompts} prompts"]
 
 
 class Share(NamedTuple):
@@ -180,7 +237,7 @@ def _attributed(job: Job, ranks: Ranks, show: bool, output: str | os.PathLike[st
 
 def _scored(
     job: Job, groups: list[list[Prompt]], chosen: list[int] | None, run: Run | None, ranks: Ranks, show: bool
-) -> tuple[Progress[Collector], Plan, dict[str, str]]:
+) -> tuple[Progress[Collector], Plan, dict[str, Any]]:
     """Score this process's share of the questions; what was gathered, the plan with what was learnt, and the engine."""
     n_neurons, manifest = job.anatomy.n_neurons, run.manifest if run is not None else None
     every = every_prompts(n_neurons * job.keep_dtype.itemsize)
@@ -202,7 +259,7 @@ def _scored(
                     run.freeze(engine.plan.to_dict(), **facts)
                     saved = progress.load()
                 engine.plan = Plan.from_dict(saved) if saved else engine.plan
-            share = _share(groups, ranks)
+            share = _share(groups, ranks.rank, ranks.size)
             with tqdm(total=len(share), desc=_label(job, ranks), disable=not show, unit="question") as bar:
                 _through(job, engine, list(_windows(share, window)), progress, bar)
             plan = engine.plan
@@ -213,10 +270,15 @@ def _scored(
     return progress, plan, worked
 
 
-def _described(engine: ReferenceEngine) -> dict[str, str]:
-    """Which engine does the work, and why where it is not the one that was asked for."""
+def _described(engine: ReferenceEngine) -> dict[str, Any]:
+    """Which engine does the work, why where it is not the one that was asked for, and what else may turn a rounding."""
     reason = engine.reason
-    return {"engine": engine.name} | ({"engine_reason": reason} if reason else {})
+    found: dict[str, Any] = {"engine": engine.name} | ({"engine_reason": reason} if reason else {})
+    found["threads"] = torch.get_num_threads()
+    if engine.anatomy.routed:
+        names = engine.model.get_experts_implementation().values()
+        found["experts_implementation"] = ", ".join(sorted({name for name in names if name}))
+    return found
 
 
 def _through(
@@ -264,11 +326,11 @@ def _engine(job: Job, plan: Plan | None = None) -> AbstractContextManager[Refere
     return open_engine(job.model, job.anatomy, job.prompts, job.backend, **more)
 
 
-def _share(groups: list[list[Prompt]], ranks: Ranks) -> list[Share]:
-    """The questions of this process, by the tokens of their prompts."""
+def _share(groups: list[list[Prompt]], rank: int, size: int) -> list[Share]:
+    """The questions of a process, by the tokens of their prompts."""
     places = torch.tensor([0, *(len(group) for group in groups)]).cumsum(0).tolist()
     costs = [sum(len(prompt.input_ids) for prompt in group) for group in groups]
-    return [Share(places[number], groups[number]) for number in share_out(costs, ranks.size)[ranks.rank]]
+    return [Share(places[number], groups[number]) for number in share_out(costs, size)[rank]]
 
 
 def _windows(shares: list[Share], prompts: int) -> Iterator[list[Share]]:

@@ -114,7 +114,7 @@ def _attribute(args: argparse.Namespace) -> None:
 
     with Ranks.here() as ranks, ranks.together():
         if args.output:
-            check_output(args.output, args.resume or args.dry_run)
+            check_output(args.output, args.resume, args.overwrite)
         elif not args.dry_run:
             raise InputError("--output: name a folder for the scores (only --dry-run does without)")
         # What can be refused without the model is refused before it is loaded.
@@ -129,12 +129,12 @@ def _attribute(args: argparse.Namespace) -> None:
         questions = _questions(args, args.questions)
         model, tokenizer = _model(args)
         asked |= {"orders": args.orders, "template": template, "backend": args.backend, **options}
-        plan = dry_run(model, tokenizer, questions, args.method, **asked) if args.dry_run else None
-    if plan is not None:
+    more = {"output": args.output, "resume": args.resume, "overwrite": args.overwrite, "progress": not args.quiet}
+    if args.dry_run:
+        plan = dry_run(model, tokenizer, questions, args.method, **asked, **more)
         if first_process():
             print(plan)
         return
-    more = {"output": args.output, "resume": args.resume, "progress": not args.quiet}
     scores = attribute(model, tokenizer, questions, args.method, **asked, **more)
     if not first_process():
         return
@@ -146,7 +146,7 @@ def _find(args: argparse.Namespace) -> None:
     from .files import check_new_folder
     from .scores import Scores
 
-    check_new_folder(args.output, "neuron_config.json")
+    check_new_folder(args.output, "neuron_config.json", args.overwrite)
     neurons = Scores.load(args.scores).find(args.good, args.bad)
     neurons.save_pretrained(args.output)
     good = int((neurons.role == "good").sum())
@@ -158,7 +158,7 @@ def _tune(args: argparse.Namespace) -> None:
     from .neurons import NeuronSet
     from .tune import tune
 
-    check_new_folder(args.output, "neuron_config.json")
+    check_new_folder(args.output, "neuron_config.json", args.overwrite)
     neurons, questions = NeuronSet.from_pretrained(args.neurons), _questions(args, args.questions)
     model, tokenizer = _model(args)
     tuned = tune(
@@ -218,9 +218,10 @@ def _evaluate(args: argparse.Namespace) -> None:
 
 def _bake(args: argparse.Namespace) -> None:
     from .export import bake
-    from .files import new_folder, write_json
+    from .files import check_new_folder, new_folder, write_json
     from .neurons import NeuronSet
 
+    check_new_folder(args.output, "neuronllm_bake.json", args.overwrite)
     neurons = NeuronSet.from_pretrained(args.neurons)
     with new_folder(args.output, "neuronllm_bake.json") as temporary:
         model, tokenizer = _model(args)

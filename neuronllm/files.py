@@ -25,6 +25,7 @@ MARKS: dict[str, tuple[str, ...] | None] = {
     "neuronllm_bake.json": None,
     "neuronllm-demo.json": None,
 }
+OVERWRITE = "overwrite=True (--overwrite) to replace it"
 
 
 @contextmanager
@@ -70,8 +71,11 @@ def _exchange(target: Path, new: Path) -> None:
     shutil.rmtree(aside)
 
 
-def check_new_folder(path: str | os.PathLike[str], mark: str) -> None:
-    """Refuse a place for output that holds something else than what would take its place, before any work is done."""
+def check_new_folder(path: str | os.PathLike[str], mark: str, replace: bool = True) -> None:
+    """Refuse a place for output that holds something else than what would take its place, before any work is done.
+
+    Without `replace` an earlier result of the same kind is refused too.
+    """
     target = Path(path)
     if target.exists() and not target.is_dir():
         raise InputError(f"output {target}: a file stands there, name a folder")
@@ -84,6 +88,8 @@ def check_new_folder(path: str | os.PathLike[str], mark: str) -> None:
     foreign = sorted(n for n in names if not any(fnmatch(n, known) for known in (mark, *(beside or "*"))))
     if foreign:
         raise InputError(f"output {target}: the folder also holds {foreign[0]}, which is not ours; name a new one")
+    if names and not replace:
+        raise InputError(f"output {target}: an earlier result stands there: name a new folder, or give {OVERWRITE}")
     check_writable(target)
 
 

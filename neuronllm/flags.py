@@ -82,19 +82,19 @@ def parser(run: Mapping[str, Command]) -> argparse.ArgumentParser:
     sub.add_argument(
         "--option", "-o", action="append", default=[], metavar="NAME=VALUE", help="an option of the method"
     )
-    sub.add_argument("--output", metavar="DIR", help="folder for the scores, new or of earlier ones")
+    sub.add_argument("--output", metavar="DIR", help="a new folder for the scores")
     sub.add_argument(
         "--resume", action="store_true", help="go on with a run that was stopped or killed, if there is one"
     )
+    _overwrite_flag(sub)
     sub.add_argument("--dry-run", "--dry_run", action="store_true", help="print the plan and its memory, write nothing")
 
     sub = command("find", "Choose the best and the worst neurons of saved scores.")
     sub.add_argument("scores", metavar="DIR", help="a folder that `neuronllm attribute` wrote")
     sub.add_argument("--good", type=_count, default=100, metavar="N")
     sub.add_argument("--bad", type=_count, default=100, metavar="N")
-    sub.add_argument(
-        "--output", required=True, metavar="DIR", help="folder for the neuron set, new or of an earlier one"
-    )
+    sub.add_argument("--output", required=True, metavar="DIR", help="a new folder for the neuron set")
+    _overwrite_flag(sub)
 
     sub = command("tune", "Choose how many neurons, factors and positions on validation questions.")
     _model_flags(sub)
@@ -102,9 +102,8 @@ def parser(run: Mapping[str, Command]) -> argparse.ArgumentParser:
     _neurons_flag(sub)
     sub.add_argument("--positions", nargs="+", choices=("all", "answer"), help="positions to try (default: both)")
     sub.add_argument("--criterion", default="accuracy", choices=("accuracy", "p_right"))
-    sub.add_argument(
-        "--output", required=True, metavar="DIR", help="folder for the tuned set, new or of an earlier set"
-    )
+    sub.add_argument("--output", required=True, metavar="DIR", help="a new folder for the tuned set")
+    _overwrite_flag(sub)
 
     sub = command("evaluate", "Judge the model, with a neuron set beside random controls.")
     _model_flags(sub)
@@ -120,9 +119,8 @@ def parser(run: Mapping[str, Command]) -> argparse.ArgumentParser:
     _model_flags(sub)
     _neurons_flag(sub)
     _factor_flags(sub)
-    sub.add_argument(
-        "--output", required=True, metavar="DIR", help="folder for the model, new or of an earlier baked one"
-    )
+    sub.add_argument("--output", required=True, metavar="DIR", help="a new folder for the model")
+    _overwrite_flag(sub)
 
     sub = command("select", "The largest and smallest numbers of .safetensors and .npy files, however large.")
     sub.add_argument("files", nargs="+", metavar="FILE", help=".safetensors or .npy; several count as one array")
@@ -138,7 +136,8 @@ def parser(run: Mapping[str, Command]) -> argparse.ArgumentParser:
     commands.add_parser("bench", help="Benchmarks: list, run, report (in a source tree; see neuronllm bench --help).")
 
     sub = command("demo", "The whole way on the bundled tiny model: find, tune, steer, judge.")
-    sub.add_argument("--output", default="neuronllm-demo", metavar="DIR", help="(default: ./neuronllm-demo)")
+    where = "an earlier demonstration there is replaced (default: ./neuronllm-demo)"
+    sub.add_argument("--output", default="neuronllm-demo", metavar="DIR", help=where)
     sub.add_argument("--tasks", nargs="+", metavar="TASK", help="only these bundled tasks")
     sub.add_argument("--quiet", action="store_true", help="no progress bars")
 
@@ -174,6 +173,10 @@ def _factor_flags(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--mode", choices=("enhance", "degrade", "tuned"), help="default: tuned, where the set is tuned")
     sub.add_argument("--good", type=float, metavar="X", help="factor of the good neurons")
     sub.add_argument("--bad", type=float, metavar="X", help="factor of the bad neurons")
+
+
+def _overwrite_flag(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--overwrite", action="store_true", help="replace an earlier result that stands at --output")
 
 
 def _batch_size(text: str) -> int | str:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from .errors import InputError
@@ -11,6 +14,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 DEMO = "demo"
+HUB = "huggingface_hub.utils._http"  # the logger that tells of every attempt to reach the hub
+RETRIES = ("thrown while requesting", "Retrying in")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
 
 
@@ -38,10 +43,11 @@ def load_model(
         raise InputError(f"model {name}: no tokenizer there; save it beside the model with tokenizer.save_pretrained")
     shared = {key: kwargs[key] for key in ("revision", "trust_remote_code", "token", "subfolder") if key in kwargs}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, **shared)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            name, dtype=dtype, device_map=device_map, output_loading_info=True, **kwargs
-        )
+        with _retries_held_back():
+            tokenizer = AutoTokenizer.from_pretrained(name, **shared)
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                name, dtype=dtype, device_map=device_map, output_loading_info=True, **kwargs
+            )
     except (OSError, ValueError, KeyError, RuntimeError, AssertionError, ImportError, SafetensorError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(f"model {name}: cannot be loaded ({first})") from error
@@ -52,6 +58,31 @@ def load_model(
             f"model {name}: the checkpoint lacks {len(missing)} weights ({missing[0]}), which would be random numbers"
         )
     return model.eval(), tokenizer
+
+
+@contextmanager
+def _retries_held_back() -> Iterator[None]:
+    """What the hub's client says of each attempt comes after the body, and not at all where the body fails.
+
+    The error then says all of it in one line. Everything else it has to say, such as a long wait that a server asks
+    for, comes at once.
+    """
+    held: list[logging.LogRecord] = []
+
+    def keep(record: logging.LogRecord) -> bool:
+        retry = any(part in record.getMessage() for part in RETRIES)
+        if retry:
+            held.append(record)
+        return not retry
+
+    logger = logging.getLogger(HUB)
+    logger.addFilter(keep)
+    try:
+        yield
+    finally:
+        logger.removeFilter(keep)
+    for record in held:
+        logger.handle(record)
 
 
 def check_weights(model: PreTrainedModel) -> None:

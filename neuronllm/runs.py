@@ -29,7 +29,7 @@ from torch import Tensor
 
 from .engine.aggregate import Streaming
 from .errors import InputError
-from .files import check_new_folder, read_json, read_tensors, write_json, write_tensors
+from .files import check_new_folder, open_tensors, read_json, read_tensors, write_json, write_tensors
 from .kept import PLACES
 from .ranks import Ranks
 from .scores import CONFIG, MANIFEST, PARTIAL, TENSORS, Scores
@@ -92,6 +92,14 @@ class Run:
         if self._ranks.first and (work or not any(self.folder.glob("state-*"))):
             shutil.rmtree(self.folder, ignore_errors=True)
 
+    def windows_done(self, rank: int) -> int:
+        """How many windows a process has written down as done."""
+        path = self.folder / state_name(rank)
+        if not path.is_file():
+            return 0
+        with open_tensors(path, "run") as state:
+            return int(state.get_tensor("done")[0])
+
     def parts(self) -> list[str]:
         return sorted(path.name for path in self.folder.glob("part-*.safetensors"))
 
@@ -144,7 +152,7 @@ class Progress(Generic[C]):
 
     @property
     def _state(self) -> str:
-        return f"state-{self._name}.safetensors"
+        return state_name(self._name)
 
     def load(self) -> dict[str, Any] | None:
         """Go on from the last state, if there is one; the plan of the batches as it was then."""
@@ -206,14 +214,23 @@ class Progress(Generic[C]):
         return {name: torch.cat([rows[name] for rows in self._rows]) for name in names}
 
 
+def state_name(rank: int | str) -> str:
+    return f"state-{rank}.safetensors"
+
+
 def partial_folder(output: str | os.PathLike[str]) -> Path:
     """Where a run is written until it is complete."""
     return Path(output).with_name(Path(output).name + PARTIAL)
 
 
-def check_output(output: str | os.PathLike[str], resume: bool) -> None:
-    """Refuse a place for a run that holds something else, before any work is done."""
-    check_new_folder(output, CONFIG)
+def check_output(output: str | os.PathLike[str], resume: bool, overwrite: bool = False) -> None:
+    """Refuse a place for a run that holds something else, before any work is done.
+
+    Finished scores may stand there where they are to be replaced, or are perhaps those of the run to go on with.
+    """
+    if resume and overwrite:
+        raise InputError("overwrite=True with resume=True: the one begins anew, the other goes on; give one of them")
+    check_new_folder(output, CONFIG, replace=resume or overwrite)
     for above in Path(output).absolute().parents:
         finished = (above / CONFIG).is_file() and (above / TENSORS).is_file()
         if finished or (above.name.endswith(PARTIAL) and (above / MANIFEST).is_file()):

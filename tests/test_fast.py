@@ -15,6 +15,7 @@ from neuronllm.engine.objective import BARE_LETTER, OBJECTIVES
 from neuronllm.engine.quadrature import quadrature
 from neuronllm.engine.reference import ReferenceEngine
 from neuronllm.prompts import Prompt
+from tests.checks import untouched
 from tests.tiny import DENSE, EXPERTS, random_prompts, tiny
 
 OUT_OF_REACH = {  # what the reason must say
@@ -135,6 +136,28 @@ def test_a_model_whose_branches_are_not_its_answers_is_left_to_the_judge():
     model.model.layers[1].register_forward_hook(lambda m, a, out: out + 0.1 * torch.arange(out.shape[1])[None, :, None])
     with FastEngine(model) as fast:
         assert "differs from the clean answer" in (fast.unusable(random_prompts(1)) or "")
+
+
+@pytest.mark.parametrize("everywhere", [True, False])
+def test_an_error_of_a_users_hook_is_no_reason_for_the_slow_path(everywhere, caplog):
+    """Unless it comes only where the engine runs the model in a way of its own."""
+    model, prompts = tiny("llama"), random_prompts(2)
+    lengths = {len(p.input_ids) for p in prompts}
+    engines._told.clear()
+
+    def mine(module, args, output):
+        if everywhere or output.shape[1] not in lengths:
+            raise RuntimeError("my hook is not finished")
+
+    model.model.layers[1].mlp.register_forward_hook(mine)
+    with caplog.at_level(logging.INFO, "neuronllm"):
+        if everywhere:
+            with untouched(model), pytest.raises(RuntimeError, match="^my hook is not finished$"):
+                attribute(model, None, prompts, "gradient", progress=False)
+            assert not caplog.records
+        else:
+            assert attribute(model, None, prompts, "gradient", progress=False).provenance["engine"] == "reference"
+            assert "RuntimeError: my hook is not finished" in caplog.text
 
 
 def test_a_prompt_of_one_token_is_left_to_the_judge():

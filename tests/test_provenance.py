@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 
 import pytest
 import torch
@@ -54,9 +55,41 @@ def test_scores_say_which_engine_did_the_work():
     assert fallen_back["engine"] == "reference" and "answer tokens" in str(fallen_back["engine_reason"])
 
 
+def test_scores_say_what_may_turn_a_rounding_and_a_run_goes_on_without_it(tmp_path):
+    def scored(family: str, output: str, dtype: torch.dtype = torch.float32) -> nl.Scores:
+        model = tiny(family, dtype)
+        return nl.attribute(model, None, quiz(2), "gradient", progress=False, output=tmp_path / output, resume=True)
+
+    assert scored("llama", "dense").provenance["threads"] == torch.get_num_threads()
+    assert "experts_implementation" not in scored("llama", "dense").provenance
+    model = tiny("qwen3_moe", torch.float32)
+    chosen = model.config._experts_implementation
+    routed = scored("qwen3_moe", "routed").provenance
+    assert chosen and routed["experts_implementation"] == chosen
+    assert not {"threads", "experts_implementation"} & set(
+        json.loads((tmp_path / "routed" / "run.json").read_text())["settings"]
+    )
+    model.set_experts_implementation("eager")  # within rounding: a run goes on with it
+    again = nl.attribute(model, None, quiz(2), "gradient", progress=False, output=tmp_path / "routed", resume=True)
+    assert again.provenance == routed
+    more = nl.attribute(model, None, quiz(2), "gradient", progress=False)
+    assert more.provenance["experts_implementation"] == "eager"
+
+
 def test_dry_run_takes_the_arguments_of_attribute(tmp_path):
     model = tiny("llama")
     more = {"output": tmp_path / "scores", "progress": False, "resume": True}
     plan = nl.dry_run(model, None, quiz(2), "ace", steps=2, keep="all", **more)
     assert "method ace" in plan and plan == nl.dry_run(model, None, quiz(2), "ace", steps=2, keep="all")
     assert not list(tmp_path.iterdir())
+
+
+def test_dry_run_says_in_words_why_the_reference_has_no_figures():
+    def memory(**more: object) -> str:
+        return nl.dry_run(tiny("llama"), None, quiz(2), "gradient", backend="reference", **more)
+
+    assert "engine reference: one prompt at a time" in memory() and "MiB" not in memory()
+    assert "memory: not tried out" in memory() and "near 4,096 tokens together" in memory()
+    assert "at most 3" in memory(batch_size=3)
+    fallen_back = nl.dry_run(tiny("gptj"), None, quiz(2), "gradient")
+    assert "engine reference (" in fallen_back and "answer tokens" in fallen_back

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ import neuronllm as nl
 from neuronllm.engine.aggregate import Statistics
 from neuronllm.errors import InputError, PeerError, SharedError
 from neuronllm.methods import METHODS, get_method
+from neuronllm.prompts import group_by_question
 from neuronllm.ranks import Ranks, share_out
 from neuronllm.scores import Scores
 from tests.checks import quiz, refused, with_every_letter
@@ -240,6 +242,38 @@ def test_what_one_process_refuses_all_refuse(tmp_path):
     assert issubclass(SharedError, InputError)
 
 
+def test_a_dry_run_says_how_questions_are_shared_and_what_is_left(tmp_path):
+    model, prompts = tiny("llama"), quiz(8)
+
+    def plan(rank: int) -> None:
+        more = {"keep": "all", "k": 3, "batch_size": 2, "output": tmp_path / "out" / "scores", "resume": True}
+        (tmp_path / f"plan-{rank}").write_text(nl.dry_run(model, None, prompts, "gradient", **more))
+
+    def plans() -> list[str]:
+        assert processes(tmp_path / "group", plan) == [0, 0]
+        first, second = ((tmp_path / f"plan-{rank}").read_text() for rank in (0, 1))
+        assert first == second
+        return first.splitlines()
+
+    groups = group_by_question(prompts)
+    shares = share_out([sum(len(p.input_ids) for p in group) for group in groups], 2)
+    assert plans()[-3:] == [
+        "2 processes share the questions by the tokens of their prompts:",
+        *(
+            f"  process {rank}: {len(share)} questions, {sum(len(groups[n]) for n in share)} prompts, "
+            f"{sum(len(p.input_ids) for n in share for p in groups[n])} tokens"
+            for rank, share in enumerate(shares)
+        ),
+    ]
+    work = lambda rank: dying_at(8 if rank else 10**6, lambda: run(model, tmp_path / "out" / "scores"))()  # noqa: E731
+    assert processes(tmp_path / "group", work) == [4, -signal.SIGKILL]
+    before = content(tmp_path / "out")
+    said = re.fullmatch(r".*: (\d) of 8 questions are done, (\d) are left with (\d+) prompts", plans()[-1])
+    done, left, prompts_left = (int(number) for number in said.groups())
+    assert done > 0 and done + left == 8 and left < prompts_left < len(prompts)
+    assert content(tmp_path / "out") == before
+
+
 # ---- under torchrun ----
 
 
@@ -275,6 +309,8 @@ def test_the_command_line_under_torchrun(task):
         model, tokenizer, nl.load_questions(task / "q.jsonl"), "ace", steps=2, keep="all", progress=False
     )
     assert close(scores.values, alone.values) and close(scores.per_prompt[:], alone.per_prompt)
+    planned = torchrun(task, "--method", "gradient", "--dry-run")
+    assert planned.returncode == 0 and planned.stdout.count("  process ") == 2, planned.stderr
 
 
 def test_bad_input_under_torchrun_is_one_line(task):

@@ -79,16 +79,22 @@ class FastEngine(ReferenceEngine):
         self._make_plan(prompts)
         longest = max(range(len(prompts)), key=lambda n: len(prompts[n].input_ids))
         family = next(group for group in siblings(prompts, self.plan.root) if longest in group)
-        try:
-            with quietly():
-                return self._differs([prompts[n] for n in dict.fromkeys([longest, family[0], family[-1]])])
-        except DRIVING_ERRORS as error:
-            text = (str(error).splitlines() or [""])[0]
-            return f"it cannot be run on answer tokens ({type(error).__name__}: {text[:120]})"
+        some = [prompts[n] for n in dict.fromkeys([longest, family[0], family[-1]])]
+        with quietly():
+            plain = self._answers(some)  # an error here, of a user's hook for one, would meet the reference too
+            try:
+                return self._differs(some, plain)
+            except DRIVING_ERRORS as error:
+                text = (str(error).splitlines() or [""])[0]
+                return f"it cannot be run on answer tokens ({type(error).__name__}: {text[:120]})"
 
     @torch.no_grad()
-    def _differs(self, prompts: Sequence[Prompt]) -> str | None:
-        plain = torch.stack([answer_logits(self.model, torch.tensor([p.input_ids]))[0] for p in prompts])
+    def _answers(self, prompts: Sequence[Prompt]) -> Tensor:
+        """Logits of plain passes, as the reference has them."""
+        return torch.stack([answer_logits(self.model, torch.tensor([p.input_ids]))[0] for p in prompts])
+
+    @torch.no_grad()
+    def _differs(self, prompts: Sequence[Prompt], plain: Tensor) -> str | None:
         batch = self._batch(prompts, lambda logits: logits[..., 0])
         first = batch.anatomy.blocks[self.anatomy.sites[0].block]
         logits = sweep(batch, first, rows={first[0].block: 1}, edit=lambda site, h, routes: h)

@@ -214,3 +214,26 @@ def test_bad_values(model):
 def test_parts_stay_small():
     assert runs.every_prompts(4 * 11264) == 64 and runs.every_prompts(4 * 4_700_000) == 14
     assert runs.every_prompts(2**40) == 1
+
+
+def test_an_earlier_result_is_replaced_only_where_that_is_asked(model, whole, tmp_path):
+    output = tmp_path / "scores"
+    attribute(model, output)
+    before = content(tmp_path)
+    for more in ({}, {"method": "exact"}, {"questions": 7}):
+        with refused("scores: an earlier result stands there", "name a new folder", "overwrite=True (--overwrite)"):
+            attribute(model, output, **more)
+        with refused("an earlier result stands there"):
+            nl.dry_run(model, None, quiz(8), "gradient", output=output)
+    with refused("give one of them"):
+        attribute(model, output, resume=True, overwrite=True)
+    with refused("nothing to replace without output="):
+        attribute(model, None, overwrite=True)
+    assert content(tmp_path) == before
+    attribute(model, output, resume=True)  # the same run, which is finished
+    assert content(tmp_path) == before
+    attribute(model, output, questions=7, overwrite=True)
+    assert names(tmp_path) == ["scores"] and nl.Scores.load(output).provenance["questions"] == 7
+    stopped(model, output, overwrite=True)
+    with refused("under way"):  # what is unfinished is not thrown away
+        attribute(model, output, overwrite=True)

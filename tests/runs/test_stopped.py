@@ -56,7 +56,7 @@ def test_an_earlier_result_stays_until_the_new_one_is_whole(model, whole, tmp_pa
     output = tmp_path / "scores"
     nl.Scores.load(whole / "mean" / "scores").save(output)
     earlier = content(output)
-    assert forked(dying_at(12, lambda: run(model, output))) == -signal.SIGKILL
+    assert forked(dying_at(12, lambda: run(model, output, overwrite=True))) == -signal.SIGKILL
     assert content(output) == earlier and (tmp_path / "scores.partial").is_dir()
     run(model, output, resume=True)
     assert content(tmp_path) == content(whole / "all")
@@ -68,12 +68,13 @@ def test_killed_while_one_result_takes_the_place_of_another(model, whole, tmp_pa
         return tmp_path / f"{number}" / "scores"
 
     output = replace(0)
-    steps = changes(lambda: run(model, output))
+    steps = changes(lambda: run(model, output, overwrite=True))
     for back in range(
         1, 8
     ):  # the last: states go, the earlier one steps aside, the new one comes, the earlier one goes
         output = replace(back)
-        assert forked(dying_at(steps - back, lambda output=output: run(model, output))) == -signal.SIGKILL
+        again = lambda output=output: run(model, output, overwrite=True)  # noqa: E731
+        assert forked(dying_at(steps - back, again)) == -signal.SIGKILL
         run(model, output, resume=True)
         assert content(output.parent) == content(whole / "all"), back
 
