@@ -199,7 +199,14 @@ def ranks(setup: Setup) -> Case:
         file = folder / "questions.jsonl"
         write_questions(file, questions, shape, seed)
         launcher = ["torch.distributed.run", "--nproc-per-node", str(processes), "-m", "neuronllm"]
-        command = [sys.executable, "-m", *(launcher if processes > 1 else ["neuronllm"]), "attribute", "--quiet"]
+        command = [
+            sys.executable,
+            "-m",
+            *(launcher if processes > 1 else ["neuronllm"]),
+            "attribute",
+            "--quiet",
+            "--overwrite",
+        ]
         command += ["--model", str(folder / "model"), "--questions", str(file), "--output", str(folder / output)]
         settings = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
         start = time.perf_counter()

@@ -163,7 +163,9 @@ def test_faithfulness_of_a_random_model(bench: Any, monkeypatch: Any) -> None:
     assert list(rows) == list(METHODS) and list(result["facts"]["columns"])[3] == "highest 10"
     assert rows["gradient"][0] > 0.8 > 0.4 > abs(rows["random"][0])
     assert rows["gradient"][1] > rows["random"][1] and rows["gradient"][3:] == [None, None]  # of 96 neurons
-    assert {view["what"] for view in result["views"]} == {*METHODS, "exact"} and len(result["checks"]) == 2 + len(METHODS)
+    assert {view["what"] for view in result["views"]} == {*METHODS, "exact"} and len(result["checks"]) == 2 + len(
+        METHODS
+    )
     assert "| `gradient` |" in bench.leaderboard.page([result])
 
 
