@@ -1,9 +1,10 @@
 """A CUDA device that is not there: tensors that say cuda:0, with their numbers in the memory of the CPU.
 
-To C++ they are meta tensors, which autograd and the dispatcher take on any build of torch; to Python, which is what the
-library is written in, they are on cuda:0. Inside `pretended()` every operation is looked at before it runs: tensors of both devices must not meet, but where CUDA
-lets them; what makes a host wait for a device is counted; and a limit of memory may be set. So code that has never seen
-a GPU can be tried for tensors left on the wrong device. It says nothing of CUDA's own kernels, nor of time.
+To C++ they are meta tensors, which autograd and the dispatcher take in any build of torch; to Python, which is what the
+library is written in, they are on cuda:0. Inside `pretended()` every operation is looked at before it runs: tensors of
+both devices must not meet, but where CUDA lets them; what makes a host wait for a device is counted; and memory may be
+limited. So code that has never seen a GPU can be tried for tensors left on the wrong device. It says nothing of CUDA's
+own kernels, nor of time.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import weakref
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from functools import cache
 from typing import Any
 from unittest import mock
 
@@ -95,6 +97,11 @@ class Pretend(Tensor):
     def __setitem__(self, index: Any, value: Any) -> None:
         Tensor.__setitem__(self, _without_lists(index), value)
 
+    def numpy(self, *, force: bool = False) -> Any:
+        if not force:
+            raise TypeError("can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() first (pretended)")
+        return self.detach().cpu().numpy()
+
     def tolist(self) -> Any:
         return self.cpu().tolist()
 
@@ -131,7 +138,7 @@ def _run(func: Any, args: Any, kwargs: Any, device: Device) -> Any:
     if func.namespace == "neuronllm":  # what an operator of ours does is looked at one by one
         with _Watching(device):
             return OPDEFS[func._schema.name]._init_fn(*args, **kwargs)
-    if torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd"):
+    if _composite(func):
         with _Watching(device):  # an operator of ours called it, which runs below autograd
             return func.decompose(*args, **kwargs)
     tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
@@ -164,6 +171,11 @@ def _run(func: Any, args: Any, kwargs: Any, device: Device) -> Any:
         return out
     out = tree_map_only(Tensor, Pretend, out)
     return return_and_correct_aliasing(func, args, kwargs, out) if here else out
+
+
+@cache
+def _composite(func: Any) -> bool:
+    return bool(torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd"))
 
 
 def _check(func: Any, tensors: list[Tensor], here: list[Pretend], device: Device) -> None:
