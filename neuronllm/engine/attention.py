@@ -10,18 +10,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from .fused import branch_attention_wanted, by_kernel
-from .prefix import Level
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from .prefix import Prefix
+    from .prefix import Level, Prefix
 
 TREE = "neuronllm_tree"
 
@@ -110,7 +110,7 @@ class _Pieces:
         self.level, self.last = level, last
         firsts = torch.zeros(len(level.lengths), dtype=torch.int64)
         firsts[level.piece.flip(0)] = torch.arange(len(level.piece)).flip(0)  # a piece's first prompt
-        self.above = [Level(upper.starts, upper.lengths, upper.piece[firsts], upper.layers) for upper in above]
+        self.above = [replace(upper, piece=upper.piece[firsts], _placed={}) for upper in above]
         self._masks: dict[tuple[int | None, torch.device], Tensor | None] = {}
 
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor, asked: Asked) -> Tensor:
