@@ -103,7 +103,7 @@ def made(array: Array, seed: int, device: str = "cpu") -> Tensor:
     elif kind == "denormals":
         x.mul_(3).round_().mul_(1e-45)
     elif kind == "sawtooth":
-        x = (torch.arange(total) % 97 - 48).to(x.dtype)
+        x = (torch.arange(total, device=device) % 97 - 48).to(x.dtype)
     elif kind == "outliers in one block":
         x.mul_(1e-3)[total // 2 : total // 2 + (1 << 18)].mul_(1e5)
     elif kind == "one side of zero":

@@ -59,7 +59,7 @@ def watching_gradients(model: PreTrainedModel, sites: Sequence[Site], keep: Keep
 
     Parameters may stay frozen; what grows the graph is the anchor, a zero that every site depends on.
     """
-    anchor = torch.zeros((), requires_grad=True)
+    anchor = torch.zeros((), device=input_device(model), requires_grad=True)  # elsewhere every site would wait for it
 
     def watch(site: Site, h: Tensor, routes: Tensor | None) -> Tensor:
         return _Watched.apply(h, anchor.to(h), lambda h, grad: keep(site, h, grad, routes))

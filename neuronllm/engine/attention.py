@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
@@ -109,7 +110,7 @@ class _Pieces:
         self.level, self.last = level, last
         firsts = torch.zeros(len(level.lengths), dtype=torch.int64)
         firsts[level.piece.flip(0)] = torch.arange(len(level.piece)).flip(0)  # a piece's first prompt
-        self.above = [(upper, upper.piece[firsts]) for upper in above]
+        self.above = [replace(upper, piece=upper.piece[firsts], _placed={}) for upper in above]
         self._masks: dict[tuple[int | None, torch.device], Tensor | None] = {}
 
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor, asked: Asked) -> Tensor:
@@ -118,7 +119,7 @@ class _Pieces:
             raise Enough
         mask = self._mask(asked.window, query.device)
         if self.above:
-            uppers = [_of_pieces(upper.layers[layer], piece) for upper, piece in self.above]
+            uppers = [_of_pieces(upper, layer) for upper in self.above]
             key = torch.cat([upper[0] for upper in uppers] + [key], 2)
             value = torch.cat([upper[1] for upper in uppers] + [value], 2)
         if asked.softcap is None and asked.sinks is None:
@@ -143,8 +144,8 @@ class _Pieces:
         if (window, device) not in self._masks:
             here = self.level.positions
             causal = torch.ones(self.level.width, self.level.width, dtype=torch.bool).tril()
-            seen = [upper.real[piece][:, None].expand(-1, self.level.width, -1) for upper, piece in self.above]
-            places = [upper.positions[piece] for upper, piece in self.above]
+            seen = [upper.real[upper.piece][:, None].expand(-1, self.level.width, -1) for upper in self.above]
+            places = [upper.positions[upper.piece] for upper in self.above]
             mask = torch.cat([*seen, causal.expand(len(here), -1, -1)], 2)
             plain = not self.above
             if window is not None:
@@ -171,7 +172,7 @@ class _Rows:
         prompts, heads, rows, _ = query.shape
         grouped = query.unflatten(1, (key.shape[1], -1))  # (prompts, groups, heads a group, rows, d)
         pieces = [(level, *level.layers[layer]) for level in self.prefix.levels]
-        scores = [_to_pieces(grouped, keys, level.piece) for level, keys, _ in pieces]
+        scores = [_to_pieces(grouped, keys, level) for level, keys, _ in pieces]
         to_self = (grouped * key[:, :, None]).sum(-1, keepdim=True)
         visible = self.prefix.visible(asked.window, query.device)
         mask = None if visible is None else visible[:, None, None, None]
@@ -181,7 +182,7 @@ class _Rows:
         start = 0
         for level, _, values in pieces:
             part = weights[..., start : start + level.width]
-            mixed = mixed + _from_pieces(part, values, level.piece)
+            mixed = mixed + _from_pieces(part, values, level)
             start += level.width
         return mixed.reshape(prompts, heads, rows, -1)
 
@@ -201,38 +202,38 @@ def _softmax(scores: Tensor, mask: Tensor | None, asked: Asked) -> Tensor:
     return scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32))[..., :keys]
 
 
-def _of_pieces(keys_values: tuple[Tensor, Tensor], piece: Tensor) -> tuple[Tensor, Tensor]:
+def _of_pieces(level: Level, layer: int) -> tuple[Tensor, Tensor]:
     """The keys and values that each row of a batch has in its piece."""
-    keys, values = keys_values
+    keys, values = level.layers[layer]
     if len(keys) == 1:
-        return keys.expand(len(piece), -1, -1, -1), values.expand(len(piece), -1, -1, -1)
-    index = piece.to(keys.device)
+        return keys.expand(len(level.piece), -1, -1, -1), values.expand(len(level.piece), -1, -1, -1)
+    index = level.piece_on(keys.device)
     return keys[index], values[index]
 
 
-def _to_pieces(query: Tensor, keys: Tensor, piece: Tensor) -> Tensor:
+def _to_pieces(query: Tensor, keys: Tensor, level: Level) -> Tensor:
     """Products of every row (prompts, groups, heads a group, rows, d) with the keys of its prompt's piece."""
     dtype = torch.promote_types(query.dtype, keys.dtype)
-    shared, unshared = _by_piece(query.to(dtype), keys.to(dtype), piece)
+    shared, unshared = _by_piece(query.to(dtype), keys.to(dtype), level)
     return _by_prompt(shared @ unshared.mT, query)
 
 
-def _from_pieces(weights: Tensor, values: Tensor, piece: Tensor) -> Tensor:
+def _from_pieces(weights: Tensor, values: Tensor, level: Level) -> Tensor:
     """The values of its prompt's piece, mixed by every row's weights."""
     dtype = torch.promote_types(weights.dtype, values.dtype)
-    shared, unshared = _by_piece(weights.to(dtype), values.to(dtype), piece)
+    shared, unshared = _by_piece(weights.to(dtype), values.to(dtype), level)
     return _by_prompt(shared @ unshared, weights)
 
 
-def _by_piece(rows: Tensor, pieces: Tensor, piece: Tensor) -> tuple[Tensor, Tensor]:
+def _by_piece(rows: Tensor, pieces: Tensor, level: Level) -> tuple[Tensor, Tensor]:
     """Rows (pieces, groups, rows of all that share the piece, x) beside pieces (pieces, groups, tokens, d).
 
     Where pieces have different numbers of prompts they are copied for each.
     """
     prompts, groups = rows.shape[:2]
     count = prompts // len(pieces)
-    if count * len(pieces) != prompts or not torch.equal(piece, torch.arange(prompts) // count):
-        pieces, count = pieces[piece.to(pieces.device)], 1
+    if count * len(pieces) != prompts or not torch.equal(level.piece, torch.arange(prompts) // count):
+        pieces, count = pieces[level.piece_on(pieces.device)], 1
     if count == 1:
         return rows.flatten(2, 3), pieces
     together = rows.unflatten(0, (-1, count)).transpose(1, 2)  # (pieces, groups, prompts, heads a group, rows, x)

@@ -31,6 +31,8 @@ _log = logging.getLogger("neuronllm")
 ROWS, CUDA_ROWS, LEAST_ROWS = 2048, 8192, 64
 TOKENS, CUDA_TOKENS = 4096, 16384
 WINDOW = 32
+# What is said of it by the CPU's allocator, and by cuBLAS, whose workspace is not PyTorch's.
+NO_MEMORY = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
 ENOUGH = 4  # prompts of a batch, below which blocks had better run again on the way back
 
 
@@ -175,7 +177,7 @@ def unless_memory_ends(score: Callable[[Any], Tensor], batch: Sequence[Any]) -> 
     try:
         return score(batch)
     except RuntimeError as error:  # torch.OutOfMemoryError is one too
-        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+        if not isinstance(error, torch.OutOfMemoryError) and not any(words in str(error) for words in NO_MEMORY):
             raise
     gc.collect()
     if torch.cuda.is_available():

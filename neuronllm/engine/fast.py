@@ -294,7 +294,7 @@ class FastEngine(ReferenceEngine):
                 stack.enter_context(rule)
             if everywhere:
                 self.plan.can_recompute = True
-                stack.enter_context(recomputing(self.model, self.plan.recompute))
+                stack.enter_context(recomputing(self.model, self.plan.recompute, self.dtype == torch.float64))
             else:
                 prefix = self._prefill(prompts)
                 stack.enter_context(branch_attention(self.model, prefix, constant_patterns=detached))

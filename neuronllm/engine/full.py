@@ -8,16 +8,16 @@ the way back.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from ..anatomy import decoder_layers
 from .answers import padded
-from .borrowed import answer_logits
+from .borrowed import DoublePrecision, answer_logits
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -31,13 +31,20 @@ def full_pass(model: PreTrainedModel, prompts: Sequence[Prompt]) -> Tensor:
 
 
 @contextmanager
-def recomputing(model: PreTrainedModel, wanted: bool = True) -> Iterator[None]:
-    """Blocks keep their inputs only, and run again on the way back."""
+def recomputing(model: PreTrainedModel, wanted: bool = True, double: bool = False) -> Iterator[None]:
+    """Blocks keep their inputs only, and run again on the way back; `double` says that they ran in DoublePrecision.
+
+    On the way back torch has left every mode of its functions, that one too.
+    """
     blocks = list(decoder_layers(model)[1]) if wanted else []
     owns = [block.__dict__.get("forward") for block in blocks]
+
+    def there_and_back() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+        return nullcontext(), DoublePrecision() if double else nullcontext()
+
     try:
         for block in blocks:
-            block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+            block.forward = partial(checkpoint, block.forward, use_reentrant=False, context_fn=there_and_back)
         yield
     finally:
         for block, own in zip(blocks, owns, strict=True):

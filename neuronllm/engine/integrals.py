@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..anatomy import Site
+from .borrowed import input_device
 from .branch import Batch, sweep, vectors
 from .objective import wide
 
@@ -18,6 +19,8 @@ def integral(batch: Batch, alphas: Tensor, weights: Tensor) -> Tensor:
     """(prompts, n_neurons): h times the weighted mean, over alphas, of dF/dh at alpha h."""
     held: dict[str, tuple[Tensor, Tensor | None]] = {}
     leaves: dict[str, Tensor] = {}
+    # Once, not at every site: a copy to a GPU makes the host wait.
+    alphas, weights = (part.to(input_device(batch.model)) for part in (alphas, weights))
 
     def join(site: Site, x: Tensor, h: Tensor) -> Tensor:
         """A row whose h is alpha h is the clean row less (1 - alpha) of what the neurons write."""

@@ -35,6 +35,13 @@ class Level:
     lengths: Tensor  # (pieces,) real tokens
     piece: Tensor  # (prompts,) which piece is a prompt's
     layers: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    _placed: dict[torch.device, Tensor] = field(default_factory=dict, repr=False)
+
+    def piece_on(self, device: torch.device) -> Tensor:
+        """`piece` on a device, brought there once: a copy to a GPU makes the host wait."""
+        if device not in self._placed:
+            self._placed[device] = self.piece.to(device)
+        return self._placed[device]
 
     @property
     def width(self) -> int:
