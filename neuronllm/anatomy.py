@@ -64,9 +64,11 @@ class Site:
         """
         if routes is None:
             return values
-        index = routes.to(values.device)[..., None].expand(values.shape)
+        routes = routes.to(values.device)
         spread = values.new_zeros(*values.shape[:-2], self.experts, self.width)
-        return spread.scatter_add(-2, index, values).flatten(-2)
+        if values.is_cuda and routes.ndim == 1:  # many values of an expert: atomic sums would come in any order
+            return spread.index_put_((routes,), values, accumulate=True).flatten(-2)
+        return spread.scatter_add(-2, routes[..., None].expand(values.shape), values).flatten(-2)
 
 
 @dataclass(frozen=True)
