@@ -9,7 +9,8 @@ import numpy as np
 
 from neuronllm.tables import markdown_table, show
 
-from .report import conditions, ratio, seconds
+from .conditions import busy, conditions, missing, place
+from .units import ratio, runs, seconds
 
 SUITE = "quality"
 FAITHFULNESS, STEERING = f"{SUITE}.faithfulness", f"{SUITE}.steering"
@@ -33,7 +34,8 @@ norm follows the FFN (`narrow-olmo2`), scaling a whole layer changes nothing, in
 times a constant, and `ace` ranks as `gradient` does.
 
 Cost is the time of a prompt over that of plain inference at its best batch size; models this small exaggerate what
-comes on top.
+comes on top. Columns of times say "busy machine" where others were at work as a run began (a load above 1.5 for each
+thread in use): take those figures with care. Ranks and overlaps do not depend on it.
 """
 STEERED = """## Steering on held-out questions
 
@@ -64,7 +66,8 @@ def page(results: Sequence[dict[str, Any]]) -> str:
             lines += details(result)
     if steering:
         lines += [STEERED, *in_short(steering[0]), *steering_tables(steering[0])]
-    return "\n".join([*lines, *conditions([*faithful, *steering])])
+    lines += ["## Conditions", "", *conditions([*faithful, *steering])]
+    return "\n".join([*lines, *missing(results, lambda suite: suite == SUITE)])
 
 
 def latest(results: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -116,7 +119,8 @@ def ranking(results: Sequence[dict[str, Any]]) -> list[str]:
                 _cost(results, name),
             ]
         )
-    columns = ["method", "Spearman, mean", *(f"{name}, mean" for name in overlaps), *places, "cost"]
+    cost = "cost, busy machine" if any(map(busy, results)) else "cost"
+    columns = ["method", "Spearman, mean", *(f"{name}, mean" for name in overlaps), *places, cost]
     return [
         "Spearman in each column that is named after a task of the bundled model or after a random model:",
         "",
@@ -159,13 +163,16 @@ def details(result: dict[str, Any]) -> list[str]:
                 ratio(cost[record["method"]]),
             ]
         )
-    heads = [*(["task"] if several else []), *columns, "time a prompt", "cost"]
+    marked = ", busy machine" if busy(result) else ""
+    heads = [*(["task"] if several else []), *columns, f"time a prompt{marked}", f"cost{marked}"]
     model, chance = result["settings"]["model"], [f"{k / result['settings']['neurons']:.3f} at {k}" for k in (10, 100)]
     truth = f"`exact` takes {seconds(sides['exact']['median'])} a prompt, {ratio(cost['exact'])} inference"
+    times = sorted({runs(side) for side in sides.values() if "times" in side})
     return [
         f"### {result['shape']}",
         "",
-        f"{model}. Overlap by chance: {', '.join(chance)}. {truth}.",
+        f"{model}. Overlap by chance: {', '.join(chance)}. {truth}. Times are of {place(result)}, "
+        f"medians of {' or '.join(times)}.",
         "",
         *markdown_table(heads, rows),
         "",

@@ -8,7 +8,8 @@ from typing import Any
 from neuronllm.tables import markdown_table, show
 
 from . import plots
-from .units import ratio, seconds, size
+from .conditions import conditions, missing, where
+from .units import ratio, runs, seconds, size, verdict
 
 HEAD = """# Performance
 
@@ -16,7 +17,20 @@ This page is generated: `python -m bench report` writes it from the files in `be
 says anything else. How the figures come about stands in `bench/README.md`: results are checked before they are timed,
 both sides of a ratio run in turn in one process, and every repetition is in the JSON.
 
-Times are medians, with the 20th and 80th percentile behind. Memory is the peak above the loaded model.
+The columns of the tables of ratios:
+
+- **where**: the model or array that it ran on, and the threads or the GPU. "Busy machine" is said where others were at
+  work as it began (a load above 1.5 for each thread in use): take such times with care.
+- **work**, **against**: what of ours is measured, and what beside.
+- **takes**, **ours takes**: what the other side takes, and what ours does. Times are medians of the runs, whose number
+  stands behind; in brackets are the 20th and the 80th percentile, between neighbours where runs are few. One run has no
+  spread. Memory is the peak above the loaded model.
+- **ratio**: "2.00x faster" and "less memory" are the other figure over ours, "0.90x the speed" the same where ours is
+  the slower one; "the time" and "the memory" are ours over the other. In a row without another side stands the time of
+  all the work that its bar is about.
+- **bar**: what the ratio or the time should reach, and whether it did.
+
+The end of the page says what has not been measured.
 """
 
 
@@ -30,8 +44,10 @@ def bar(view: dict[str, Any]) -> str:
 
 
 def spread(side: dict[str, Any], unit: str) -> str:
+    """Median, percentiles where there is more than one run, number of runs, bytes a second where they are known."""
+    around = f" ({seconds(side['p20'])} to {seconds(side['p80'])})" if len(side["times"]) > 1 else ""
     rate = f", {side['rate'] / 1e9:.1f} GB/s" if "rate" in side else ""
-    return f"{seconds(side['median'])} ({seconds(side['p20'])} to {seconds(side['p80'])}) a {unit}{rate}"
+    return f"{seconds(side['median'])}{around} a {unit}, {runs(side)}{rate}"
 
 
 def figure(side: dict[str, Any], of: str, unit: str) -> str:
@@ -44,22 +60,15 @@ def row(result: dict[str, Any], view: dict[str, Any]) -> list[str]:
     if view["view"] == "limit":
         return [view["what"], "", "", figure(sides[view["ours"]], "time", unit), seconds(view["seconds"]), bar(view)]
     found = [figure(sides[view[name]], view["of"], unit) for name in ("baseline", "ours")]
-    measure = "memory" if view["of"] == "peak" else "time"
-    kind = " faster" if view["kind"] == "speed-up" else f" the {measure}"
-    return [view["what"], view["against"], *found, ratio(view["ratio"]) + kind, bar(view)]
-
-
-def where(result: dict[str, Any]) -> str:
-    place = result["machine"]["gpu"] or f"{result['threads']} thread{'s' if result['threads'] > 1 else ''}"
-    return f"{result['shape']}, {place}"
+    return [view["what"], view["against"], *found, verdict(view["ratio"], view["kind"], view["of"]), bar(view)]
 
 
 def series_rows(result: dict[str, Any], view: dict[str, Any]) -> list[list[str]]:
-    """Size and time, and memory where it was measured."""
+    """Size, time and number of runs, and memory where it was measured."""
     rows = []
     for (x, y), (_, name) in zip(view["points"], view["sides"], strict=True):
         side = result["sides"][name]
-        rows.append([f"{x:,g}", seconds(y), *([size(side["peak"])] if "peak" in side else [])])
+        rows.append([f"{x:,g}", seconds(y), str(len(side["times"])), *([size(side["peak"])] if "peak" in side else [])])
     return rows
 
 
@@ -71,7 +80,7 @@ def as_text(result: dict[str, Any]) -> str:
         tried = ", ".join(f"{key} {seconds(value)}" for key, value in pilot["per_unit"].items())
         lines.append(f"   {name}: {pilot['chosen']} chosen of {tried}")
     for name, side in result["sides"].items():
-        parts = [f"{spread(side, result['unit'])}, {len(side['times'])} runs"] if "median" in side else []
+        parts = [spread(side, result["unit"])] if "median" in side else []
         parts += [f"peak {size(side['peak'])}"] if "peak" in side else []
         lines.append(f"   {name}: {'; '.join(parts)}")
     for view in result["views"]:
@@ -101,7 +110,8 @@ def series_summary(view: dict[str, Any]) -> str:
 
 def page(results: Sequence[dict[str, Any]]) -> str:
     """docs/performance.md, of all suites but that of leaderboard.py."""
-    lines, results = [HEAD], [result for result in results if not result["benchmark"].startswith("quality.")]
+    lines, everything = [HEAD], results
+    results = [result for result in everything if not result["benchmark"].startswith("quality.")]
     if not results:
         lines.append("No results have been committed yet.\n")
     for suite in sorted({result["benchmark"].split(".")[0] for result in results}):
@@ -114,13 +124,13 @@ def page(results: Sequence[dict[str, Any]]) -> str:
             lines += _series(result)
             lines += _facts(result)
         lines += conditions(here)
-    return "\n".join(lines)
+    return "\n".join([*lines, *missing(everything, lambda suite: suite != "quality")])
 
 
 def _series(result: dict[str, Any]) -> list[str]:
     lines: list[str] = []
     for view in (v for v in result["views"] if v["view"] == "series"):
-        columns = [view["x"], f"time a {result['unit']}" if view["flat"] else "time"]
+        columns = [view["x"], f"time a {result['unit']}" if view["flat"] else "time", "runs"]
         rows = series_rows(result, view)
         if len(rows[0]) > len(columns):
             columns.append("peak memory")
@@ -142,24 +152,3 @@ def fact_rows(result: dict[str, Any]) -> list[list[str]]:
     kinds = result["facts"].get("columns", {}).values()
     rows = result["facts"].get("rows", [])
     return [["n/a" if x is None else shown[kind](x) for x, kind in zip(row, kinds, strict=True)] for row in rows]
-
-
-def conditions(results: Sequence[dict[str, Any]]) -> list[str]:
-    """How each was measured: settings, checks, machine, versions, commit."""
-    lines = ["How it was measured:", ""]
-    for result in results:
-        machine, versions, commit, load = (result[key] for key in ("machine", "versions", "commit", "load"))
-        settings = result["settings"]
-        tokens = f", {settings['tokens']} tokens a prompt" if "tokens" in settings else ""
-        tree = (commit["id"] or "unknown")[:12] + (" with changes" if commit["dirty"] else "")
-        told = [
-            f"`{result['benchmark']}`, {where(result)}: {settings['model']}{tokens}",
-            *(f"Checked: {c['what']} {c['value']:.1e}" for c in result["checks"]),
-            *(f"{name}: {pilot['chosen']}".capitalize() for name, pilot in result["pilots"].items()),
-            *result["notes"],
-            f"{machine['cpu']}, {machine['cores']} cores, {machine['ram_gib']} GiB, load {load['before']:.1f} before "
-            f"and {load['after']:.1f} after; torch {versions['torch']}, transformers {versions['transformers']}; "
-            f"commit {tree}; {result['date']}",
-        ]
-        lines.append(f"- {'. '.join(told)}.")
-    return [*lines, ""]
