@@ -75,7 +75,7 @@ def ig(setup: Setup) -> Case:
             bar=bar_for(setup, gpu),
         ),
     ]
-    bench.case.rounds, bench.case.peaks = 2, [side.name for side in sides]
+    bench.case.rounds, bench.case.peaks = 3, [side.name for side in sides]
     bench.case.settings = bench.settings(steps=STEPS, quadrature="midpoint")
     bench.case.notes = ["Plain IG: one prompt; per layer one full forward and backward with all alphas in a batch"]
     if layers:
@@ -198,7 +198,7 @@ def _first_order(bench: Bench, what: str, bar: Bar | None, positions: str = "ans
         Comparison(what, "plain gradient", "plain", "ours"),
         Comparison(what, f"plain gradient, {CACHED}", CACHED, "ours"),
     ]
-    bench.case.settings = bench.settings(positions=positions)
+    bench.case.rounds, bench.case.settings = 5, bench.settings(positions=positions)
     bench.case.notes = ["Inference: no_grad, sdpa, logits of the last position, no cache, its best batch size"]
     return bench.case
 

@@ -64,7 +64,7 @@ def methods(setup: Setup) -> Case:
         bench.case.sides += [plain, ours]
         bench.case.views.append(Comparison(name, "inference", "inference", name, "cost"))
         bench.case.views.append(Comparison(name, "the reference engine", plain.name, name))
-    bench.case.rounds, bench.case.settings = 2, bench.settings()
+    bench.case.rounds, bench.case.settings = 3, bench.settings()
     bench.case.notes = [
         "The reference engine: hooks, one whole pass for each thing to know, one prompt",
         f"{TRUTH}: see engine.exact; what compares answers of several prompts takes the time of the method it averages",

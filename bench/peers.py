@@ -67,7 +67,7 @@ def ig(setup: Setup) -> Case:
     ways = {peer.name: way(peer) for peer in here}
     ways[CACHED] = partial(plain.integrated_gradients, bench.plain, steps=STEPS, cached=True)
     beside(bench, f"{IG}, {STEPS} steps, one prompt", ours, ways, bars)
-    bench.case.rounds, bench.case.facts = 2, partial(told, here, missing, IG)
+    bench.case.rounds, bench.case.facts = 3, partial(told, here, missing, IG)
     bench.case.settings = bench.settings(steps=STEPS, quadrature="midpoint")
     bench.case.notes = [
         "One prompt on every side; of the others each layer is a forward and backward pass with all steps in a batch",
@@ -90,7 +90,7 @@ def qrnca(setup: Setup) -> Case:
 
     bars = bar_for(setup, {"small": Bar(">=", 10)})
     beside(bench, f"QRNCA's integral, {STEPS} steps, one prompt", ours, {name: by_hand}, bars)
-    bench.case.rounds = 2
+    bench.case.rounds = 3
     bench.case.settings = bench.settings(steps=STEPS, quadrature="endpoints") | {"objective": "p_vocab"}
     bench.case.notes = [
         "Target and integral of that code: the probability of the right letter over the vocabulary, both ends included",
