@@ -1,4 +1,4 @@
-"""The commands of bench/: bad input is one line, what is left out is said, files that contradict themselves are not read.
+"""The commands of bench/: bad input is one line, what is left out is named, files with bent figures are refused.
 
 Whatever runs here runs on toy sizes; no test looks at a clock.
 """
@@ -33,6 +33,18 @@ def bench() -> Any:
         return SimpleNamespace(**{name.strip("_"): importlib.import_module(f"bench.{name}") for name in names})
     finally:
         sys.path.remove(str(ROOT))
+
+
+@pytest.fixture(scope="module")
+def text(bench: Any) -> str:
+    """A result as JSON: it takes seconds, so it is made once."""
+    return json.dumps(known(bench))
+
+
+@pytest.fixture
+def result(text: str) -> Any:
+    """A result of one's own to bend."""
+    return json.loads(text)
 
 
 @pytest.fixture
@@ -218,29 +230,26 @@ def test_bad_flags_of_a_peak_are_one_line(bench: Any, capsys: Any, flags: list[s
 # ---- files ----
 
 
-def test_results_of_another_format_are_refused(bench: Any, tmp_path: Path) -> None:
-    bench.record.write(tmp_path, "old.json", known(bench) | {"format": 0})
+def test_results_of_another_format_are_refused(bench: Any, result: Any, tmp_path: Path) -> None:
+    bench.record.write(tmp_path, "old.json", result | {"format": 0})
     with refused("old.json was written in another format"):
         bench.record.read(tmp_path)
 
 
-def test_a_file_is_read_as_it_was_written(bench: Any, tmp_path: Path) -> None:
-    result = known(bench)
+def test_a_file_is_read_as_it_was_written(bench: Any, result: Any, tmp_path: Path) -> None:
     bench.record.write(tmp_path, "known.json", result)
     assert bench.record.read(tmp_path) == [result]
     assert result["versions"]["numpy"] and None not in result["versions"].values()
 
 
-def test_files_of_before_more_was_kept_are_read(bench: Any, tmp_path: Path) -> None:
-    result = known(bench)
+def test_files_of_before_more_was_kept_are_read(bench: Any, result: Any, tmp_path: Path) -> None:
     del result["versions"]["numpy"], result["machine"]["waiting"]
     result["sides"]["ours"]["rate"] = 5e8  # without the bytes
     bench.record.write(tmp_path, "old.json", result)
     assert bench.record.read(tmp_path) == [result]
 
 
-def test_the_bytes_of_a_rate_are_kept(bench: Any, tmp_path: Path) -> None:
-    result = known(bench)
+def test_the_bytes_of_a_rate_are_kept(bench: Any, result: Any, tmp_path: Path) -> None:
     result["sides"]["ours"] |= {"reads": 10**9, "rate": 5e8}
     bench.record.write(tmp_path, "known.json", result)
     assert bench.record.read(tmp_path) == [result]
@@ -287,9 +296,8 @@ def edited(*keys: Any) -> Callable[[dict[str, Any], Any], None]:
     ],
 )
 def test_figures_that_the_raw_ones_do_not_give_are_refused(
-    bench: Any, tmp_path: Path, keys: tuple[Any, ...], value: Any, told: str
+    bench: Any, result: Any, tmp_path: Path, keys: tuple[Any, ...], value: Any, told: str
 ) -> None:
-    result = known(bench)
     edited(*keys)(result, value)
     bench.record.write(tmp_path, "bent.json", result)
     assert f"bent.json: {told} is not what the raw figures" in bad(lambda: bench.record.read(tmp_path))
@@ -311,27 +319,27 @@ def test_figures_that_the_raw_ones_do_not_give_are_refused(
         (("commit",), {"id": None}),
     ],
 )
-def test_a_file_that_holds_no_result_is_refused(bench: Any, tmp_path: Path, keys: tuple[Any, ...], value: Any) -> None:
-    result = known(bench)
+def test_a_file_that_holds_no_result_is_refused(
+    bench: Any, result: Any, tmp_path: Path, keys: tuple[Any, ...], value: Any
+) -> None:
     edited(*keys)(result, value)
     bench.record.write(tmp_path, "bent.json", result)
     assert "bent.json" in bad(lambda: bench.record.read(tmp_path))
 
 
 @pytest.mark.parametrize("needed", ["benchmark", "machine", "sides", "views", "facts", "date"])
-def test_an_incomplete_file_is_refused(bench: Any, tmp_path: Path, needed: str) -> None:
-    result = known(bench)
+def test_an_incomplete_file_is_refused(bench: Any, result: Any, tmp_path: Path, needed: str) -> None:
     del result[needed]
     bench.record.write(tmp_path, "short.json", result)
     with refused("short.json is incomplete", needed):
         bench.record.read(tmp_path)
 
 
-@pytest.mark.parametrize("text", ['{"format": 1, "ben', "", "[]", "null", "\xff"])
+@pytest.mark.parametrize("content", ['{"format": 1, "ben', "", "[]", "null", "\xff"])
 def test_a_report_names_the_file_that_it_cannot_read(
-    bench: Any, monkeypatch: Any, capsys: Any, tmp_path: Path, text: str
+    bench: Any, monkeypatch: Any, capsys: Any, tmp_path: Path, content: str
 ) -> None:
-    (tmp_path / "cut.json").write_bytes(text.encode("latin-1"))
+    (tmp_path / "cut.json").write_bytes(content.encode("latin-1"))
     monkeypatch.setattr(bench.record, "RESULTS", tmp_path)
     assert f"{tmp_path / 'cut.json'} " in refused_line(bench, capsys, ["report", "--check"])
 
@@ -339,8 +347,7 @@ def test_a_report_names_the_file_that_it_cannot_read(
 # ---- report ----
 
 
-def test_results_of_another_folder_are_printed(bench: Any, capsys: Any, tmp_path: Path) -> None:
-    result = known(bench)
+def test_results_of_another_folder_are_printed(bench: Any, result: Any, capsys: Any, tmp_path: Path) -> None:
     bench.record.write(tmp_path, "known.json", result)
     pages = {path: path.read_bytes() for path in (ROOT / "docs").glob("*.md")}
     assert bench.main.main(["report", "--input", str(tmp_path)]) == 0
