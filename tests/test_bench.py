@@ -26,7 +26,7 @@ def bench() -> Any:
     """The modules of bench/, which is not installed and stands beside the package."""
     sys.path.append(str(ROOT))  # last: neuronllm is whichever is tested
     names = ("harness", "shapes", "plain", "record", "report", "suites", "scaling", "fixture", "select", "__main__")
-    names += ("units", "plots", "arguments")
+    names += ("units", "plots")
     try:
         return SimpleNamespace(**{name.strip("_"): importlib.import_module(f"bench.{name}") for name in names})
     finally:
