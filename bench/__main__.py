@@ -9,20 +9,22 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from neuronllm.cli import set_waiting
 from neuronllm.errors import InputError
 
+from .arguments import PEAK, check_device, check_numbers, check_output, parser
+
+if TYPE_CHECKING:
+    from .harness import Benchmark, Setup
+
 set_waiting()  # before torch is loaded
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-PEAK = "peak"  # the command by which a run measures a side's memory in a process of its own
-
 
 def main(argv: Sequence[str] | None = None, prog: str = "python -m bench") -> int:
-    args = _parser(prog).parse_args(argv)
+    args = parser(prog).parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s", stream=sys.stderr)
     try:
         return {"list": _list, "run": _run, "report": _report, PEAK: _peak}[args.command](args)
@@ -32,33 +34,6 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m bench") -> in
     except KeyboardInterrupt:
         print(f"{prog}: interrupted", file=sys.stderr)
         return 130
-
-
-def _parser(prog: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=prog, description="Benchmarks: checked first, then timed.")
-    commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("list", help="the benchmarks, by suite")
-    run = commands.add_parser("run", help="run benchmarks, suites, quick or all")
-    run.add_argument("names", nargs="+", metavar="NAME")
-    run.add_argument(
-        "--threads", nargs="+", type=int, help="numbers of threads, one by one (default: the benchmark's own)"
-    )
-    run.add_argument("--shape", nargs="+", help="models by name, see bench/shapes.py (default: the benchmark's own)")
-    run.add_argument("--rounds", type=int, help="rounds of timing (default: the benchmark's own)")
-    run.add_argument("--no-peaks", action="store_true", help="leave peak memory out")
-    report = commands.add_parser("report", help="write the pages of docs/ from the JSON files")
-    report.add_argument("--check", action="store_true", help="only say whether they are up to date")
-    peak = commands.add_parser(PEAK)
-    peak.add_argument("name")
-    peak.add_argument("side")
-    peak.add_argument("--threads", type=int, default=1)
-    peak.add_argument("--shape", default="small")
-    for command in (run, peak):
-        command.add_argument("--device", default="cpu", help="cpu or cuda")
-        command.add_argument("--seed", type=int, default=0)
-    default = Path(".benchmarks")  # ignored by git: results are committed on purpose only
-    run.add_argument("--output", type=Path, default=default, help="folder for the JSON files (default: .benchmarks)")
-    return parser
 
 
 def _list(args: argparse.Namespace) -> int:
@@ -71,32 +46,60 @@ def _list(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from .harness import CannotRun, Setup, WrongResult
+    from .harness import CannotRun, WrongResult
     from .record import file_name, write
     from .report import as_text
     from .suites import check_shapes, chosen
 
-    check_shapes(args.shape or ())
-    failed = 0
-    for bench in chosen(args.names):
-        for shape in args.shape or bench.shapes.get(args.device.split(":")[0], ()):
-            for threads in args.threads or bench.threads:
-                setup = Setup(args.device, threads, shape, args.rounds, args.seed)
-                try:
-                    result = _measured(bench, setup, peaks=not args.no_peaks)
-                except WrongResult as error:
-                    print(f"{bench.name}, {shape}, {threads} threads: {error}", file=sys.stderr)
-                    failed += 1
-                    continue
-                except CannotRun as error:
-                    print(f"{bench.name}: left out, {error}", file=sys.stderr)
-                    continue
-                write(args.output, file_name(bench.name, setup), result)
-                print(as_text(result), flush=True)
-    return 1 if failed else 0
+    benches = chosen(args.names)
+    check_numbers(args.threads or (), args.seed, args.rounds)
+    check_device(args.device)
+    check_shapes(benches, args.shape or ())
+    check_output(args.output)
+    planned, left = _planned(benches, args)
+    done = wrong = 0
+    for number, (bench, setup) in enumerate(planned, 1):
+        name = f"{bench.name}, {setup.shape}, {setup.threads} thread{'s' if setup.threads > 1 else ''}"
+        _tell(f"{name} ({number} of {len(planned)}): checking")
+        try:
+            result = _measured(bench, setup, peaks=not args.no_peaks)
+        except WrongResult as error:
+            _tell(f"{name}: {error}")
+            wrong += 1
+            continue
+        except CannotRun as error:
+            _tell(f"{name}: left out, {error}")
+            left += 1
+            continue
+        write(args.output, file_name(bench.name, setup), result)
+        print(as_text(result), flush=True)
+        done += 1
+    _tell(f"{done} measured, {left} left out, {wrong} wrong")
+    return 1 if wrong or not done else 0
 
 
-def _measured(bench: Any, setup: Any, peaks: bool = True) -> dict[str, Any]:
+def _tell(line: str) -> None:
+    """How far a run is: beside what it finds, which goes to stdout."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def _planned(benches: Sequence[Benchmark], args: argparse.Namespace) -> tuple[list[tuple[Benchmark, Setup]], int]:
+    """What to run in which setup, and how many benchmarks have nothing to run on this device."""
+    from .harness import Setup
+
+    planned, left, kind = [], 0, args.device.split(":")[0]
+    for bench in benches:
+        shapes = args.shape or bench.shapes.get(kind, ())
+        if not shapes:
+            _tell(f"{bench.name}: left out, runs on {' and '.join(bench.shapes)} only")
+            left += 1
+        for shape in dict.fromkeys(shapes):
+            for threads in dict.fromkeys(args.threads or bench.threads):
+                planned.append((bench, Setup(args.device, threads, shape, args.rounds, args.seed)))
+    return planned, left
+
+
+def _measured(bench: Benchmark, setup: Setup, peaks: bool = True) -> dict[str, Any]:
     import torch
 
     from .harness import run_case
@@ -117,7 +120,7 @@ def _measured(bench: Any, setup: Any, peaks: bool = True) -> dict[str, Any]:
         return dict(json.loads(done.stdout.splitlines()[-1]))
 
     with case.stack:
-        figures = run_case(case, setup, peak_of)
+        figures = run_case(case, setup, peak_of, lambda step: _tell(f"... {step}"))
     return stamp(bench, setup, load, head) | figures
 
 
@@ -126,16 +129,24 @@ def _peak(args: argparse.Namespace) -> int:
 
     from neuronllm.engine.memory import peak_memory
 
-    from .harness import Choice, Setup
-    from .suites import ALL
+    from .harness import CannotRun, Choice, Setup
+    from .suites import check_shapes, one
 
+    bench = one(args.name)
+    check_numbers([args.threads], args.seed)
+    check_device(args.device)
+    check_shapes([bench], [args.shape])
     torch.set_num_threads(args.threads)
-    setup = Setup(args.device, args.threads, args.shape, None, args.seed)
-    case = ALL[args.name].build(setup)
+    try:
+        case = bench.build(Setup(args.device, args.threads, args.shape, None, args.seed))
+    except CannotRun as error:
+        _tell(f"{bench.name}: left out, {error}")
+        return 1
     with case.stack:
-        (side,) = (side for side in case.sides if side.name == args.side)
-        if isinstance(side, Choice):
-            raise SystemExit(f"bench: {side.name} is a choice of several sides, name one of them")
+        sides = {side.name: side for side in case.sides if not isinstance(side, Choice)}  # a choice is several
+        if args.side not in sides:
+            raise InputError(f"no side called {args.side!r}; {bench.name} has {'; '.join(sides) or 'none'}")
+        side = sides[args.side]
         inputs = side.inputs(0)
         found = {"peak": peak_memory(lambda: side.run(*inputs), args.device)}
     print(json.dumps(found))
@@ -147,6 +158,8 @@ def _report(args: argparse.Namespace) -> int:
     from .record import RESULTS, ROOT, read
     from .suites import PAGES
 
+    if args.input:
+        return _printed(args)
     results, images = read(RESULTS), ROOT / "docs" / plots.FOLDER
     pages = {ROOT / "docs" / name: page(results) for name, page in PAGES.items()}
     if args.check:
@@ -161,6 +174,22 @@ def _report(args: argparse.Namespace) -> int:
         path.write_text(text, encoding="utf-8")
     names = " and ".join(f"docs/{path.name}" for path in pages)
     print(f"wrote {names}, {len(changed)} pictures in docs/{plots.FOLDER} changed")
+    return 0
+
+
+def _printed(args: argparse.Namespace) -> int:
+    """The pages of other results than those of the documentation: on stdout, as no picture is drawn for them."""
+    from .record import read
+    from .suites import PAGES
+
+    if args.check:
+        raise InputError("--check is about the pages in docs/: leave --input out")
+    if not args.input.is_dir():
+        raise InputError(f"--input {args.input}: no such folder; give one that a run wrote JSON to")
+    results = read(args.input)
+    if not results:
+        raise InputError(f"--input {args.input}: no JSON files there; give a folder that a run wrote to")
+    print("\n".join(text for page in PAGES.values() if (text := page(results)) != page([])))
     return 0
 
 

@@ -212,7 +212,7 @@ def summary(times: Sequence[float], side: Side) -> dict[str, Any]:
     """Figures of a side; median, p20 and p80 are per unit of work, times are of whole runs, rate is bytes a second."""
     each = [t / side.work for t in times]
     figures = {"median": statistics.median(each), "p20": quantile(each, 0.2), "p80": quantile(each, 0.8)}
-    rate = {"rate": side.reads / statistics.median(times)} if side.reads else {}
+    rate = {"reads": side.reads, "rate": side.reads / statistics.median(times)} if side.reads else {}
     return {"work": side.work, "times": list(times)} | figures | rate
 
 
@@ -317,14 +317,24 @@ def timed(case: Case, setup: Setup) -> tuple[dict[str, Any], dict[str, Any]]:
     return found, pilots
 
 
-def run_case(case: Case, setup: Setup, peak_of: Callable[[str], dict[str, int]]) -> dict[str, Any]:
-    """The figures of a case. `peak_of` measures the peak memory of a side, in a process of its own."""
+def run_case(
+    case: Case, setup: Setup, peak_of: Callable[[str], dict[str, int]], tell: Callable[[str], None] = lambda step: None
+) -> dict[str, Any]:
+    """The figures of a case. `peak_of` measures the peak memory of a side, in a process of its own.
+
+    `tell` hears what begins, behind the check.
+    """
     checks = checked(case)
+    if case.timed and case.sides:
+        tell("timing")
     found, pilots = timed(case, setup) if case.timed else ({}, {})
     case.let_go()
     for name in case.peaks:
+        tell(f"memory of {name}")
         found.setdefault(name, {}).update(peak_of(name))
     views = [figures for view in case.views if (figures := seen(view, found)) is not None]
+    if case.facts:
+        tell("further figures")
     facts = case.facts({name: found[name]["peak"] for name in case.peaks}) if case.facts else {}
     return {
         "unit": case.unit,

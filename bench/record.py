@@ -1,10 +1,17 @@
-"""What a result is written with: the machine, the versions, the commit."""
+"""What a result is written with: the machine, the versions, the commit. And how it is read again.
+
+Nothing that can be derived is believed: `read` computes medians, quantiles, rates, ratios, fits and verdicts anew, with
+the functions that a run uses, from the raw times and peaks, and refuses a file that says otherwise.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 import os
 import platform
+import statistics
 import subprocess
 from datetime import datetime, timezone
 from pathlib import Path
@@ -13,8 +20,9 @@ from typing import Any
 import torch
 
 from neuronllm.env import package_version
+from neuronllm.errors import InputError
 
-from .harness import Benchmark, Setup
+from .harness import Bar, Benchmark, Check, Comparison, Limit, Series, Setup, Side, View, seen, summary
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).resolve().with_name("results")  # what is committed, and what the page is made of
@@ -25,6 +33,17 @@ GENERATED = (
     ":!docs/images",
     ":!docs/leaderboard.md",
 )  # what a run and a report write makes no tree dirty
+ROUNDING = 1e-6  # relative: another processor fits a line with other last digits
+NEEDED: dict[str, tuple[str, ...]] = {  # what a page shows; versions of libraries came later and may be absent
+    **dict.fromkeys(("benchmark", "title", "shape", "device", "threads", "date", "unit", "notes"), ()),
+    **{"checks": (), "pilots": (), "sides": (), "views": (), "facts": (), "settings": ("model",)},
+    "machine": ("cpu", "cores", "ram_gib", "gpu"),
+    "load": ("before", "after"),
+    "versions": ("torch", "transformers"),
+    "commit": ("id", "dirty"),
+}
+PACKAGES = ("torch", "transformers", "neuronllm", "numpy")
+PEERS = ("captum", "transformer-lens", "nnsight", "faiss-cpu")  # what some suites compare with, where it is installed
 
 
 def machine(device: str) -> dict[str, Any]:
@@ -38,7 +57,7 @@ def machine(device: str) -> dict[str, Any]:
         "gpu": None,
     }
     if device.startswith("cuda"):
-        facts["gpu"] = torch.cuda.get_device_name()
+        facts["gpu"] = torch.cuda.get_device_name(device)
     return facts
 
 
@@ -56,8 +75,14 @@ def _cpu() -> str:
 
 
 def versions() -> dict[str, Any]:
-    packages = {name: package_version(name) for name in ("torch", "transformers", "neuronllm")}
-    return {"python": platform.python_version()} | packages
+    """Of Python, of what every benchmark runs on, and of those libraries to compare with that are installed.
+
+    >>> "numpy" in versions()
+    True
+    """
+    packages = {name: package_version(name) for name in PACKAGES}
+    peers = {name: version for name in PEERS if (version := package_version(name))}
+    return {"python": platform.python_version()} | packages | peers
 
 
 def commit() -> dict[str, Any]:
@@ -105,9 +130,94 @@ def write(folder: Path, name: str, result: dict[str, Any]) -> Path:
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
-    """All results of a folder, in the order of their file names."""
-    found = {path: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))}
-    for path, result in found.items():
-        if result.get("format") != FORMAT:
-            raise SystemExit(f"bench: {path} was written in another format: run that benchmark again")
-    return list(found.values())
+    """All results of a folder, in the order of their file names, each with the figures that its raw ones give."""
+    return [_sound(path) for path in sorted(folder.glob("*.json"))]
+
+
+def _sound(path: Path) -> dict[str, Any]:
+    again = "run that benchmark again"
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read as JSON ({error}): {again}") from error
+    if not isinstance(result, dict) or result.get("format") != FORMAT:
+        raise InputError(f"{path} was written in another format: {again}")
+    if missing := _missing(result):
+        raise InputError(f"{path} is incomplete, it lacks {', '.join(missing)}: {again}")
+    try:
+        wrong = difference(_stated(result), _derived(result))
+    except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
+        raise InputError(f"{path} is damaged ({type(error).__name__}: {error}): {again}") from error
+    if wrong:
+        raise InputError(f"{path}: {wrong} is not what the raw figures in the file give: {again}")
+    return result
+
+
+def _missing(result: dict[str, Any]) -> list[str]:
+    """What a page needs and the file lacks."""
+    missing = [name for name in NEEDED if name not in result]
+    for name, parts in NEEDED.items():
+        found = result.get(name)
+        missing += [f"{name}.{part}" for part in parts if isinstance(found, dict) and part not in found]
+        missing += [f"{name}.*" for _ in parts[:1] if name in result and not isinstance(found, dict)]
+    return missing
+
+
+def _stated(result: dict[str, Any]) -> dict[str, Any]:
+    """What a file says of itself beside its raw figures, in the form of `_derived`."""
+    widths = [len(row) for row in result["facts"].get("rows", [])]
+    chosen = {name: pilot["chosen"] for name, pilot in result["pilots"].items()}
+    return {"sides": result["sides"], "views": result["views"], "pilots": chosen, "facts": widths, "checks": []}
+
+
+def _derived(result: dict[str, Any]) -> dict[str, Any]:
+    """The same from the raw figures: times and peaks of the sides, times of the pilots, values of the checks."""
+    sides = {name: _side(side) for name, side in result["sides"].items()}
+    views = [seen(_view(view), sides) for view in result["views"]]
+    chosen = {name: min(pilot["per_unit"], key=pilot["per_unit"].get) for name, pilot in result["pilots"].items()}
+    widths = [len(result["facts"]["columns"]) for _ in result["facts"].get("rows", [])]
+    failed = [check["what"] for check in result["checks"] if not Check(**check).fine]
+    derived = {"sides": sides, "views": views, "pilots": chosen, "facts": widths, "checks": failed}
+    return dict(json.loads(json.dumps(derived)))  # lists for tuples, as in the file
+
+
+def _side(stored: dict[str, Any]) -> dict[str, Any]:
+    found = {"peak": stored["peak"]} if "peak" in stored else {}
+    if found and not math.isfinite(found["peak"]) or not all(map(math.isfinite, stored.get("times", []))):
+        raise ValueError("a time or a peak that is no number")
+    if "times" not in stored:
+        return found
+    # Files of before the bytes were kept hold the rate only: it cannot be derived, and counts as raw.
+    reads = stored.get("reads") or stored.get("rate", 0) * statistics.median(stored["times"])
+    side = Side("", lambda turn: (), lambda: None, stored["work"], reads=reads)
+    figures = summary(stored["times"], side)
+    if "reads" not in stored:
+        figures.pop("reads", None)
+    return figures | found
+
+
+def _view(stored: dict[str, Any]) -> View:
+    """The view whose figures are stored: its own fields stand among them."""
+    kind = {"comparison": Comparison, "series": Series, "limit": Limit}[stored["view"]]
+    fields = {field.name: stored[field.name] for field in dataclasses.fields(kind)}
+    view: View = kind(**fields | {"bar": Bar(**stored["bar"]) if stored["bar"] else None})
+    return view
+
+
+def difference(stated: Any, derived: Any, where: str = "") -> str:
+    """The place of the first figure that two results do not share, but for rounding; empty where there is none.
+
+    >>> difference({"ours": {"median": 1.0, "p20": 0.9}}, {"ours": {"median": 1.0, "p20": 0.8}})
+    'ours, p20'
+    """
+    pairs: list[tuple[Any, Any, Any]] = []
+    if isinstance(stated, dict) and isinstance(derived, dict) and stated.keys() == derived.keys():
+        pairs = [(key, stated[key], derived[key]) for key in derived]
+    elif isinstance(stated, list) and isinstance(derived, list) and len(stated) == len(derived):
+        pairs = [(number, *pair) for number, pair in enumerate(zip(stated, derived, strict=True), 1)]
+    elif type(stated) is float and isinstance(derived, (int, float)):
+        return "" if math.isclose(stated, derived, rel_tol=ROUNDING, abs_tol=ROUNDING**2) else where
+    else:
+        return "" if stated == derived and isinstance(stated, bool) == isinstance(derived, bool) else where
+    found = (difference(one, other, f"{where}, {key}" if where else str(key)) for key, one, other in pairs)
+    return next(filter(None, found), "")

@@ -29,9 +29,35 @@ def chosen(names: Sequence[str]) -> list[Benchmark]:
     return list(found.values())
 
 
-def check_shapes(names: Iterable[str]) -> None:
-    """Refuse what is neither a model nor an array nor another size that a benchmark runs at."""
-    known = SHAPES.keys() | select.ARRAYS.keys() | {s for b in ALL.values() for some in b.shapes.values() for s in some}
+def one(name: str) -> Benchmark:
+    """The benchmark of a name.
+
+    >>> one("engine.ig").suite
+    'engine'
+    """
+    if name not in ALL:
+        raise InputError(f"no benchmark called {name!r}; list shows them")
+    return ALL[name]
+
+
+def shapes_for(bench: Benchmark) -> set[str]:
+    """What a benchmark can take: what it lists, and all models or all arrays where it lists one of them.
+
+    >>> "toy" in shapes_for(one("engine.ig")), "toy" in shapes_for(one("select.million"))
+    (True, False)
+    """
+    listed = {shape for some in bench.shapes.values() for shape in some}
+    kinds = [known.keys() for known in (SHAPES, select.ARRAYS) if listed & known.keys()]
+    return listed.union(*kinds)
+
+
+def check_shapes(benches: Iterable[Benchmark], names: Iterable[str]) -> None:
+    """Refuse what is unknown, and what one of the benchmarks cannot take."""
+    known = set().union(*map(shapes_for, ALL.values()))
+    benches = list(benches)
     for name in names:
         if name not in known:
             raise InputError(f"--shape {name}: known are {', '.join(sorted(known))}")
+        for bench in benches:
+            if name not in (taken := shapes_for(bench)):
+                raise InputError(f"--shape {name}: {bench.name} takes {', '.join(sorted(taken))} only")

@@ -10,7 +10,6 @@ import doctest
 import importlib
 import json
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,10 +18,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.checks import refused
-
 ROOT = Path(__file__).resolve().parents[1]
-ONCE = ["--shape", "toy", "--rounds", "1", "--threads", "1", "--output"]
 
 
 @pytest.fixture(scope="module")
@@ -241,44 +237,7 @@ def test_kernels_are_compared_with_the_same_work(bench: Any, name: str) -> None:
     assert {side.name for side in case.sides} == {"copy", "eager", "kernel"}
 
 
-# ---- commands ----
-
-
-def test_a_run_writes_json_and_prints_it(bench: Any, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
-    command = ["bench", "run", "engine.gradient_shared", *ONCE, str(tmp_path)]
-    monkeypatch.setattr(sys, "argv", command)
-    assert bench.main.main() == 0
-    result = json.loads((tmp_path / "engine.gradient_shared.toy.cpu.1.json").read_text())
-    assert result["checks"][0]["value"] <= result["checks"][0]["limit"] and result["checks"][0]["value"] > 0
-    assert len(result["sides"]["ours"]["times"]) == 1 and result["pilots"]["inference"]["chosen"].startswith("batch")
-    shared, *_ = result["views"]
-    ours, floor = (result["sides"][name]["median"] for name in ("ours", "inference"))
-    assert shared["ratio"] == pytest.approx(ours / floor) and shared["bar"] is None  # bars are set for real shapes
-    assert "grad x act, shared prefixes against inference" in capsys.readouterr().out
-
-
-def test_a_refused_benchmark_writes_nothing(bench: Any, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
-    monkeypatch.setattr(bench.plain, "gradient", lambda model, ids, *_: torch.ones(len(ids), 2 * 48))
-    command = ["bench", "run", "engine.gradient", *ONCE, str(tmp_path)]
-    monkeypatch.setattr(sys, "argv", command)
-    assert bench.main.main() == 1
-    assert not list(tmp_path.iterdir()) and "not timed" in capsys.readouterr().err
-
-
-def test_peak_memory_runs_in_a_process_of_its_own() -> None:
-    command = [sys.executable, "-m", "bench", "peak", "engine.memory", "gradient", "--shape", "toy"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout.splitlines()[-1])["peak"] > 10_000
-
-
-def test_every_benchmark_has_a_place_to_run(bench: Any) -> None:
-    known = bench.shapes.SHAPES.keys() | bench.select.ARRAYS.keys() | {"demo"}
-    for benchmark in bench.suites.ALL.values():
-        assert any(benchmark.shapes.values()) and set(sum(benchmark.shapes.values(), ())) <= known
-    assert len(bench.suites.chosen(["quick"])) < len(bench.suites.chosen(["all"])) == len(bench.suites.ALL)
-    with refused("nonsense"):
-        bench.suites.chosen(["nonsense"])
+# ---- what a case is built from ----
 
 
 def test_bars_are_set_for_shapes_and_threads(bench: Any) -> None:
@@ -298,12 +257,6 @@ def test_questions_for_the_command_line_are_rendered(bench: Any, tmp_path: Path)
     _, tokenizer = nl.load_model(str(tmp_path / "model"))
     prompts = nl.render(tokenizer, nl.load_questions(str(tmp_path / "q.jsonl")), orders="rotate")
     assert len(prompts) == 12 and all(len(p.option_ids) == 4 for p in prompts)
-
-
-def test_results_of_another_format_are_refused(bench: Any, tmp_path: Path) -> None:
-    bench.record.write(tmp_path, "old.json", known(bench) | {"format": 0})
-    with pytest.raises(SystemExit, match=r"old.json was written in another format"):
-        bench.record.read(tmp_path)
 
 
 @pytest.mark.parametrize(("name", "shape"), [("ends", "tiny"), ("ends", "tiny-rows"), ("half", "tiny")])

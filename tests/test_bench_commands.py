@@ -1,0 +1,367 @@
+"""The commands of bench/: bad input is one line, what is left out is named, files with bent figures are refused.
+
+Whatever runs here runs on toy sizes; no test looks at a clock.
+"""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from tests.checks import bad, refused
+from tests.test_bench import known
+
+ROOT = Path(__file__).resolve().parents[1]
+ONCE = ["--shape", "toy", "--rounds", "1", "--threads", "1", "--output"]
+
+
+@pytest.fixture(scope="module")
+def bench() -> Any:
+    """The modules of bench/, which is not installed and stands beside the package."""
+    sys.path.append(str(ROOT))  # last: neuronllm is whichever is tested
+    names = ("arguments", "harness", "plain", "record", "report", "select", "shapes", "suites", "__main__")
+    try:
+        return SimpleNamespace(**{name.strip("_"): importlib.import_module(f"bench.{name}") for name in names})
+    finally:
+        sys.path.remove(str(ROOT))
+
+
+@pytest.fixture(scope="module")
+def text(bench: Any) -> str:
+    """A result as JSON: it takes seconds, so it is made once."""
+    return json.dumps(known(bench))
+
+
+@pytest.fixture
+def result(text: str) -> Any:
+    """A result of one's own to bend."""
+    return json.loads(text)
+
+
+@pytest.fixture
+def nothing_runs(bench: Any, monkeypatch: Any) -> None:
+    def measured(*args: Any, **options: Any) -> Any:
+        raise AssertionError("something was measured")
+
+    monkeypatch.setattr(bench.main, "_measured", measured)
+
+
+def test_examples_of_the_flags_are_true(bench: Any) -> None:
+    found = doctest.testmod(bench.arguments)
+    assert found.failed == 0 and found.attempted > 3
+
+
+# ---- run ----
+
+
+def test_every_benchmark_has_a_place_to_run(bench: Any) -> None:
+    known = bench.shapes.SHAPES.keys() | bench.select.ARRAYS.keys() | {"demo"}
+    for benchmark in bench.suites.ALL.values():
+        assert any(benchmark.shapes.values()) and set(sum(benchmark.shapes.values(), ())) <= known
+    assert len(bench.suites.chosen(["quick"])) < len(bench.suites.chosen(["all"])) == len(bench.suites.ALL)
+    with refused("nonsense"):
+        bench.suites.chosen(["nonsense"])
+
+
+def test_a_run_writes_json_and_prints_it(bench: Any, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    command = ["bench", "run", "engine.gradient_shared", *ONCE, str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", command)
+    assert bench.main.main() == 0
+    result = json.loads((tmp_path / "engine.gradient_shared.toy.cpu.1.json").read_text())
+    assert result["checks"][0]["value"] <= result["checks"][0]["limit"] and result["checks"][0]["value"] > 0
+    assert len(result["sides"]["ours"]["times"]) == 1 and result["pilots"]["inference"]["chosen"].startswith("batch")
+    shared, *_ = result["views"]
+    ours, floor = (result["sides"][name]["median"] for name in ("ours", "inference"))
+    assert shared["ratio"] == pytest.approx(ours / floor) and shared["bar"] is None  # bars are set for real shapes
+    assert "grad x act, shared prefixes against inference" in capsys.readouterr().out
+
+
+def test_a_refused_benchmark_writes_nothing(bench: Any, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    monkeypatch.setattr(bench.plain, "gradient", lambda model, ids, *_: torch.ones(len(ids), 2 * 48))
+    command = ["bench", "run", "engine.gradient", *ONCE, str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", command)
+    assert bench.main.main() == 1
+    assert not list(tmp_path.iterdir()) and "not timed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (["engine.ig", "--shape", "1e6"], "--shape 1e6: engine.ig takes llama-2-7b, "),
+        (["select.million", "--shape", "small"], "--shape small: select.million takes 1e6, "),
+        (["engine.ig", "--shape", "demo"], "--shape demo: engine.ig takes "),
+        (["quick", "--shape", "toy"], "--shape toy: select.million takes 1e6, "),
+        (["engine.ig", "--threads", "0"], "--threads 0: give a number of at least 1"),
+        (["engine.ig", "--threads", "1", "-1"], "--threads -1: "),
+        (["engine.ig", "--threads", "two"], "argument --threads: invalid int value: 'two'"),
+        (["engine.ig", "--rounds", "0"], "--rounds 0: give a number of at least 1"),
+        (["engine.ig", "--rounds", "-1"], "--rounds -1: "),
+        (["engine.ig", "--seed", "-1"], "--seed -1: give a number from 0 to 4294967295"),
+        (["engine.ig", "--device", "tpu"], "--device tpu: give cpu, cuda or cuda:N"),
+        (["engine.ig", "--device", "cuda:one"], "--device cuda:one: give cpu, cuda or cuda:N"),
+        (["engine.ig", "--device", "cuda:99"], "--device cuda:99: torch finds "),
+        (["nonsense"], "no benchmark or suite called 'nonsense'"),
+    ],
+)
+def test_bad_flags_of_a_run_are_one_line(
+    bench: Any, nothing_runs: None, capsys: Any, tmp_path: Path, flags: list[str], told: str
+) -> None:
+    assert told in refused_line(bench, capsys, ["run", *flags, "--output", str(tmp_path / "new")])
+    assert not (tmp_path / "new").exists()
+
+
+def refused_line(bench: Any, capsys: Any, command: list[str]) -> str:
+    """The one line on stderr of a command that must end with code 2."""
+    try:
+        code = bench.main.main(command)
+    except SystemExit as end:  # of argparse
+        code = end.code
+    out, err = capsys.readouterr()
+    assert code == 2 and out == "" and err.count("\n") == 1, err
+    return str(err)
+
+
+def test_cuda_is_refused_where_there_is_none(bench: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with refused("--device cuda: torch finds no CUDA device here"):
+        bench.arguments.check_device("cuda")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    bench.arguments.check_device("cuda:1")
+    with refused("--device cuda:2: torch finds 2 CUDA devices here"):
+        bench.arguments.check_device("cuda:2")
+
+
+@pytest.mark.parametrize("below", ["", "folder"])
+def test_a_folder_that_cannot_be_written_is_refused_before_a_run(
+    bench: Any, nothing_runs: None, capsys: Any, tmp_path: Path, below: str
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    told = refused_line(bench, capsys, ["run", "engine.ig", *ONCE, str(tmp_path / "file" / below)])
+    assert f"--output {tmp_path / 'file' / below}: " in told and "give a folder that can be written to" in told
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_folder_is_left_as_found_by_its_check(bench: Any, tmp_path: Path) -> None:
+    bench.arguments.check_output(tmp_path / "new" / "one")
+    assert not list((tmp_path / "new" / "one").iterdir())
+
+
+def test_benchmarks_take_models_or_arrays(bench: Any) -> None:
+    shapes = {name: bench.suites.shapes_for(bench.suites.one(name)) for name in bench.suites.ALL}
+    assert shapes["engine.ig"] == bench.shapes.SHAPES.keys()
+    assert shapes["select.memory"] == bench.select.ARRAYS.keys()
+    assert shapes["quality.faithfulness"] == bench.shapes.SHAPES.keys() | {"demo"}
+    assert shapes["quality.steering"] == {"demo"}
+
+
+def test_what_cannot_run_here_is_named_and_running_nothing_is_no_success(
+    bench: Any, nothing_runs: None, capsys: Any, tmp_path: Path
+) -> None:
+    assert bench.main.main(["run", "kernels", "--output", str(tmp_path)]) == 1
+    out, err = capsys.readouterr()
+    lines = err.splitlines()
+    assert out == "" and lines[0] == "kernels.glu_score: left out, runs on cuda only"
+    assert len(lines) == 7 and lines[-1] == "0 measured, 6 left out, 0 wrong"
+
+
+def test_what_this_machine_lacks_is_counted(bench: Any, monkeypatch: Any, capsys: Any, tmp_path: Path) -> None:
+    def without(*args: Any, **options: Any) -> Any:
+        raise bench.harness.CannotRun("nothing to compare with")
+
+    monkeypatch.setattr(bench.main, "_measured", without)
+    assert bench.main.main(["run", "peers.ig", *ONCE, str(tmp_path)]) == 1
+    first, second, last = capsys.readouterr().err.splitlines()
+    assert first == "peers.ig, toy, 1 thread (1 of 1): checking"
+    assert second == "peers.ig, toy, 1 thread: left out, nothing to compare with"
+    assert last == "0 measured, 1 left out, 0 wrong"
+
+
+def test_a_run_says_how_far_it_is(bench: Any, monkeypatch: Any, capsys: Any, tmp_path: Path) -> None:
+    monkeypatch.setattr(bench.main.subprocess, "run", lambda command, **_: answer(command))
+    names = ["engine.memory", "engine.gradient"]
+    assert bench.main.main(["run", *names, *ONCE, str(tmp_path)]) == 0
+    out, err = capsys.readouterr()
+    lines = [line for line in err.splitlines() if not line.startswith("neuronllm")]
+    assert lines[:2] == ["engine.memory, toy, 1 thread (1 of 2): checking", "... memory of inference"]
+    assert lines[-3:] == [
+        "engine.gradient, toy, 1 thread (2 of 2): checking",
+        "... timing",
+        "2 measured, 0 left out, 0 wrong",
+    ]
+    assert out.count("== engine.") == 2  # the results, and nothing else
+
+
+def answer(command: list[str]) -> Any:
+    """What a process for the peak memory of a side prints; git finds nothing."""
+    if command[0] == "git":
+        return SimpleNamespace(returncode=1, stdout="")
+    return SimpleNamespace(returncode=0, stdout='{"peak": 1024}\n')
+
+
+# ---- peak ----
+
+
+def test_peak_memory_runs_in_a_process_of_its_own() -> None:
+    command = [sys.executable, "-m", "bench", "peak", "engine.memory", "gradient", "--shape", "toy"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1])["peak"] > 10_000
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (["engine.memory", "nope", "--shape", "toy"], "no side called 'nope'; engine.memory has inference; "),
+        (["engine.gradient", "inference", "--shape", "toy"], "no side called 'inference'"),  # a choice of several
+        (["engine", "ours"], "no benchmark called 'engine'"),
+        (["engine.ig", "ours", "--shape", "1e6"], "--shape 1e6: engine.ig takes "),
+        (["engine.ig", "ours", "--threads", "0"], "--threads 0: "),
+        (["engine.ig", "ours", "--device", "tpu"], "--device tpu: "),
+    ],
+)
+def test_bad_flags_of_a_peak_are_one_line(bench: Any, capsys: Any, flags: list[str], told: str) -> None:
+    assert told in refused_line(bench, capsys, ["peak", *flags])
+
+
+# ---- files ----
+
+
+def test_results_of_another_format_are_refused(bench: Any, result: Any, tmp_path: Path) -> None:
+    bench.record.write(tmp_path, "old.json", result | {"format": 0})
+    with refused("old.json was written in another format"):
+        bench.record.read(tmp_path)
+
+
+def test_a_file_is_read_as_it_was_written(bench: Any, result: Any, tmp_path: Path) -> None:
+    bench.record.write(tmp_path, "known.json", result)
+    assert bench.record.read(tmp_path) == [result]
+    assert result["versions"]["numpy"]
+
+
+def test_files_of_before_more_was_kept_are_read(bench: Any, result: Any, tmp_path: Path) -> None:
+    del result["versions"]["numpy"], result["machine"]["waiting"]
+    result["sides"]["ours"]["rate"] = 5e8  # without the bytes
+    bench.record.write(tmp_path, "old.json", result)
+    assert bench.record.read(tmp_path) == [result]
+
+
+def test_the_bytes_of_a_rate_are_kept(bench: Any, result: Any, tmp_path: Path) -> None:
+    result["sides"]["ours"] |= {"reads": 10**9, "rate": 5e8}
+    bench.record.write(tmp_path, "known.json", result)
+    assert bench.record.read(tmp_path) == [result]
+    result["sides"]["ours"]["rate"] = 6e8
+    bench.record.write(tmp_path, "known.json", result)
+    assert "known.json: sides, ours, rate is not what" in bad(lambda: bench.record.read(tmp_path))
+
+
+def test_libraries_to_compare_with_are_noted_where_they_are(bench: Any, monkeypatch: Any) -> None:
+    installed = {"torch": "2", "transformers": "5", "neuronllm": "1", "numpy": "2", "faiss-cpu": "1.9"}
+    monkeypatch.setattr(bench.record, "package_version", installed.get)
+    assert bench.record.versions().items() >= installed.items()
+    assert len(bench.record.versions()) == len(installed) + 1  # Python
+
+
+def edited(*keys: Any) -> Callable[[dict[str, Any], Any], None]:
+    def edit(result: Any, value: Any) -> None:
+        for key in keys[:-1]:
+            result = result[key]
+        result[keys[-1]] = value
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    ("keys", "value", "told"),
+    [
+        (("sides", "ours", "median"), 0.4, "sides, ours, median"),
+        (("sides", "ours", "p20"), 0.4, "sides, ours, p20"),
+        (("sides", "ours", "p80"), 0.6, "sides, ours, p80"),
+        (("sides", "ours", "times"), [2.0, 2.0, 3.0, 3.0], "sides, ours, median"),
+        (("sides", "ours", "peak"), 2**20, "views, 2, ratio"),
+        (("views", 0, "ratio"), 60.0, "views, 1, ratio"),
+        (("views", 0, "met"), True, "views, 1, met"),
+        (("views", 0, "bar", "value"), 3, "views, 1, met"),
+        (("views", 1, "ratio"), 1.0, "views, 2, ratio"),
+        (("views", 2, "slope"), 0.4, "views, 3, slope"),
+        (("views", 2, "spread"), 1.0, "views, 3, spread"),
+        (("views", 2, "points", 1, 1), 2.0, "views, 3, points, 2, 2"),
+        (("views", 3, "seconds"), 1.0, "views, 4, seconds"),
+        (("views", 3, "met"), False, "views, 4, met"),
+        (("checks", 0, "value"), 1.0, "checks"),
+        (("pilots",), {"plain": {"chosen": "a", "per_unit": {"a": 2.0, "b": 1.0}}}, "pilots, plain"),
+    ],
+)
+def test_figures_that_the_raw_ones_do_not_give_are_refused(
+    bench: Any, result: Any, tmp_path: Path, keys: tuple[Any, ...], value: Any, told: str
+) -> None:
+    edited(*keys)(result, value)
+    bench.record.write(tmp_path, "bent.json", result)
+    assert f"bent.json: {told} is not what the raw figures" in bad(lambda: bench.record.read(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("keys", "value"),
+    [
+        (("sides", "ours", "times"), []),
+        (("sides", "ours", "times"), [float("nan")]),
+        (("sides", "ours"), None),
+        (("views", 0, "baseline"), "absent"),
+        (("views", 2, "sides"), [[2.0, "absent"]]),
+        (("views", 0, "view"), "other"),
+        (("views", 0), {"view": "comparison"}),
+        (("checks", 0), {}),
+        (("facts", "rows"), [["a", "b", "c"]]),
+        (("machine",), None),
+        (("commit",), {"id": None}),
+    ],
+)
+def test_a_file_that_holds_no_result_is_refused(
+    bench: Any, result: Any, tmp_path: Path, keys: tuple[Any, ...], value: Any
+) -> None:
+    edited(*keys)(result, value)
+    bench.record.write(tmp_path, "bent.json", result)
+    assert "bent.json" in bad(lambda: bench.record.read(tmp_path))
+
+
+@pytest.mark.parametrize("needed", ["benchmark", "machine", "sides", "views", "facts", "date"])
+def test_an_incomplete_file_is_refused(bench: Any, result: Any, tmp_path: Path, needed: str) -> None:
+    del result[needed]
+    bench.record.write(tmp_path, "short.json", result)
+    with refused("short.json is incomplete", needed):
+        bench.record.read(tmp_path)
+
+
+@pytest.mark.parametrize("content", ['{"format": 1, "ben', "", "[]", "null", "\xff"])
+def test_a_report_names_the_file_that_it_cannot_read(
+    bench: Any, monkeypatch: Any, capsys: Any, tmp_path: Path, content: str
+) -> None:
+    (tmp_path / "cut.json").write_bytes(content.encode("latin-1"))
+    monkeypatch.setattr(bench.record, "RESULTS", tmp_path)
+    assert f"{tmp_path / 'cut.json'} " in refused_line(bench, capsys, ["report", "--check"])
+
+
+# ---- report ----
+
+
+def test_results_of_another_folder_are_printed(bench: Any, result: Any, capsys: Any, tmp_path: Path) -> None:
+    bench.record.write(tmp_path, "known.json", result)
+    pages = {path: path.read_bytes() for path in (ROOT / "docs").glob("*.md")}
+    assert bench.main.main(["report", "--input", str(tmp_path)]) == 0
+    assert capsys.readouterr().out == bench.report.page([result]) + "\n"
+    assert {path: path.read_bytes() for path in (ROOT / "docs").glob("*.md")} == pages
+
+
+def test_a_folder_without_results_is_refused(bench: Any, capsys: Any, tmp_path: Path) -> None:
+    assert "no JSON files there" in refused_line(bench, capsys, ["report", "--input", str(tmp_path)])
+    assert "no such folder" in refused_line(bench, capsys, ["report", "--input", str(tmp_path / "absent")])
+    assert "leave --input out" in refused_line(bench, capsys, ["report", "--check", "--input", str(tmp_path)])
