@@ -121,7 +121,7 @@ def test_without_any_library_it_is_left_out(
     monkeypatch.setattr(sys, "argv", command)
     assert bench.main.main() == 1  # nothing is wrong, but nothing ran either
     said = capsys.readouterr().err
-    assert f"{name}: left out" in said and "pip install -c constraints.txt -e '.[peers]'" in said
+    assert f"{name}, toy, 1 thread: left out" in said and "pip install -c constraints.txt -e '.[peers]'" in said
     assert all(library in said for library in LIBRARIES) and "No module named 'captum.attr'" in said
     assert not list(tmp_path.iterdir())
 
