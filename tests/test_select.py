@@ -240,3 +240,18 @@ def test_streams_refuse_what_they_cannot_count():
             stream.push(np.float32([1, 2]), base)
     stream.push(np.float32([1, 2]), 2**63 - 3)
     assert stream.result().largest.indices.tolist() == [2**63 - 2]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", ["float32", torch.float32])
+def test_the_result_of_a_stream_is_the_callers(dtype, backend):
+    stream = Stream(2, dtype, backend=backend)
+    stream.push(np.float32([1, 2, 3]), 0)
+    for is_sorted in (True, False):
+        found = stream.result(sorted=is_sorted)
+        for end in (found.largest, found.smallest):
+            end.values[:] = 77
+            end.indices[:] = 77
+    found = stream.result()
+    assert found.largest.values.tolist() == [3, 2] and found.largest.indices.tolist() == [2, 1]
+    assert found.smallest.values.tolist() == [1, 2] and found.smallest.indices.tolist() == [0, 1]

@@ -160,7 +160,7 @@ class Stream:
             if self.backend == "ext":
                 found = self._inner.result(sorted)
             else:
-                found = self._inner.found
+                found = self._inner.result()
                 if not sorted:
                     found = found._replace(largest=_by_index(found.largest), smallest=_by_index(found.smallest))
         return found if self.gives_tensors else _to_numpy(found)

@@ -70,6 +70,11 @@ class Stream:
     def merge(self, other: Stream) -> None:
         self._add(other.found)
 
+    def result(self) -> Extremes:
+        """A copy: the caller may write to it."""
+        high, low = (End(end.values.clone(), end.indices.clone()) for end in self.found[:2])
+        return self.found._replace(largest=high, smallest=low)
+
     def _add(self, more: Extremes) -> None:
         ends = []
         asked = ((self.largest, self.found.largest, more.largest), (self.smallest, self.found.smallest, more.smallest))
