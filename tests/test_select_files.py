@@ -48,7 +48,8 @@ def test_the_tensors_of_a_file_count_as_one_array(tmp_path, array, dtype, monkey
     tensors = {"a": x, "b": x.flip(0) * 2, "empty": x[:0], "ids": torch.arange(5)}
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, tmp_path / "x.safetensors")
     monkeypatch.setattr(files, "PIECE", 1 << 11)
-    parts = parts_of(tmp_path / "x.safetensors")
+    with pytest.warns(UserWarning, match="skipped ids: I64"):
+        parts = parts_of(tmp_path / "x.safetensors")
     assert sorted(part.tensor or "" for part in parts) == ["a", "b", "empty"]
     found = extremes_of_files(parts, 50, 50)
     whole = torch.cat([tensors[part.tensor or ""].reshape(-1) for part in parts])
@@ -169,7 +170,8 @@ def test_a_safetensors_header_may_hold_what_is_not_read(tmp_path):
     path = tmp_path / "x.safetensors"
     header = {"__metadata__": {"format": "pt"}, "a": entry(), "none": entry(shape=[0, 9], data_offsets=[16, 16])}
     path.write_bytes(safetensors_of(header | {"odd": entry(dtype="F6", data_offsets=[16, 32])}))
-    assert [part.shape for part in parts_of(path)] == [(4,), (0, 9)]
+    with pytest.warns(UserWarning, match="skipped odd: F6"):
+        assert [part.shape for part in parts_of(path)] == [(4,), (0, 9)]
 
 
 @pytest.mark.noext
@@ -270,3 +272,32 @@ def test_with_an_output_few_rows_are_printed(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert printed.count("x.npy[") == 20 and f"... 30 more in {output}" in printed
     assert len(strict(output.read_text())["largest"]) == 50
+
+
+def test_tensors_that_are_skipped_are_named(tmp_path, recwarn):
+    path = tmp_path / "x.safetensors"
+    header = {"a\n": entry(dtype="F8_E4M3", shape=[16]), "b": entry(data_offsets=[16, 32])}
+    path.write_bytes(safetensors_of(header))
+    assert [part.tensor for part in parts_of(path)] == ["b"]
+    (warning,) = recwarn
+    assert f"{path}: skipped a\\n: F8_E4M3 (" in str(warning.message) and "F16, BF16" in str(warning.message)
+    parts_of(path, "b")
+    assert len(recwarn) == 1
+    with refused("holds F8_E4M3"):
+        parts_of(path, "a\n")
+    with refused("no tensor 'c'", "a\\n, b"):
+        parts_of(path, "c")
+    many = {str(i): entry(dtype="F99", shape=[0], data_offsets=[0, 0]) for i in range(25)}
+    path.write_bytes(safetensors_of(many | {"b": entry(data_offsets=[0, 32], shape=[8])}))
+    parts_of(path)
+    assert "19: F99 and 5 more (" in str(recwarn[-1].message)
+
+
+def test_the_command_says_what_it_skips(tmp_path):
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(safetensors_of({"a": entry(dtype="F99"), "b": entry(data_offsets=[16, 32])}))
+    command = [sys.executable, "-m", "neuronllm", "select", str(path), "--largest", "1", "--quiet"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0 and " b[0]" in done.stdout
+    (line,) = done.stderr.splitlines()
+    assert f"{path}: skipped a: F99 (" in line

@@ -23,12 +23,13 @@ import torch
 
 from ..errors import InputError
 from . import Stream
-from .results import FLOATS, Extremes
+from .results import FLOATS, Extremes, printable
 
 PIECE = 1 << 26
 SAFETENSORS = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
 NAMES = {name: dtype for dtype, name in FLOATS.items()}
 LONGEST_HEADER = 100_000_000  # of a safetensors file, as its own library has it
+NAMED = 20  # tensors that one line of a warning names
 NPY_VERSIONS = ((1, 0), (2, 0), (3, 0))
 # What NumPy raises for headers that are none: it parses them as Python, and again by tokens if that fails.
 UNREADABLE = (
@@ -61,7 +62,10 @@ class Part(NamedTuple):
 
 
 def parts_of(path: str | os.PathLike[str], tensor: str | None = None) -> list[Part]:
-    """The floating-point arrays of a .npy or safetensors file, or the named one of them."""
+    """The floating-point arrays of a .npy or safetensors file, or the named one of them.
+
+    A warning names the tensors of other types, which are skipped.
+    """
     path = Path(path)
     with _readable(path):
         if path.is_dir():
@@ -115,7 +119,8 @@ def _npy(path: Path) -> Part:
 def _safetensors(path: Path, tensor: str | None) -> list[Part]:
     entries, start = _header(path)
     if tensor is not None and tensor not in entries:
-        raise InputError(f"{path}: no tensor {tensor!r} there, it has {', '.join(sorted(entries)) or 'none'}")
+        names = ", ".join(map(printable, sorted(entries))) or "none"
+        raise InputError(f"{path}: no tensor {tensor!r} there, it has {names}")
     wanted = entries if tensor is None else {tensor: entries[tensor]}
     parts = [
         Part(path, name, SAFETENSORS[entry.kind], entry.shape, "C", start + entry.begin)
@@ -123,8 +128,14 @@ def _safetensors(path: Path, tensor: str | None) -> list[Part]:
         if entry.kind in SAFETENSORS
     ]
     if not parts:
-        kinds = ", ".join(sorted({entry.kind for entry in wanted.values()})) or "no tensors"
+        kinds = ", ".join(sorted({printable(entry.kind) for entry in wanted.values()})) or "no tensors"
         raise InputError(f"{path}: holds {kinds}, give floats ({', '.join(SAFETENSORS)})")
+    skipped = [f"{name}: {entry.kind}" for name, entry in wanted.items() if entry.kind not in SAFETENSORS]
+    if skipped:
+        names = ", ".join(map(printable, skipped[:NAMED])) + (
+            f" and {len(skipped) - NAMED} more" * (len(skipped) > NAMED)
+        )
+        warnings.warn(f"{path}: skipped {names} (read are {', '.join(SAFETENSORS)})", stacklevel=3)
     return parts
 
 

@@ -41,6 +41,16 @@ class RowExtremes(NamedTuple):
     n_valid: Any
 
 
+def printable(name: str, encoding: str = "utf-8") -> str:
+    """A name out of a file so that it stays in its line, whatever it holds and whatever the terminal can show.
+
+    >>> printable("a\\nb")
+    'a\\\\nb'
+    """
+    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
+    return text.encode(encoding, "backslashreplace").decode(encoding)
+
+
 def checked_count(name: str, k: Any) -> int:
     if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 0:
         raise InputError(f"{name}={k!r}: give a whole number, 0 or more")
