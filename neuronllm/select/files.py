@@ -177,10 +177,12 @@ def _header(path: Path) -> tuple[dict[str, _Entry], int]:
         if entry.end > size - 8 - length:
             raise InputError(f"{path}: ends before the data of tensor {name!r} do, write it again")
         entries[name] = entry
-    filled = sorted((entry.begin, entry.end, name) for name, entry in entries.items() if entry.begin < entry.end)
-    for (_, end, name), (begin, _, after) in itertools.pairwise(filled):
+    places = sorted((entry.begin, entry.end, name) for name, entry in entries.items())
+    for (_, end, name), (begin, _, after) in itertools.pairwise([(0, 0, ""), *places, (size - 8 - length, 0, "")]):
         if begin < end:
             raise wrong(f"tensors {name!r} and {after!r} overlap")
+        if begin > end:
+            raise wrong(f"bytes {end} to {begin} of its data belong to no tensor")
     return entries, 8 + length
 
 
