@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 
@@ -306,3 +307,34 @@ def test_the_command_says_what_it_skips(tmp_path):
     assert done.returncode == 0 and " b[0]" in done.stdout
     (line,) = done.stderr.splitlines()
     assert f"{path}: skipped a: F99 (" in line
+
+
+def selected(path, encoding: str, **where) -> subprocess.CompletedProcess[bytes]:
+    command = [sys.executable, "-m", "neuronllm", "select", str(path), "--largest", "9", "--quiet"]
+    return subprocess.run(command, stderr=subprocess.PIPE, env=os.environ | {"PYTHONIOENCODING": encoding}, **where)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_a_name_stays_in_its_line(tmp_path, encoding):
+    names = ["\ud800", "é", "a\n  9.0  b[0]\x1b[31m"]
+    path = tmp_path / "x.safetensors"
+    header = {name: entry(shape=[1], data_offsets=[4 * i, 4 * i + 4]) for i, name in enumerate(names)}
+    path.write_bytes(safetensors_of(header, np.float32([3, 2, 1]).tobytes()))
+    done = selected(path, encoding, stdout=subprocess.PIPE)
+    assert done.returncode == 0 and done.stderr == b""
+    accent = "é" if encoding == "utf-8" else "\\xe9"
+    assert [line.split(maxsplit=1)[1] for line in done.stdout.decode(encoding).splitlines()[1:-1]] == [
+        "\\ud800[0]",
+        f"{accent}[0]",
+        "a\\n  9.0  b[0]\\x1b[31m[0]",
+    ]
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
+def test_a_full_disk_is_one_line(tmp_path):
+    np.save(tmp_path / "x.npy", np.arange(3.0))
+    with open("/dev/full", "w") as full:
+        done = selected(tmp_path / "x.npy", "utf-8", stdout=full)
+    assert done.returncode == 2
+    (line,) = done.stderr.decode().splitlines()
+    assert "standard output: cannot be written: No space left on device" in line

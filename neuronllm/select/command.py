@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +17,7 @@ import torch
 from ..errors import InputError
 from ..files import check_new_file, write_json
 from .files import Found, extremes_of_files, parts_of
+from .results import printable
 
 PRINTED = 20  # rows of each end, where a file takes all of them
 # NumPy's scalars print the shortest text that tells a number from its neighbours; NumPy has no bfloat16.
@@ -29,20 +34,39 @@ def run(args: argparse.Namespace) -> None:
     report = as_plain(found)
     if args.output:
         write_json(Path(args.output), report)
-    printed = PRINTED if args.output else None
+    with _written():
+        for line in _lines(found, report, args.output):
+            print(printable(line, getattr(sys.stdout, "encoding", None) or "utf-8"))
+        sys.stdout.flush()
+
+
+@contextmanager
+def _written() -> Iterator[None]:
+    """One line where standard output takes no more; a pipe that nobody reads is the command line's own business."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would try again at its end
+        raise InputError(f"standard output: cannot be written: {error.strerror or type(error).__name__}") from error
+
+
+def _lines(found: Found, report: dict[str, Any], output: str | None) -> Iterator[str]:
+    printed = PRINTED if output else None
     kind = SHORTEST.get(found.parts[0].dtype, np.float64)
     several = len({part.path for part in found.parts}) > 1
     for end in ("largest", "smallest"):
         if not report[end]:
             continue
-        print(f"{end}:")
+        yield f"{end}:"
         for row in report[end][:printed]:
             array = " ".join([row["file"]] * (several or not row["tensor"]) + [row["tensor"] or ""]).rstrip()
             place = ", ".join(map(str, row["index"]))
-            print(f"  {str(kind(row['value'])):<14} {array}[{place}]")
+            yield f"  {str(kind(row['value'])):<14} {array}[{place}]"
         if printed is not None and len(report[end]) > printed:
-            print(f"  ... {len(report[end]) - printed} more in {args.output}")
-    print(f"{report['n_valid']} numbers" + (f", {report['n_nan']} NaN left out" if report["n_nan"] else ""))
+            yield f"  ... {len(report[end]) - printed} more in {output}"
+    yield f"{report['n_valid']} numbers" + (f", {report['n_nan']} NaN left out" if report["n_nan"] else "")
 
 
 def select(args: argparse.Namespace) -> Found:
