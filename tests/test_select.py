@@ -255,3 +255,16 @@ def test_the_result_of_a_stream_is_the_callers(dtype, backend):
     found = stream.result()
     assert found.largest.values.tolist() == [3, 2] and found.largest.indices.tolist() == [2, 1]
     assert found.smallest.values.tolist() == [1, 2] and found.smallest.indices.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_streams_take_both_byte_orders(order, backend):
+    for dtype in ("f2", "f4", "f8"):
+        stream = Stream(2, order + dtype, backend=backend)
+        for base, other in ((0, "<"), (3, ">")):
+            stream.push(np.array([1, base + 2, 3], dtype=other + dtype), base)
+        found = stream.result()
+        assert found.largest.values.tolist() == [5, 3] and found.largest.indices.tolist() == [4, 2]
+        with refused("not of"):
+            stream.push(np.zeros(2, dtype=">i4"), 6)

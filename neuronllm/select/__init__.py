@@ -130,7 +130,7 @@ class Stream:
     def push(self, x: Any, base_index: int) -> None:
         """The elements of `x` get the indices base_index, base_index + 1, ...; no two parts may share an index."""
         x, _, _ = _given(x, 0, 0, "auto", ndim=1)
-        tensor = _tensor(x) if self.backend == "torch" or not isinstance(x, np.ndarray) else x
+        tensor = x if self.backend == "ext" and isinstance(x, np.ndarray) and x.dtype.isnative else _tensor(x)
         if (FLOATS[tensor.dtype] if isinstance(tensor, Tensor) and tensor.dtype in FLOATS else str(tensor.dtype)) != (
             FLOATS[self.dtype]
         ):
