@@ -204,6 +204,9 @@ def test_files_that_are_none(tmp_path, monkeypatch):
     (tmp_path / "folder.npy").mkdir()
     with refused("folder.npy", "is a folder"):
         parts_of(tmp_path / "folder.npy")
+    os.mkfifo(tmp_path / "pipe.npy")
+    with refused("pipe.npy", "is not a regular file"):
+        parts_of(tmp_path / "pipe.npy")
     np.save(tmp_path / "x.npy", np.ones(3))
     parts = parts_of(tmp_path / "x.npy")
 

@@ -71,7 +71,7 @@ def parts_of(path: str | os.PathLike[str], tensor: str | None = None) -> list[Pa
         if path.is_dir():
             raise InputError(f"{path}: this is a folder, name a .safetensors or .npy file in it")
         if not path.is_file():
-            raise InputError(f"{path}: no such file")
+            raise InputError(f"{path}: {'is not a regular file' if path.exists() else 'no such file'}")
         if path.suffix == ".npy":
             if tensor is not None:
                 raise InputError(f"{path}: a .npy file holds one array without a name, leave out tensor={tensor!r}")
