@@ -228,8 +228,8 @@ def test_an_array_without_masked_elements_is_taken():
 
 @pytest.mark.noext
 def test_streams_refuse_what_they_cannot_count():
-    for k in ((1, 2, 3), (), [1, 2]):
-        with refused("k="):
+    for k in ((1, 2, 3), (), [1, 2], 1.5, None):
+        with refused(f"k={k}", "a whole number, or two as a tuple"):
             Stream(k, "float32")
     for dtype in (None, "float31", torch.int64):
         with refused(f"dtype={dtype}", "float32"):
@@ -268,3 +268,28 @@ def test_streams_take_both_byte_orders(order, backend):
         assert found.largest.values.tolist() == [5, 3] and found.largest.indices.tolist() == [4, 2]
         with refused("not of"):
             stream.push(np.zeros(2, dtype=">i4"), 6)
+
+
+class Odd:
+    """An array by name only."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def __array__(self, *arguments: object, **keywords: object) -> np.ndarray:
+        raise self.error
+
+
+class OddTensor(Odd):
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return 1, 0
+
+    def __dlpack__(self, **keywords: object) -> object:
+        raise self.error
+
+
+@pytest.mark.parametrize("kind", [Odd, OddTensor])
+@pytest.mark.parametrize("error", [RuntimeError("no\nway"), ValueError(""), BufferError("no"), KeyError("a")])
+def test_what_an_odd_object_raises_is_one_line(kind, error):
+    with refused("x: not an array of numbers (", next(iter(str(error).splitlines()), "ValueError")):
+        extremes(kind(error), 1)

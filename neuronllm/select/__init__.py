@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -27,6 +29,7 @@ from .results import FLOATS, LARGEST_INDEX, TAKEN, End, Extremes, RowExtremes, c
 __all__ = ["BACKENDS", "End", "Extremes", "RowExtremes", "Stream", "extension_refusal", "extremes", "extremes_rows"]
 
 BACKENDS = ("auto", "ext", "cuda", "torch")
+UNCONVERTIBLE = (ArithmeticError, AttributeError, BufferError, LookupError, RuntimeError, TypeError, ValueError)
 
 
 def extremes(
@@ -111,10 +114,12 @@ class Stream:
         threads: int | None = None,
         backend: str = "auto",
     ) -> None:
-        pair = k if isinstance(k, tuple) else (k, k)
-        if len(pair) != 2:
-            raise InputError(f"k={k!r}: give a whole number, or two as (largest, smallest)")
-        largest, smallest = pair
+        if isinstance(k, tuple) and len(k) == 2:
+            largest, smallest = k
+        elif isinstance(k, (int, np.integer)):
+            largest = smallest = k
+        else:
+            raise InputError(f"k={k!r}: give a whole number, or two as a tuple (largest, smallest)")
         self.k = min(checked_count("k", largest), 2**48), min(checked_count("k", smallest), 2**48)
         self.gives_tensors = isinstance(dtype, torch.dtype)
         self.dtype = _torch_dtype(dtype)
@@ -194,7 +199,10 @@ def _given(x: Any, largest: Any, smallest: Any, backend: str, ndim: int) -> tupl
 
 def _strided(x: Any) -> Tensor:
     """A tensor of which every element stands in memory as it is."""
-    x = x.detach() if isinstance(x, Tensor) else torch.from_dlpack(x)
+    if not isinstance(x, Tensor):
+        with _converted():
+            x = torch.from_dlpack(x)
+    x = x.detach()
     if x.layout != torch.strided or x.is_nested:
         raise InputError(f"x: give a dense tensor, not one of layout {'nested' if x.is_nested else x.layout}")
     if x.is_meta:
@@ -205,10 +213,18 @@ def _strided(x: Any) -> Tensor:
 def _array(x: Any) -> np.ndarray[Any, Any]:
     if np.ma.is_masked(x):
         raise InputError("x: elements are masked: fill them, for instance x.filled(nan), and they are left out")
-    try:
+    with _converted():
         return np.asarray(x)
-    except (ValueError, TypeError, RuntimeError) as error:
-        raise InputError(f"x: not an array of numbers ({str(error).splitlines()[0]})") from error
+
+
+@contextmanager
+def _converted() -> Iterator[None]:
+    """What an object raises when it is asked for its numbers comes from code that is not ours."""
+    try:
+        yield
+    except UNCONVERTIBLE as error:
+        why = next(iter(str(error).splitlines()), type(error).__name__)
+        raise InputError(f"x: not an array of numbers ({why})") from error
 
 
 def _choose(x: Any, backend: str) -> str:
