@@ -293,3 +293,22 @@ class OddTensor(Odd):
 def test_what_an_odd_object_raises_is_one_line(kind, error):
     with refused("x: not an array of numbers (", next(iter(str(error).splitlines()), "ValueError")):
         extremes(kind(error), 1)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_denormals_count_whatever_the_floating_point_mode(dtype, backend):
+    x = (torch.arange(-5, 6).double() * torch.finfo(dtype).smallest_normal / 8).to(dtype)
+    values = [float(i) for i in range(-5, 6)]
+    torch.set_flush_denormal(True)
+    try:
+        found = extremes(x, 8, 8, backend=backend)
+        stream = Stream(8, dtype, backend=backend)
+        stream.push(x, 0)
+        streamed = stream.result()
+    finally:
+        torch.set_flush_denormal(False)
+    down, up, _, _ = oracle(values, 8, 8)
+    for one in (found, streamed):
+        assert one.largest.indices.tolist() == down and one.smallest.indices.tolist() == up
+        assert one.largest.values.tolist() == x[down].tolist()

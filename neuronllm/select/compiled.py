@@ -15,9 +15,7 @@ from torch import Tensor
 
 from ..env import extension
 from ..errors import InputError
-from .results import FLOATS, End, Extremes, RowExtremes
-
-INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+from .results import FLOATS, INTEGERS, End, Extremes, RowExtremes
 
 
 def module() -> ModuleType:

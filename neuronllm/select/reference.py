@@ -1,6 +1,7 @@
 """The selection in plain torch: the reference of the fast back ends, and what runs where there is none.
 
-It copies what is not NaN and asks topk for the bound, so it needs about 16 bytes of memory an element.
+It copies what is not NaN and asks topk for the bound, so it needs some 36 bytes of memory an element
+of float32. It compares integers, so that a floating-point mode that flushes denormals changes nothing.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from .results import End, Extremes, RowExtremes
+from .results import INTEGERS, End, Extremes, RowExtremes
 
 
 def extremes(x: Tensor, largest: int, smallest: int) -> Extremes:
@@ -28,13 +29,22 @@ def _end(x: Tensor, k: int, descending: bool) -> tuple[Tensor, Tensor]:
     k = min(k, x.numel())
     if k == 0:
         return x[:0], torch.zeros(0, dtype=torch.int64, device=x.device)
-    key = x + 0.0 if x.is_floating_point() else x  # -0 becomes +0
+    key = _key(x)
     bound = key.topk(k, largest=descending).values[-1]
     beyond = (key > bound if descending else key < bound).nonzero()[:, 0]
     ties = (key == bound).nonzero()[: k - len(beyond), 0]
     chosen = torch.cat([beyond, ties]).sort().values
     chosen = chosen[key[chosen].sort(descending=descending, stable=True).indices]
     return x[chosen], chosen
+
+
+def _key(x: Tensor) -> Tensor:
+    """Integers in the order of x without NaN, so that no floating-point mode flushes denormals; -0 equals +0."""
+    if not x.is_floating_point():
+        return x
+    dtype = INTEGERS[x.element_size()]
+    bits = x.view(dtype)
+    return torch.where(bits < 0, -(bits & torch.iinfo(dtype).max), bits)
 
 
 def extremes_rows(x: Tensor, largest: int, smallest: int) -> RowExtremes:

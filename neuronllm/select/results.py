@@ -11,6 +11,7 @@ import torch
 from ..errors import InputError
 
 FLOATS = {torch.float16: "float16", torch.bfloat16: "bfloat16", torch.float32: "float32", torch.float64: "float64"}
+INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # of the same size
 
 TAKEN = (*FLOATS.values(), "int8", "int16", "int32", "int64", "uint8")
 LARGEST_INDEX = 2**63 - 1
