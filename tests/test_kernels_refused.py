@@ -1,0 +1,55 @@
+"""What the operators refuse in one line, and what must not matter to them: padding, and inputs of no size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from neuronllm import ops
+from neuronllm.kernels.questions import cut
+from tests.checks import refused
+
+X = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
+
+
+def score(lengths: Tensor, starts: Tensor | None) -> Tensor:
+    return ops.glu_score(X, X, X, lengths, starts, act="identity").scores
+
+
+def gemm(lengths: Tensor, starts: Tensor | None) -> Tensor:
+    return ops.score_gemm(X, torch.eye(4), X, None, lengths, starts, act="identity")
+
+
+@pytest.mark.parametrize("op", [score, gemm])
+def test_rows_whose_numbers_overflow_are_refused(op: Callable[..., Tensor]) -> None:
+    huge = 2**63 - 1
+    bad: list[tuple[str, list[int], list[int] | None]] = [
+        ("reaches beyond the 6 rows", [1, 1], [huge, 0]),
+        ("reaches beyond the 6 rows", [huge, 0], [1, 0]),
+        ("reaches beyond the 6 rows", [1, 0], [huge, 0]),
+        ("reaches beyond the 6 rows", [2**62] * 4, None),
+        ("reaches beyond the 6 rows", [4, 3], None),
+        ("reaches beyond the 6 rows", [0], [7]),
+        ("lengths: -1 rows", [-1, 5], None),
+        ("lengths: -1 rows", [-1, 5], [0, 0]),
+        ("starts: -2 is no row", [1, 5], [-2, 0]),
+    ]
+    for message, lengths, starts in bad:
+        with refused(message):
+            op(torch.tensor(lengths), None if starts is None else torch.tensor(starts))
+    assert torch.equal(op(torch.tensor([0, 6]), torch.tensor([6, 0]))[1], op(torch.tensor([6]), None)[0])
+
+
+@pytest.mark.parametrize("lengths", [[2**63 - 1, 3], [-9, 30], [100, 100]])
+def test_chunks_of_lengths_that_nobody_looked_at_stay_inside(
+    lengths: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrong = torch.tensor(lengths)
+    monkeypatch.setattr("neuronllm.kernels.questions.bounds", lambda *_: (wrong.cumsum(0) - wrong, wrong))
+    chunks = cut(wrong, None, 6, 2, torch.device("cpu"), known=False)
+    _, row, count = chunks.table
+    assert bool((row >= 0).all() and (count >= 0).all() and (row + count <= 6).all())
+    assert bool((chunks.first >= 0).all() and (chunks.first <= chunks.table.shape[1]).all())
