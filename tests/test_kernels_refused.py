@@ -53,3 +53,19 @@ def test_chunks_of_lengths_that_nobody_looked_at_stay_inside(
     _, row, count = chunks.table
     assert bool((row >= 0).all() and (count >= 0).all() and (row + count <= 6).all())
     assert bool((chunks.first >= 0).all() and (chunks.first <= chunks.table.shape[1]).all())
+
+
+@pytest.mark.parametrize("options", [{}, {"softcap": 2.0, "window": 3}])
+@pytest.mark.parametrize("rubbish", [float("nan"), float("inf"), float("-inf")])
+def test_padding_of_branch_attention_never_matters(rubbish: float, options: dict[str, float]) -> None:
+    draw, results = torch.Generator().manual_seed(0), []
+    own, keys, values = (torch.randn(n, 2, m, 8, generator=draw) for n, m in ((2, 3), (1, 5), (1, 5)))
+    zero = torch.zeros(2, dtype=torch.int64)
+    for padding in (0.0, rubbish):
+        keys[:, :, 3:], values[:, :, 3:] = padding, padding
+        rows = [(own * n).requires_grad_() for n in (1, 2, 3)]
+        level = ops.Pieces(keys, values, zero, zero[:1] + 3, zero[:1])
+        out = ops.branch_attention(*rows, [level], **options)  # type: ignore[arg-type]
+        results.append([out.detach(), *torch.autograd.grad(out.square().sum(), rows)])
+    for clean, found in zip(*results, strict=True):
+        assert torch.equal(clean, found)
