@@ -69,3 +69,25 @@ def test_padding_of_branch_attention_never_matters(rubbish: float, options: dict
         results.append([out.detach(), *torch.autograd.grad(out.square().sum(), rows)])
     for clean, found in zip(*results, strict=True):
         assert torch.equal(clean, found)
+
+
+def test_a_running_sum_that_would_lose_gradients_or_inputs_is_refused() -> None:
+    into, leaf = torch.zeros(4), X.clone().requires_grad_()
+    for rows in ((leaf, X, X), (X, leaf, X), (X, X, leaf)):
+        with refused("into: a running sum is not differentiable"):
+            ops.glu_score(*rows, into=into)
+        with torch.no_grad():
+            ops.glu_score(*rows, into=into)
+    torch.testing.assert_close(into, 3 * ops.glu_score(X, X, X).scores[0])
+    with refused("into: a running sum is not differentiable"):
+        ops.glu_score(X, X, X, into=torch.zeros(4, requires_grad=True))
+    own, weights = X.clone(), torch.ones(1, 4)
+    with refused("into: it shares memory"):
+        ops.glu_score(own, X, X, into=own[5])
+    with refused("into: it shares memory"):
+        ops.glu_score(X, X, own, into=own[0])
+    with refused("into: it shares memory"):
+        ops.glu_score(X, X, X, weights=weights, into=weights[0])
+    ops.glu_score(own[:5], X[:5], X[:5], into=own[5])  # neighbours in one storage
+    assert ops.glu_score(*[torch.ones(3, 0)] * 3, into=torch.zeros(0)).scores.shape == (0,)
+    assert ops.glu_score(*[torch.ones(3, 0)] * 3, split=True, into=torch.zeros(2, 0)).scores.shape == (2, 0)

@@ -57,7 +57,7 @@ def glu_score(
     question. Rows of no question get gradients of zero; questions may not share a row. Lengths on the CPU are faster.
     weights, (questions,) or (questions, neurons), multiply a question's scores. split keeps positive and negative
     products apart. into, float32 (neurons,) or with split (2, neurons), is a running sum over all questions that the
-    scores are added to.
+    scores are added to; it is not differentiable and shares no memory with an input.
 
     >>> gate, up, grad = torch.ones(3, 2), torch.ones(3, 2), torch.ones(3, 2)
     >>> glu_score(gate, up, grad, torch.tensor([1, 2]), act="relu").scores
@@ -76,6 +76,9 @@ def glu_score(
             raise InputError("into: give a contiguous (neurons,) tensor, (2, neurons) with split")
         if into.dtype != torch.promote_types(grad.dtype, torch.float32) or into.device != grad.device:
             raise InputError("into: give float32 (float64 for float64 inputs) on the device of grad")
+        asked = any(x is not None and x.requires_grad for x in (gate, up, grad)) and torch.is_grad_enabled()
+        if into.requires_grad or asked:
+            raise InputError("into: a running sum is not differentiable, detach it, gate, up and grad (or use no_grad)")
         dgate, dup = _op_into(into, gate, up, grad, starts, lengths, weights, act, split, gradients, backend)
         scores = into
     return GluScore(scores, dgate if gradients else None, dup if gradients and up is not None else None)
@@ -147,8 +150,25 @@ def _fake_gradients(gate: Tensor, up: Tensor | None, gradients: bool) -> tuple[T
     "neuronllm::glu_score_into", mutates_args=("into",), schema=f"(Tensor(a!) into, {_INPUTS}) -> (Tensor, Tensor)"
 )
 def _op_into(into: Tensor, *inputs: Any) -> tuple[Tensor, Tensor]:
-    _, dgate, dup = _forward(*inputs[:-1], backend=inputs[-1], into=into.reshape(-1, inputs[2].shape[1]))
+    for x in inputs[:6]:
+        if x is not None and _overlap(into, x):
+            raise InputError("into: it shares memory with an input, give a tensor of its own")
+    _, dgate, dup = _forward(*inputs[:-1], backend=inputs[-1], into=into if into.ndim == 2 else into[None])
     return dgate, dup
+
+
+def _overlap(a: Tensor, b: Tensor) -> bool:
+    """Whether the memory from the first to the last element of one meets that of the other."""
+    if not a.numel() or not b.numel() or a.device != b.device:
+        return False
+    (first, last), (begin, end) = (
+        (
+            x.data_ptr(),
+            x.data_ptr() + x.element_size() * sum((n - 1) * s for n, s in zip(x.shape, x.stride(), strict=True)),
+        )
+        for x in (a, b)
+    )
+    return first < end + b.element_size() and begin < last + a.element_size()
 
 
 @_op_into.register_fake
