@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from neuronllm.errors import InputError
-from neuronllm.kernels.checks import FLOATS, check_given, check_tensors, check_weights
-from neuronllm.kernels.launch import on_device, uses_triton
+from neuronllm.kernels.checks import FLOATS, check_flags, check_given, check_name, check_tensors, check_weights
+from neuronllm.kernels.launch import check_backend, on_device, uses_triton
 from neuronllm.kernels.questions import check_questions
 
 from . import reference
@@ -66,6 +66,8 @@ def glu_score(
     """
     check_given(gate=gate, grad=grad)
     check_tensors(up=up, weights=weights, into=into)
+    check_flags(split=split, gradients=gradients)
+    check_backend(backend)
     _check(gate, up, grad, lengths, starts, act)
     questions = 1 if lengths is None else lengths.shape[0]
     check_weights(weights, questions, grad.shape[1], "grad", grad.device)
@@ -92,8 +94,7 @@ def _check(
     starts: Tensor | None,
     act: str,
 ) -> None:
-    if act not in reference.ACTIVATIONS:
-        raise InputError(f"act={act!r}: known activations are {', '.join(reference.ACTIVATIONS)}")
+    check_name("act", act, reference.ACTIVATIONS, "activations")
     for name, x in (("gate", gate), ("up", up), ("grad", grad)):
         if x is not None and (x.ndim != 2 or x.dtype not in FLOATS):
             raise InputError(f"{name}: give a matrix (rows, neurons) of float16, bfloat16, float32 or float64")
