@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from neuronllm import ops
+from neuronllm.kernels.contrastive_ce.reference import contrastive_ce
 from neuronllm.kernels.questions import cut
 from tests.checks import refused
 
@@ -91,3 +92,93 @@ def test_a_running_sum_that_would_lose_gradients_or_inputs_is_refused() -> None:
     ops.glu_score(own[:5], X[:5], X[:5], into=own[5])  # neighbours in one storage
     assert ops.glu_score(*[torch.ones(3, 0)] * 3, into=torch.zeros(0)).scores.shape == (0,)
     assert ops.glu_score(*[torch.ones(3, 0)] * 3, split=True, into=torch.zeros(2, 0)).scores.shape == (2, 0)
+
+
+HIDDEN, CHOICES, RIGHT = torch.randn(3, 4), torch.tensor([[0, 1], [2, 3], [4, 5]]), torch.tensor([0, 1, 1])
+OWN = torch.randn(2, 2, 3, 4)
+CALLS: dict[str, Callable[..., object]] = {
+    "glu_score": lambda **given: ops.glu_score(X, X, X, **given),
+    "score_gemm": lambda **given: ops.score_gemm(X, torch.eye(4), X, **given),
+    "contrastive_ce": lambda **given: ops.contrastive_ce(HIDDEN, X, CHOICES, RIGHT, **given),
+    "branch_attention": lambda **given: ops.branch_attention(OWN, OWN, OWN, **given),
+}
+ODD: dict[str, tuple[list[str], list[object]]] = {
+    "backend": (list(CALLS), [None, 3, ["torch"], X]),
+    "act": (["glu_score", "score_gemm"], [["silu"], None, X]),
+    "split": (["glu_score"], ["x", None]),
+    "gradients": (["glu_score"], ["x", None]),
+    "each": (["score_gemm"], ["x", None]),
+    "objective": (["contrastive_ce"], [["margin"], None]),
+    "scale": (["contrastive_ce", "branch_attention"], ["x", X, float("nan"), float("inf"), 10**400, 1j]),
+    "softcap": (["contrastive_ce", "branch_attention"], ["x", X, 10**400]),
+    "window": (["branch_attention"], [2**63, "x", X]),
+}
+
+
+@pytest.mark.parametrize("argument", ODD)
+def test_arguments_that_an_operator_cannot_take_are_refused(argument: str) -> None:
+    names, values = ODD[argument]
+    for name in names:
+        CALLS[name]()
+        for value in values:
+            with refused(f"{argument}="):
+                CALLS[name](**{argument: value})
+    with refused("scale=None"):
+        CALLS["contrastive_ce"](scale=None)
+
+
+@pytest.mark.parametrize("kind", [torch.complex64, torch.int64, torch.bool])
+def test_weights_that_are_no_real_numbers_are_refused(kind: torch.dtype) -> None:
+    for name in ("glu_score", "score_gemm"):
+        with refused("weights: give float16", str(kind)):
+            CALLS[name](weights=torch.ones(1, dtype=kind))
+
+
+def test_positions_that_a_window_cannot_compare_are_refused() -> None:
+    zero = torch.zeros(2, dtype=torch.int64)
+    level = ops.Pieces(OWN, OWN, zero, zero + 3, zero)
+    far = zero + 2**40
+    with refused("positions: with a window"):
+        ops.branch_attention(OWN, OWN, OWN, [level], positions=far, window=3)
+    with refused("prefix[0].starts: with a window"):
+        ops.branch_attention(OWN, OWN, OWN, [level._replace(starts=-far)], window=3)
+    plain = ops.branch_attention(OWN, OWN, OWN, [level])
+    assert torch.equal(ops.branch_attention(OWN, OWN, OWN, [level], positions=far), plain)
+    assert torch.equal(ops.branch_attention(OWN, OWN, OWN, [level], window=2**62), plain)
+
+
+def test_inputs_of_no_size() -> None:
+    none = torch.zeros(0, dtype=torch.int64)
+    group = OWN.clone().requires_grad_()
+    out = ops.branch_attention(OWN[:, :0], group, group)
+    assert out.shape == (2, 0, 3, 4)
+    out.sum().backward()
+    assert group.grad is not None and not group.grad.any()
+    with refused("groups that divide the heads"):
+        ops.branch_attention(OWN, OWN[:, :0], OWN[:, :0])
+    with refused("width of 1 or more"):
+        ops.branch_attention(OWN[..., :0], OWN[..., :0], OWN)
+    assert ops.branch_attention(OWN, OWN, OWN[..., :0]).shape == (2, 2, 3, 0)
+    nothing = ops.Pieces(OWN[:0], OWN[:0], torch.zeros(2, dtype=torch.int64), none, none)
+    with refused("prefix[0]: it has no pieces"):
+        ops.branch_attention(OWN, OWN, OWN, [nothing])
+    alone = nothing._replace(piece=none)
+    assert ops.branch_attention(OWN[:0], OWN[:0], OWN[:0], [alone]).shape == (0, 2, 3, 4)
+    with refused("the vocabulary is empty"):
+        ops.contrastive_ce(HIDDEN, X[:0], CHOICES - 9, RIGHT, objective="logp_vocab")
+
+
+def test_a_row_without_any_token_is_refused_or_takes_no_part() -> None:
+    options = torch.tensor([[0, 1], [-1, -3], [4, -1]])
+    with refused("options: row 1 has no token at all"):
+        ops.contrastive_ce(HIDDEN, X, options, RIGHT)
+    value, _, grad = contrastive_ce(HIDDEN, X, options[..., None], RIGHT, None, "p_options", 1.0, None)
+    assert value[1] == 0 and not grad[1].any() and grad[0].any()
+
+
+def test_infinite_sinks_take_all_the_weight() -> None:
+    rows = OWN.clone().requires_grad_()
+    out = ops.branch_attention(rows, rows, rows, sinks=torch.tensor([float("inf"), 0.0]))
+    assert not out[:, 0].any() and bool(out[:, 1].all())
+    out.sum().backward()
+    assert rows.grad is not None and not rows.grad[:, 0].any() and not rows.grad.isnan().any()
