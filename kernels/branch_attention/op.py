@@ -65,8 +65,9 @@ def branch_attention(
     query is (prompts, heads, rows, width); key and value, the rows' own, are (prompts, groups, rows, width), where a
     group serves heads / groups neighbouring heads. The prefix stands in levels of shared pieces, none of which is
     copied for a prompt or a row. Rows of a prompt stand at its position (default: behind its prefix); with a window
-    they see tokens of position > position - window; positions and starts are then between -2**29 and 2**29. softcap bends logits to softcap * tanh(logit / softcap); sinks,
-    (heads,), are logits that take weight and give nothing (infinite: all). scale defaults to 1 / sqrt(width).
+    they see tokens of position > position - window, and positions and starts must be between -2**29 and 2**29. softcap
+    bends logits to softcap * tanh(logit / softcap); sinks, (heads,), are logits that take weight and give nothing
+    (infinite ones take all). scale defaults to 1 / sqrt(width).
 
     The result, (prompts, heads, rows, width of values), is differentiable by query, key and value; the prefix is
     constant.

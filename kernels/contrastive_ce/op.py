@@ -30,7 +30,7 @@ class ContrastiveCE(NamedTuple):
     """The objective (rows,), the options' scores (rows, options) and the objective's gradient by hidden (rows, width).
 
     All are float32 (float64 for float64 inputs). An option without tokens has the score -1e30.
-    Of a row without any token, which is refused on the CPU alone, the gradient by the options is 0, and so is p_options.
+    Of a row without any token, which only the CPU refuses, the gradient by the options is 0, and so is p_options.
     """
 
     value: Tensor

@@ -65,7 +65,7 @@ def check_softcap(softcap: Any) -> None:
 
 
 def check_scale(scale: Any) -> None:
-    number = isinstance(scale, (int, float)) or isinstance(scale, Real)
+    number = isinstance(scale, (int, float, Real))
     if not number or not -sys.float_info.max <= scale <= sys.float_info.max:
         raise InputError(f"scale={one_line(scale)}: give a finite number")
 
