@@ -6,6 +6,7 @@ stands inside the operators, which tracing does not enter.
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterable
 from numbers import Real
@@ -65,8 +66,9 @@ def check_softcap(softcap: Any) -> None:
 
 
 def check_scale(scale: Any) -> None:
-    number = isinstance(scale, (int, float, Real))
-    if not number or not -sys.float_info.max <= scale <= sys.float_info.max:
+    # NumPy's numbers would bring the bounds to their own type, where these are infinite.
+    x = scale if isinstance(scale, (int, float)) else float(scale) if isinstance(scale, Real) else math.nan
+    if not -sys.float_info.max <= x <= sys.float_info.max:
         raise InputError(f"scale={one_line(scale)}: give a finite number")
 
 
