@@ -189,7 +189,7 @@ def _branch_attention_kernel(
         lse = peak + tl.log(mass)
         if SINKS:
             sink = tl.load(sink_ptr + head, mask=m % HEADS < heads, other=0.0).to(tl.float32)
-            top = tl.maximum(lse, sink)
+            top = tl.minimum(tl.maximum(lse, sink), 3.0e38)  # finite: of an infinite sink, inf - inf would be NaN
             full = top + tl.log(tl.exp(lse - top) + tl.exp(sink - top))
             out = out * tl.exp(lse - full)[:, None]
             lse = full

@@ -14,16 +14,19 @@ from neuronllm.kernels.checks import (
     WHOLE,
     check_device,
     check_given,
+    check_scale,
     check_small,
     check_softcap,
     check_tensors,
+    one_line,
 )
-from neuronllm.kernels.launch import on_device, uses_triton
+from neuronllm.kernels.launch import check_backend, on_device, uses_triton
 
 from . import reference
 
 TYPES = (torch.float16, torch.bfloat16, torch.float32)
 MOST_LEVELS, WIDEST, MOST_HEADS = 3, 256, 16  # that the kernel takes; heads of one group
+FARTHEST = 2**29  # that a position is from 0 where there is a window: what the kernel compares then fits into int32
 _ROWS = "Tensor query, Tensor key, Tensor value"
 _PREFIX = (
     "Tensor[] keys, Tensor[] values, Tensor[] pieces, Tensor[] lengths, Tensor[] starts, Tensor positions, "
@@ -62,8 +65,9 @@ def branch_attention(
     query is (prompts, heads, rows, width); key and value, the rows' own, are (prompts, groups, rows, width), where a
     group serves heads / groups neighbouring heads. The prefix stands in levels of shared pieces, none of which is
     copied for a prompt or a row. Rows of a prompt stand at its position (default: behind its prefix); with a window
-    they see tokens of position > position - window. softcap bends logits to softcap * tanh(logit / softcap); sinks,
-    (heads,), are logits that take weight and give nothing. scale defaults to 1 / sqrt(width).
+    they see tokens of position > position - window, and positions and starts must be between -2**29 and 2**29. softcap
+    bends logits to softcap * tanh(logit / softcap); sinks, (heads,), are logits that take weight and give nothing
+    (infinite ones take all). scale defaults to 1 / sqrt(width).
 
     The result, (prompts, heads, rows, width of values), is differentiable by query, key and value; the prefix is
     constant.
@@ -75,9 +79,16 @@ def branch_attention(
     tensor([0.7500, 0.7500])
     """
     _check(query, key, value, prefix, positions, sinks)
+    if scale is not None:
+        check_scale(scale)
     check_softcap(softcap)
-    if window is not None and (not isinstance(window, int) or isinstance(window, bool) or window < 1):
-        raise InputError(f"window={window!r}: give a whole number of tokens, 1 or more, or None for no window")
+    check_backend(backend)
+    if window is not None:
+        if not isinstance(window, int) or isinstance(window, bool) or not 1 <= window < 2**63:
+            raise InputError(
+                f"window={one_line(window)}: give a whole number of tokens from 1 to 2**63 - 1, or None for no window"
+            )
+        window = min(window, 2 * FARTHEST)  # no two tokens are farther apart
     if positions is None:
         positions = torch.zeros(len(query), dtype=torch.int64, device=prefix[0].piece.device if prefix else None)
         for level in prefix:
@@ -104,8 +115,12 @@ def _check(
         raise InputError("query, key, value: give float16, bfloat16, float32 or float64")
     prompts, heads, rows, width = query.shape
     groups = key.shape[1]
-    if key.shape != (prompts, groups, rows, width) or value.shape[:3] != key.shape[:3] or heads % max(groups, 1):
+    if key.shape != (prompts, groups, rows, width) or value.shape[:3] != key.shape[:3]:
         raise InputError("key, value: give those of the rows themselves, in groups that divide the heads")
+    if heads % groups if groups else heads:
+        raise InputError("key, value: give those of the rows themselves, in groups that divide the heads")
+    if not width:
+        raise InputError("query, key: give heads of a width of 1 or more, there are no logits without one")
     if key.dtype != query.dtype or value.dtype != query.dtype:
         raise InputError("query, key, value: give one type")
     check_device("query", query.device, key=key, value=value, sinks=sinks)
@@ -131,6 +146,8 @@ def _check_level(name: str, level: Pieces, query: Tensor, groups: int, width_v: 
             raise InputError(f"{name}.{part}: give a tensor, not {type(x).__name__}")
     if keys.ndim != 4 or keys.shape[1] != groups or keys.shape[3] != width:
         raise InputError(f"{name}.keys: give (pieces, {groups}, tokens, {width})")
+    if prompts and not keys.shape[0]:
+        raise InputError(f"{name}: it has no pieces, of which every prompt sees one; leave the level out")
     if values.shape != (*keys.shape[:3], width_v):
         raise InputError(f"{name}.values: give {(*keys.shape[:3], width_v)}")
     if keys.dtype != query.dtype or values.dtype != query.dtype:
@@ -159,8 +176,15 @@ def _check_values(keys: list[Tensor], pieces: list[Tensor], lengths: list[Tensor
             raise InputError(f"prefix[{n}].lengths: give numbers of tokens, from 0 to the {k.shape[2]} that there are")
 
 
-def _outside(x: Tensor, most: int) -> bool:
-    return x.device.type == "cpu" and x.numel() > 0 and (int(x.min()) < 0 or int(x.max()) > most)
+def _check_positions(positions: Tensor, starts: list[Tensor]) -> None:
+    """As above, of the numbers that a window compares."""
+    for name, x in (("positions", positions), *((f"prefix[{n}].starts", start) for n, start in enumerate(starts))):
+        if _outside(x, FARTHEST - 1, 1 - FARTHEST):
+            raise InputError(f"{name}: with a window, give positions between -2**29 and 2**29")
+
+
+def _outside(x: Tensor, most: int, least: int = 0) -> bool:
+    return x.device.type == "cpu" and x.numel() > 0 and (int(x.min()) < least or int(x.max()) > most)
 
 
 def _refusal(query: Tensor, key: Tensor, value: Tensor, levels: int) -> str | None:
@@ -187,7 +211,12 @@ def _uses_triton(backend: str, query: Tensor, key: Tensor, value: Tensor, keys: 
 def _op(*inputs: Any) -> tuple[Tensor, Tensor]:
     *values, sinks, backend = inputs
     _check_values(values[3], *values[5:7])
-    if _uses_triton(backend, *values[:4]):
+    if values[11] is not None:
+        _check_positions(values[8], values[7])
+    triton = _uses_triton(backend, *values[:4])
+    if not values[0].numel():  # also heads: none can be shared out to groups
+        return _empty(*values[:3])
+    if triton:
         from . import kernel
 
         with on_device(values[0]):
@@ -196,7 +225,7 @@ def _op(*inputs: Any) -> tuple[Tensor, Tensor]:
 
 
 @_op.register_fake
-def _fake(query: Tensor, key: Tensor, value: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+def _empty(query: Tensor, key: Tensor, value: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     kind = torch.promote_types(query.dtype, torch.float32)
     return query.new_empty((*query.shape[:3], value.shape[3])), query.new_empty(query.shape[:3], dtype=kind)
 
@@ -208,6 +237,9 @@ def _fake(query: Tensor, key: Tensor, value: Tensor, *_: Any) -> tuple[Tensor, T
 )
 def _op_backward(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
     *values, backend = inputs
+    if not values[3].numel():
+        dquery, dkey, dvalue = (torch.zeros_like(x, memory_format=torch.contiguous_format) for x in values[3:6])
+        return dquery, dkey, dvalue
     if _uses_triton(backend, *values[3:7]):
         from . import kernel
 

@@ -26,6 +26,7 @@ def wide(x: Tensor) -> Tensor:
 def pattern(
     query: Tensor,
     key: Tensor,
+    value: Tensor,
     keys: list[Tensor],
     values: list[Tensor],
     pieces: list[Tensor],
@@ -39,35 +40,34 @@ def pattern(
     groups = key.shape[1]
     q = wide(query).unflatten(1, (groups, -1))
     at = [piece.to(query.device) for piece in pieces]
-    seen = []
-    for k, piece, length, start in zip(keys, at, lengths, starts, strict=True):
+    seen, before, mixed = [], [wide(key)[:, :, :0]], [wide(value)[:, :, :0]]
+    for k, v, piece, length, start in zip(keys, values, at, lengths, starts, strict=True):
         place = torch.arange(k.shape[2], device=query.device)
         there = place < length.to(query.device)[piece][:, None]
+        # A weight of 0 does not silence padding that is not finite: 0 times NaN or infinity is NaN.
+        padding = ~there[:, None, :, None]
+        before.append(wide(k)[piece].masked_fill(padding, 0.0))
+        mixed.append(wide(v)[piece].masked_fill(padding, 0.0))
         if window is not None:
             first = positions.to(query.device) - window
-            there &= place + start.to(query.device)[piece][:, None] > first[:, None]
+            there = there & (place + start.to(query.device)[piece][:, None] > first[:, None])
         seen.append(there)
-    before = torch.cat([wide(k)[piece] for k, piece in zip(keys, at, strict=True)] or [wide(key)[:, :, :0]], 2)
-    mixed = torch.cat(
-        [wide(v)[piece] for v, piece in zip(values, at, strict=True)]
-        or [wide(key).new_zeros(len(query), groups, 0, 1)],
-        2,
-    )
-    logits = torch.einsum("bghrd,bgtd->bghrt", q, before)
+    prefix = torch.cat(before, 2)
+    logits = torch.einsum("bghrd,bgtd->bghrt", q, prefix)
     logits = torch.cat([logits, (q * wide(key)[:, :, None]).sum(-1, keepdim=True)], -1) * scale
     if softcap is not None:
         logits = softcap * torch.tanh(logits / softcap)
     if seen:
         hidden = torch.nn.functional.pad(~torch.cat(seen, 1), (0, 1))
         logits = logits.masked_fill(hidden[:, None, None, None], float("-inf"))
-    return Pattern(logits, before, mixed)
+    return Pattern(logits, prefix, torch.cat(mixed, 2))
 
 
 def branch_attention(
     query: Tensor, key: Tensor, value: Tensor, *rest: Any, sinks: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Mixed values (prompts, heads, rows, width of values) in query's type, and log-sum-exp (prompts, heads, rows)."""
-    found = pattern(query, key, *rest)
+    found = pattern(query, key, value, *rest)
     lse = found.logits.logsumexp(-1)
     if sinks is not None:
         lse = torch.logaddexp(lse, wide(sinks).reshape(1, key.shape[1], -1, 1).to(lse))
@@ -82,7 +82,7 @@ def backward(
     grad: Tensor, out: Tensor, lse: Tensor, query: Tensor, key: Tensor, value: Tensor, *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of query, and of the rows' own keys and values. The prefix is constant."""
-    found, groups = pattern(query, key, *rest), key.shape[1]
+    found, groups = pattern(query, key, value, *rest), key.shape[1]
     scale, softcap = rest[6], rest[7]
     q, above, mixed, peak = (wide(x).unflatten(1, (groups, -1)) for x in (query, grad, out, lse))
     weights = (found.logits - peak[..., None]).exp()

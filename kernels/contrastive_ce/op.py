@@ -8,8 +8,17 @@ import torch
 from torch import Tensor
 
 from neuronllm.errors import InputError
-from neuronllm.kernels.checks import FLOATS, WHOLE, check_device, check_given, check_softcap, check_tensors
-from neuronllm.kernels.launch import on_device, uses_triton
+from neuronllm.kernels.checks import (
+    FLOATS,
+    WHOLE,
+    check_device,
+    check_given,
+    check_name,
+    check_scale,
+    check_softcap,
+    check_tensors,
+)
+from neuronllm.kernels.launch import check_backend, on_device, uses_triton
 
 from . import reference
 
@@ -21,6 +30,7 @@ class ContrastiveCE(NamedTuple):
     """The objective (rows,), the options' scores (rows, options) and the objective's gradient by hidden (rows, width).
 
     All are float32 (float64 for float64 inputs). An option without tokens has the score -1e30.
+    Of a row without any token, which only the CPU refuses, the gradient by the options is 0, and so is p_options.
     """
 
     value: Tensor
@@ -59,17 +69,20 @@ def contrastive_ce(
     check_tensors(bias=bias)
     options = options[..., None] if options.ndim == 2 else options
     _check(hidden, weight, options, right, objective, bias)
+    check_scale(scale)
     check_softcap(softcap)
+    check_backend(backend)
     return ContrastiveCE(*_op(hidden, weight, options, right, bias, objective, scale, softcap, backend))
 
 
 def _check(hidden: Tensor, weight: Tensor, options: Tensor, right: Tensor, objective: str, bias: Tensor | None) -> None:
-    if objective not in reference.OBJECTIVES:
-        raise InputError(f"objective={objective!r}: known objectives are {', '.join(reference.OBJECTIVES)}")
+    check_name("objective", objective, reference.OBJECTIVES, "objectives")
     if hidden.ndim != 2 or hidden.dtype not in FLOATS:
         raise InputError("hidden: give final hidden states (rows, width), float16, bfloat16, float32 or float64")
     if weight.ndim != 2 or weight.shape[1] != hidden.shape[1] or weight.dtype != hidden.dtype:
         raise InputError(f"weight: give the head, (vocabulary, {hidden.shape[1]}), in hidden's type")
+    if not weight.shape[0]:
+        raise InputError("weight: the vocabulary is empty, give a head of at least one row")
     shaped = options.ndim == 3 and options.shape[0] == hidden.shape[0] and 0 not in options.shape[1:]
     if not shaped or options.dtype not in WHOLE:
         raise InputError("options: give whole numbers (rows, options) or (rows, options, forms), at least one option")
@@ -86,6 +99,9 @@ def _check_ids(options: Tensor, right: Tensor, vocabulary: int) -> None:
     """What can be looked at without waiting for a device."""
     if int(options.max()) >= vocabulary:
         raise InputError(f"options: token id {int(options.max())} is outside the vocabulary of {vocabulary}")
+    empty = (options < 0).flatten(1).all(1)
+    if bool(empty.any()):
+        raise InputError(f"options: row {int(empty.int().argmax())} has no token at all, leave it out")
     if int(right.min()) < 0 or int(right.max()) >= options.shape[1]:
         raise InputError(f"right: give places from 0 to {options.shape[1] - 1}")
 

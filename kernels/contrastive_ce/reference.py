@@ -70,7 +70,7 @@ def value_and_slope(objective: str, scores: Tensor, log_z: Tensor | None, right:
     if log_z is not None:
         value = mine - log_z
         return (value, at) if objective == "logp_vocab" else (value.exp(), at * value.exp()[:, None])
-    p = scores.softmax(-1)
+    p = scores.softmax(-1).masked_fill(scores == NEVER, 0.0)  # also where no option has a token
     if objective == "logp_options":
         return mine - scores.logsumexp(-1), at - p
     mine = p.gather(-1, right[:, None])

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from neuronllm.errors import InputError
-from neuronllm.kernels.checks import FLOATS, check_given, check_tensors, check_weights
-from neuronllm.kernels.launch import on_device, uses_triton
+from neuronllm.kernels.checks import FLOATS, check_flags, check_given, check_name, check_tensors, check_weights
+from neuronllm.kernels.launch import check_backend, on_device, uses_triton
 from neuronllm.kernels.questions import check_questions
 
 from . import reference
@@ -57,7 +57,7 @@ def glu_score(
     question. Rows of no question get gradients of zero; questions may not share a row. Lengths on the CPU are faster.
     weights, (questions,) or (questions, neurons), multiply a question's scores. split keeps positive and negative
     products apart. into, float32 (neurons,) or with split (2, neurons), is a running sum over all questions that the
-    scores are added to.
+    scores are added to; it is not differentiable and shares no memory with an input.
 
     >>> gate, up, grad = torch.ones(3, 2), torch.ones(3, 2), torch.ones(3, 2)
     >>> glu_score(gate, up, grad, torch.tensor([1, 2]), act="relu").scores
@@ -66,6 +66,8 @@ def glu_score(
     """
     check_given(gate=gate, grad=grad)
     check_tensors(up=up, weights=weights, into=into)
+    check_flags(split=split, gradients=gradients)
+    check_backend(backend)
     _check(gate, up, grad, lengths, starts, act)
     questions = 1 if lengths is None else lengths.shape[0]
     check_weights(weights, questions, grad.shape[1], "grad", grad.device)
@@ -76,6 +78,9 @@ def glu_score(
             raise InputError("into: give a contiguous (neurons,) tensor, (2, neurons) with split")
         if into.dtype != torch.promote_types(grad.dtype, torch.float32) or into.device != grad.device:
             raise InputError("into: give float32 (float64 for float64 inputs) on the device of grad")
+        asked = any(x is not None and x.requires_grad for x in (gate, up, grad)) and torch.is_grad_enabled()
+        if into.requires_grad or asked:
+            raise InputError("into: a running sum is not differentiable, detach it, gate, up and grad (or use no_grad)")
         dgate, dup = _op_into(into, gate, up, grad, starts, lengths, weights, act, split, gradients, backend)
         scores = into
     return GluScore(scores, dgate if gradients else None, dup if gradients and up is not None else None)
@@ -89,8 +94,7 @@ def _check(
     starts: Tensor | None,
     act: str,
 ) -> None:
-    if act not in reference.ACTIVATIONS:
-        raise InputError(f"act={act!r}: known activations are {', '.join(reference.ACTIVATIONS)}")
+    check_name("act", act, reference.ACTIVATIONS, "activations")
     for name, x in (("gate", gate), ("up", up), ("grad", grad)):
         if x is not None and (x.ndim != 2 or x.dtype not in FLOATS):
             raise InputError(f"{name}: give a matrix (rows, neurons) of float16, bfloat16, float32 or float64")
@@ -147,8 +151,25 @@ def _fake_gradients(gate: Tensor, up: Tensor | None, gradients: bool) -> tuple[T
     "neuronllm::glu_score_into", mutates_args=("into",), schema=f"(Tensor(a!) into, {_INPUTS}) -> (Tensor, Tensor)"
 )
 def _op_into(into: Tensor, *inputs: Any) -> tuple[Tensor, Tensor]:
-    _, dgate, dup = _forward(*inputs[:-1], backend=inputs[-1], into=into.reshape(-1, inputs[2].shape[1]))
+    for x in inputs[:6]:
+        if x is not None and _overlap(into, x):
+            raise InputError("into: it shares memory with an input, give a tensor of its own")
+    _, dgate, dup = _forward(*inputs[:-1], backend=inputs[-1], into=into if into.ndim == 2 else into[None])
     return dgate, dup
+
+
+def _overlap(a: Tensor, b: Tensor) -> bool:
+    """Whether the memory from the first to the last element of one meets that of the other."""
+    if not a.numel() or not b.numel() or a.device != b.device:
+        return False
+    (first, last), (begin, end) = (
+        (
+            x.data_ptr(),
+            x.data_ptr() + x.element_size() * sum((n - 1) * s for n, s in zip(x.shape, x.stride(), strict=True)),
+        )
+        for x in (a, b)
+    )
+    return first < end + b.element_size() and begin < last + a.element_size()
 
 
 @_op_into.register_fake

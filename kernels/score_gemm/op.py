@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from neuronllm.errors import InputError
-from neuronllm.kernels.checks import FLOATS, check_given, check_tensors, check_weights
+from neuronllm.kernels.checks import FLOATS, check_flags, check_given, check_name, check_tensors, check_weights
 from neuronllm.kernels.glu_score.reference import ACTIVATIONS
-from neuronllm.kernels.launch import on_device, uses_triton
+from neuronllm.kernels.launch import check_backend, on_device, uses_triton
 from neuronllm.kernels.questions import check_questions
 
 from . import reference
@@ -46,6 +46,8 @@ def score_gemm(
     """
     check_given(grad=grad, weight=weight, gate=gate)
     check_tensors(up=up, weights=weights)
+    check_flags(each=each)
+    check_backend(backend)
     _check(grad, weight, gate, up, act)
     check_questions(lengths, starts, "grad", grad.device)
     if each and lengths is not None:
@@ -58,8 +60,7 @@ def score_gemm(
 
 
 def _check(grad: Tensor, weight: Tensor, gate: Tensor, up: Tensor | None, act: str) -> None:
-    if act not in ACTIVATIONS:
-        raise InputError(f"act={act!r}: known activations are {', '.join(ACTIVATIONS)}")
+    check_name("act", act, ACTIVATIONS, "activations")
     for name, x in (("grad", grad), ("weight", weight), ("gate", gate), ("up", up)):
         if x is not None and (x.ndim != 2 or x.dtype not in FLOATS):
             raise InputError(f"{name}: give a matrix of float16, bfloat16, float32 or float64")

@@ -7,6 +7,9 @@ stands inside the operators, which tracing does not enter.
 from __future__ import annotations
 
 import math
+import sys
+from collections.abc import Iterable
+from numbers import Real
 from typing import Any
 
 import torch
@@ -45,9 +48,34 @@ def check_small(name: str, x: Tensor, first: str, device: torch.device) -> None:
         raise InputError(f"{name}: it is on {x.device}, {first} on {device}; move it there, or to the CPU")
 
 
+def check_name(name: str, given: Any, known: Iterable[str], what: str) -> None:
+    """A choice by name. What is no string may not even be comparable."""
+    if not isinstance(given, str) or given not in known:
+        raise InputError(f"{name}={one_line(given)}: known {what} are {', '.join(known)}")
+
+
+def check_flags(**given: Any) -> None:
+    for name, x in given.items():
+        if not isinstance(x, (bool, int)):
+            raise InputError(f"{name}={one_line(x)}: give True or False")
+
+
 def check_softcap(softcap: Any) -> None:
-    if softcap is not None and not (isinstance(softcap, (int, float)) and 0 < softcap < math.inf):
-        raise InputError(f"softcap={softcap!r}: give a positive number, or None for no cap")
+    if softcap is not None and not (isinstance(softcap, (int, float)) and 0 < softcap <= sys.float_info.max):
+        raise InputError(f"softcap={one_line(softcap)}: give a positive number, or None for no cap")
+
+
+def check_scale(scale: Any) -> None:
+    # NumPy's numbers would bring the bounds to their own type, where these are infinite.
+    x = scale if isinstance(scale, (int, float)) else float(scale) if isinstance(scale, Real) else math.nan
+    if not -sys.float_info.max <= x <= sys.float_info.max:
+        raise InputError(f"scale={one_line(scale)}: give a finite number")
+
+
+def one_line(x: Any) -> str:
+    """What was given, as a line that fits into a message."""
+    text = " ".join(repr(x).split())
+    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def check_weights(weights: Tensor | None, questions: int, neurons: int, first: str, device: torch.device) -> None:
@@ -57,6 +85,8 @@ def check_weights(weights: Tensor | None, questions: int, neurons: int, first: s
     one = weights.ndim == 1 and weights.shape[0] == questions
     if not one and not (weights.ndim == 2 and weights.shape[0] == questions and weights.shape[1] == neurons):
         raise InputError(f"weights: give one a question ({questions}) or one a question and neuron")
+    if weights.dtype not in FLOATS:
+        raise InputError(f"weights: give float16, bfloat16, float32 or float64, not {weights.dtype}")
     if weights.requires_grad:
         raise InputError("weights: they take no gradient, detach them")
     check_device(first, device, weights=weights)

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ..env import kernel_choice, triton_found
 from ..errors import InputError
+from .checks import check_name
 
 BACKENDS = ("auto", "triton", "torch")
 _asked: list[str] = []
@@ -76,8 +77,7 @@ def using(backend: str) -> Iterator[None]:
 
 
 def check_backend(backend: str) -> None:
-    if backend not in BACKENDS:
-        raise InputError(f"backend={backend!r}: known back ends are {', '.join(BACKENDS)}")
+    check_name("backend", backend, BACKENDS, "back ends")
 
 
 def uses_triton(op: str, backend: str, *tensors: Tensor | None, refusal: str | None = None) -> bool:

@@ -44,14 +44,21 @@ def bounds(lengths: Tensor | None, starts: Tensor | None, rows: int) -> tuple[Te
     if lengths is None:
         return torch.zeros(1, dtype=torch.int64), torch.tensor([rows])
     lengths = lengths.long()
+    known = lengths.device.type == "cpu" and lengths.numel() > 0
+    if known and int(lengths.min()) < 0:
+        raise InputError(f"lengths: {int(lengths.min())} rows are no length, give whole numbers from 0 on")
+    # Sums only of what is known to be small: those of numbers near 2**63 would wrap around and pass every check.
+    if known and int(lengths.max()) > rows:
+        raise InputError(f"lengths: a question reaches beyond the {rows} rows that there are")
     starts = lengths.cumsum(0) - lengths if starts is None else starts.long()
-    if lengths.device.type == "cpu" and lengths.numel():
-        ends = starts + lengths
-        if int(lengths.min()) < 0 or int(starts.min()) < 0 or int(ends.max()) > rows:
+    if known:
+        if int(starts.min()) < 0:
+            raise InputError(f"starts: {int(starts.min())} is no row, give whole numbers from 0 on")
+        if bool((starts > rows - lengths).any()):
             raise InputError(f"lengths: a question reaches beyond the {rows} rows that there are")
         order = starts.argsort(stable=True)
         some = order[lengths[order] > 0]
-        if bool((ends[some][:-1] > starts[some][1:]).any()):
+        if bool(((starts + lengths)[some][:-1] > starts[some][1:]).any()):
             raise InputError("lengths: two questions share a row")
     return starts, lengths
 
@@ -89,4 +96,5 @@ def cut(
     row = (begin[question] + offset).clamp(0, rows)
     count = torch.minimum((length[question] - offset).clamp(max=chunk), rows - row).clamp(min=0)
     table = torch.stack([question, row, torch.where(real, count, 0)]).int()
-    return Chunks(table.to(device), first.int().to(device), False)
+    # Lengths on a device are not looked at: wrong ones give wrong sums, but no address outside the chunks.
+    return Chunks(table.to(device), first.clamp(0, total).int().to(device), False)
