@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 import neuronllm as nl
-from bench import engine as bench_engine
-from bench import kernels as bench_kernels
-from bench.harness import Setup
 from neuronllm.attribute import dry_run
 from neuronllm.engine.batching import CUDA_ROWS, Plan
 from neuronllm.engine.fast import FastEngine
@@ -267,6 +266,11 @@ def test_selection_falls_back_to_torch() -> None:
 
 @pytest.mark.parametrize("name", ["kernels", "engine"])
 def test_benchmarks(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", [*sys.path, str(Path(__file__).resolve().parents[1])])  # bench/ is not installed
+    from bench import engine as bench_engine
+    from bench import kernels as bench_kernels
+    from bench.harness import Setup
+
     monkeypatch.setattr(bench_kernels, "backend", lambda setup: "torch")
     monkeypatch.setattr(torch, "compile", lambda call, **_: call)
     for benchmark in {"kernels": bench_kernels.BENCHMARKS, "engine": bench_engine.BENCHMARKS[:2]}[name]:
