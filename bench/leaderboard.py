@@ -34,8 +34,8 @@ norm follows the FFN (`narrow-olmo2`), scaling a whole layer changes nothing, in
 times a constant, and `ace` ranks as `gradient` does.
 
 Cost is the time of a prompt over that of plain inference at its best batch size; models this small exaggerate what
-comes on top. Columns of times say "busy machine" where others were at work as a run began (a load above 1.5 for each
-thread in use): take those figures with care. Ranks and overlaps do not depend on it.
+comes on top. Columns of times say "busy machine" where others were at work as a run began (a load above 1.1 for each
+core): take those figures with care. Ranks and overlaps do not depend on it.
 """
 STEERED = """## Steering on held-out questions
 

@@ -2,7 +2,8 @@
 
 Every method that scores single prompts is asked for the scores of all neurons at the answer position, of the fast
 engine and of the reference engine, which is the plain way: hooks on the model, one whole forward (and backward) pass
-for each thing to know, prompt by prompt. Both see the same method, so whatever is registered takes part.
+for each thing to know, prompt by prompt. Both see the same method, so whatever is registered takes part. The plain way
+takes minutes a prompt on larger models: the default is a narrow one.
 """
 
 from __future__ import annotations
@@ -74,6 +75,6 @@ def methods(setup: Setup) -> Case:
 
 BENCHMARKS = [
     Benchmark(
-        "engine.methods", "every method", methods, {"cpu": ("small",), "cuda": ("small",)}, quick=False, threads=(1, 2)
+        "engine.methods", "every method", methods, {"cpu": ("narrow",), "cuda": ("small",)}, quick=False, threads=(1, 2)
     )
 ]

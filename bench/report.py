@@ -20,7 +20,7 @@ both sides of a ratio run in turn in one process, and every repetition is in the
 The columns of the tables of ratios:
 
 - **where**: the model or array that it ran on, and the threads or the GPU. "Busy machine" is said where others were at
-  work as it began (a load above 1.5 for each thread in use): take such times with care.
+  work as it began (a load above 1.1 for each core): take such times with care.
 - **work**, **against**: what of ours is measured, and what beside.
 - **takes**, **ours takes**: what the other side takes, and what ours does. Times are medians of the runs, whose number
   stands behind; in brackets are the 20th and the 80th percentile, between neighbours where runs are few. One run has no
