@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 import neuronllm
 from neuronllm.neurons import NeuronSet
 from neuronllm.scores import Scores
-from tests.cli.tools import copied, refused, run
+from tests.cli.tools import asked, copied, refused, run
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -44,18 +44,7 @@ def test_the_baked_model_gives_the_live_edits_logits(model_folder, questions, tm
     import neuronllm as nl
 
     scores, neurons, baked = (tmp_path / name for name in ("scores", "neurons", "baked"))
-    run(
-        "attribute",
-        "--model",
-        model_folder,
-        "--questions",
-        questions,
-        "--quiet",
-        "--method",
-        "gradient",
-        "--output",
-        scores,
-    )
+    assert run(*asked(model_folder, questions, "--output", scores)) == 0
     run("find", scores, "--good", 4, "--bad", 4, "--output", neurons)
     run("bake", "--model", model_folder, "--neurons", neurons, "--good", 0.5, "--bad", 2, "--output", baked)
     model, tokenizer = nl.load_model(model_folder)
