@@ -8,6 +8,7 @@ import logging
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -46,7 +47,9 @@ def _list(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from .harness import CannotRun, WrongResult
+    import torch
+
+    from .harness import CannotRun, Failed, WrongResult
     from .record import file_name, write
     from .report import as_text
     from .suites import check_shapes, chosen
@@ -57,7 +60,8 @@ def _run(args: argparse.Namespace) -> int:
     check_shapes(benches, args.shape or ())
     check_output(args.output)
     planned, left = _planned(benches, args)
-    done = wrong = 0
+    done = wrong = failed = 0
+    began = time.monotonic()
     for number, (bench, setup) in enumerate(planned, 1):
         name = f"{bench.name}, {setup.shape}, {setup.threads} thread{'s' if setup.threads > 1 else ''}"
         _tell(f"{name} ({number} of {len(planned)}): checking")
@@ -71,11 +75,16 @@ def _run(args: argparse.Namespace) -> int:
             _tell(f"{name}: left out, {error}")
             left += 1
             continue
+        except (Failed, MemoryError, torch.OutOfMemoryError) as error:
+            _tell(f"{name}: failed, {error or 'out of memory'}")
+            failed += 1
+            continue
         write(args.output, file_name(bench.name, setup), result)
         print(as_text(result), flush=True)
         done += 1
-    _tell(f"{done} measured, {left} left out, {wrong} wrong")
-    return 1 if wrong or not done else 0
+    minutes = (time.monotonic() - began) / 60
+    _tell(f"{done} measured, {left} left out, {wrong} wrong, {failed} failed; {minutes:.1f} minutes")
+    return 1 if wrong or failed or not done else 0
 
 
 def _tell(line: str) -> None:
@@ -102,11 +111,11 @@ def _planned(benches: Sequence[Benchmark], args: argparse.Namespace) -> tuple[li
 def _measured(bench: Benchmark, setup: Setup, peaks: bool = True) -> dict[str, Any]:
     import torch
 
-    from .harness import run_case
-    from .record import ROOT, commit, stamp
+    from .harness import Failed, run_case
+    from .record import ROOT, stamp, start
 
     torch.set_num_threads(setup.threads)
-    load, head = os.getloadavg()[0], commit()  # before a long run, during which the tree may move on
+    began = start()
     case = bench.build(setup)
     if not peaks:
         case.peaks = []
@@ -116,12 +125,12 @@ def _measured(bench: Benchmark, setup: Setup, peaks: bool = True) -> dict[str, A
         command = [sys.executable, "-m", "bench", PEAK, bench.name, side, *options]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
         if done.returncode:
-            raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr}")
+            raise Failed(f"{' '.join(command)}:\n{done.stderr}")
         return dict(json.loads(done.stdout.splitlines()[-1]))
 
     with case.stack:
         figures = run_case(case, setup, peak_of, lambda step: _tell(f"... {step}"))
-    return stamp(bench, setup, load, head) | figures
+    return stamp(bench, setup, began) | figures
 
 
 def _peak(args: argparse.Namespace) -> int:

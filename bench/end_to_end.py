@@ -21,7 +21,7 @@ import neuronllm as nl
 
 from . import plain
 from .fixture import bar_for
-from .harness import Bar, Benchmark, Case, Check, Comparison, Limit, Setup, Side, View, relative
+from .harness import Bar, Benchmark, Case, Check, Comparison, Failed, Limit, Setup, Side, View, relative
 from .record import ROOT
 from .scaling import write_model, write_questions
 from .shapes import SHAPES
@@ -90,7 +90,7 @@ def _run(model: Path, questions: Path, folder: Path, setup: Setup) -> dict[str, 
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | settings)
     whole = time.perf_counter() - start
     if done.returncode:
-        raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr}")
+        raise Failed(f"{' '.join(command)}:\n{done.stderr}")
     return by_stage(whole, json.loads(done.stdout.splitlines()[-1]))
 
 

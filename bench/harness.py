@@ -33,6 +33,10 @@ class CannotRun(RuntimeError):
     """This machine lacks what it takes: nothing is timed and nothing is written."""
 
 
+class Failed(RuntimeError):
+    """A process that measures ended in an error: nothing is written, and what comes next still runs."""
+
+
 @dataclass(frozen=True)
 class Setup:
     """On what a benchmark runs: everything that is needed to build the same case again in another process."""

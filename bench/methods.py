@@ -2,8 +2,8 @@
 
 Every method that scores single prompts is asked for the scores of all neurons at the answer position, of the fast
 engine and of the reference engine, which is the plain way: hooks on the model, one whole forward (and backward) pass
-for each thing to know, prompt by prompt. Both see the same method, so whatever is registered takes part. The plain way
-takes minutes a prompt on larger models: the default is a narrow one.
+for each thing to know, prompt by prompt. Both see the same method, so whatever is registered takes part, but for what
+the shape names as too dear for the plain way: what cannot be checked is not timed.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from neuronllm.prompts import Prompt
 
 from .fixture import Bench
 from .harness import Benchmark, Case, Check, Comparison, Setup, relative
+from .shapes import SHAPES
 
 TRUTH = "exact"
 FREE = "random"  # asks nothing of the model
@@ -45,9 +46,9 @@ def agreement(fast: Any, reference: Any, prompts: Sequence[Prompt], names: Seque
 
 def methods(setup: Setup) -> Case:
     """Every method beside inference and beside the reference engine."""
-    bench = Bench(setup, prompts=COUNT)
+    bench = Bench(setup, prompts=min(COUNT, SHAPES[setup.shape].prompts))
     reference = bench.open(bench.plain, "reference")
-    timed = [name for name in judged() if name != FREE]
+    timed = [name for name in judged() if name not in (FREE, *bench.shape.dear)]
 
     def by_fast(prompts: list[Prompt], method: str) -> Tensor:
         return score(method, bench.engine, prompts)
@@ -60,8 +61,8 @@ def methods(setup: Setup) -> Case:
 
     bench.case.sides, bench.case.check = [bench.best_inference()], check
     for name in timed:
-        ours = bench.ours(name, partial(by_fast, method=name), COUNT, times=2)
-        plain = bench.ours(f"{name}, plain", partial(by_hooks, method=name), 1)
+        ours = bench.ours(name, partial(by_fast, method=name), bench.count, times=2)
+        plain = bench.ours(f"{name}, plain", partial(by_hooks, method=name), 1, every=2)
         bench.case.sides += [plain, ours]
         bench.case.views.append(Comparison(name, "inference", "inference", name, "cost"))
         bench.case.views.append(Comparison(name, "the reference engine", plain.name, name))
@@ -70,11 +71,19 @@ def methods(setup: Setup) -> Case:
         "The reference engine: hooks, one whole pass for each thing to know, one prompt",
         f"{TRUTH}: see engine.exact; what compares answers of several prompts takes the time of the method it averages",
     ]
+    if bench.shape.dear:
+        left = f"Left out, as the plain way takes minutes or more a prompt: {', '.join(bench.shape.dear)}"
+        bench.case.notes.append(left)
     return bench.case
 
 
 BENCHMARKS = [
     Benchmark(
-        "engine.methods", "every method", methods, {"cpu": ("narrow",), "cuda": ("small",)}, quick=False, threads=(1, 2)
+        "engine.methods",
+        "every method",
+        methods,
+        {"cpu": ("narrow", "small"), "cuda": ("small",)},
+        quick=False,
+        threads=(1, 2),
     )
 ]

@@ -1,18 +1,21 @@
 """What a result is written with: the machine, the versions, the commit. And how it is read again.
 
-Nothing that can be derived is believed: `read` computes medians, quantiles, rates, ratios, fits and verdicts anew, with
-the functions that a run uses, from the raw times and peaks, and refuses a file that says otherwise.
+A file carries a digest of all that it says, so that one whose tables, views or conditions were edited is refused. And
+nothing that can be derived is believed: `read` computes medians, quantiles, rates, ratios, fits and verdicts anew, with
+the functions that a run uses, from the raw times and peaks.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import math
 import os
 import platform
 import statistics
 import subprocess
+import time
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -27,6 +30,7 @@ from .harness import Bar, Benchmark, Check, Comparison, Limit, Series, Setup, Si
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).resolve().with_name("results")  # what is committed, and what the page is made of
 FORMAT = 1  # of the files; a report refuses those of another
+DIGEST = "sha256"
 GENERATED = (
     ":!bench/results",
     ":!docs/performance.md",
@@ -98,8 +102,8 @@ def _git(*arguments: str) -> str | None:
     return done.stdout.strip() if done.returncode == 0 else None
 
 
-def stamp(benchmark: Benchmark, setup: Setup, started: float, head: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Everything about a run but its figures; `started` is the load of the machine, `head` the commit, as it began."""
+def stamp(benchmark: Benchmark, setup: Setup, began: dict[str, Any]) -> dict[str, Any]:
+    """Everything about a run but its figures; `began` is what `start` found."""
     return {
         "format": FORMAT,
         "benchmark": benchmark.name,
@@ -110,10 +114,16 @@ def stamp(benchmark: Benchmark, setup: Setup, started: float, head: dict[str, An
         "seed": setup.seed,
         "date": datetime.now(timezone.utc).date().isoformat(),
         "machine": machine(setup.device),
-        "load": {"before": started, "after": os.getloadavg()[0]},
+        "load": {"before": began["load"], "after": os.getloadavg()[0]},
         "versions": versions(),
-        "commit": head or commit(),
+        "commit": began["commit"],
+        "took": round(time.monotonic() - began["time"], 1),
     }
+
+
+def start() -> dict[str, Any]:
+    """What a stamp says of the beginning: the load, the commit (the tree may move on during a long run), the time."""
+    return {"load": os.getloadavg()[0], "commit": commit(), "time": time.monotonic()}
 
 
 def file_name(benchmark: str, setup: Setup) -> str:
@@ -121,10 +131,20 @@ def file_name(benchmark: str, setup: Setup) -> str:
     return f"{benchmark}.{setup.shape}.{setup.device.split(':')[0]}.{setup.threads}.json"
 
 
+def digest(result: dict[str, Any]) -> str:
+    """Of everything that a result says, in whatever order it stands.
+
+    >>> digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1}) != digest({"a": 1})
+    True
+    """
+    return hashlib.sha256(json.dumps(result, sort_keys=True).encode()).hexdigest()
+
+
 def write(folder: Path, name: str, result: dict[str, Any]) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     path, temporary = folder / name, folder / f".{name}.tmp"
-    temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    signed = result | {DIGEST: digest(result)}
+    temporary.write_text(json.dumps(signed, indent=1) + "\n", encoding="utf-8")
     temporary.replace(path)
     return path
 
@@ -150,6 +170,8 @@ def _sound(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} is damaged ({type(error).__name__}: {error}): {again}") from error
     if wrong:
         raise InputError(f"{path}: {wrong} is not what the raw figures in the file give: {again}")
+    if result.pop(DIGEST, None) != digest(result):
+        raise InputError(f"{path} is not as it was written, its digest is another: {again}")
     return result
 
 

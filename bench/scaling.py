@@ -23,7 +23,7 @@ from neuronllm.engine.quadrature import quadrature
 
 from . import plain
 from .fixture import OBJECTIVE, Bench
-from .harness import Bar, Benchmark, Case, Check, Comparison, Series, Setup, Side, relative
+from .harness import Bar, Benchmark, Case, Check, Comparison, Failed, Series, Setup, Side, relative
 from .record import ROOT
 from .shapes import SHAPES, Shape, random_model
 
@@ -213,7 +213,7 @@ def ranks(setup: Setup) -> Case:
         done = subprocess.run(command, capture_output=True, text=True, env=os.environ | settings)
         seconds = time.perf_counter() - start
         if done.returncode:
-            raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr}")
+            raise Failed(f"{' '.join(command)}:\n{done.stderr}")
         return seconds
 
     def difference(turn: int, processes: int) -> float:
@@ -221,7 +221,7 @@ def ranks(setup: Setup) -> Case:
         longer = attribute(processes, MORE, f"more-{place}", turn)
         seconds = longer - attribute(processes, FEW, f"few-{place}", turn)
         if seconds <= 0:
-            raise RuntimeError(f"{MORE} questions took no longer than {FEW}: the model is too small to be timed so")
+            raise Failed(f"{MORE} questions took no longer than {FEW}: the model is too small to be timed so")
         return seconds
 
     def check() -> list[Check]:

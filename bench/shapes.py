@@ -31,6 +31,7 @@ class Shape:
     options: int = 4  # of a prompt
     sampled_layers: tuple[int, ...] = ()  # dear plain methods are timed on these layers only: empty means on all
     sampled_neurons: int = 0  # and exact effects on so many neurons: 0 means all
+    dear: tuple[str, ...] = ()  # methods whose plain way takes minutes or more a prompt
     memory: int = 0  # GiB that a machine without a GPU should have
 
     @property
@@ -74,7 +75,7 @@ SHAPES = {
         # Norms behind the FFN; and an FFN of two matrices.
         Shape("narrow-olmo2", "olmo2", _dense(4, 128, 352, 4, 4, 1000, eos_token_id=0), std=0.1, tokens=40),
         Shape("narrow-neox", "gpt_neox", _dense(4, 128, 352, 4, 4, 1000), std=0.1, tokens=40),
-        Shape("small", "llama", _dense(8, 512, 1408, 8, 8, 8000), std=0.05),
+        Shape("small", "llama", _dense(8, 512, 1408, 8, 8, 8000), std=0.05, dear=("logprob",)),
         Shape(
             "llama-3.2-1b",
             "llama",
@@ -84,6 +85,7 @@ SHAPES = {
             copies=(4, 8),
             sampled_layers=(4, 11),  # as far from the middle: their mean is that of all layers
             sampled_neurons=2048,
+            dear=("ace", "qrnca", "knowledge", "logprob"),
             memory=20,
         ),
         Shape("llama-2-7b", "llama", _dense(32, 4096, 11008, 32, 32, 32000), **_ON_GPU),

@@ -111,7 +111,8 @@ def known(bench: Any) -> dict[str, Any]:
     benchmark = bench.harness.Benchmark("suite.known", "known times", lambda setup: None, {})
     peaks = {"plain": {"peak": 2**20}, "ours": {"peak": 2**21}}
     figures = bench.harness.run_case(case_of_known_times(bench), toy(bench), lambda name: dict(peaks[name]))
-    return json.loads(json.dumps(bench.record.stamp(benchmark, toy(bench), 0.0) | figures))
+    began = bench.record.start() | {"load": 0.0}
+    return json.loads(json.dumps(bench.record.stamp(benchmark, toy(bench), began) | figures))
 
 
 def test_figures_of_known_times(bench: Any) -> None:
@@ -125,6 +126,7 @@ def test_figures_of_known_times(bench: Any) -> None:
     assert (limit["seconds"], limit["met"]) == (5.0, True)
     assert {"cpu", "cores", "ram_gib", "gpu"} <= result["machine"].keys()
     assert {"python", "torch", "transformers", "neuronllm"} <= result["versions"].keys()
+    assert result["load"]["before"] == 0.0 <= result["took"]
     assert {"id", "dirty"} == result["commit"].keys() and result["threads"] == 1 and result["settings"]["tokens"] == 7
 
 

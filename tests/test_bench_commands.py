@@ -171,7 +171,7 @@ def test_what_cannot_run_here_is_named_and_running_nothing_is_no_success(
     out, err = capsys.readouterr()
     lines = err.splitlines()
     assert out == "" and lines[0] == "kernels.glu_score: left out, runs on cuda only"
-    assert len(lines) == 7 and lines[-1] == "0 measured, 6 left out, 0 wrong"
+    assert len(lines) == 7 and lines[-1] == "0 measured, 6 left out, 0 wrong, 0 failed; 0.0 minutes"
 
 
 def test_what_this_machine_lacks_is_counted(bench: Any, monkeypatch: Any, capsys: Any, tmp_path: Path) -> None:
@@ -183,7 +183,35 @@ def test_what_this_machine_lacks_is_counted(bench: Any, monkeypatch: Any, capsys
     first, second, last = capsys.readouterr().err.splitlines()
     assert first == "peers.ig, toy, 1 thread (1 of 1): checking"
     assert second == "peers.ig, toy, 1 thread: left out, nothing to compare with"
-    assert last == "0 measured, 1 left out, 0 wrong"
+    assert last == "0 measured, 1 left out, 0 wrong, 0 failed; 0.0 minutes"
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError()])
+def test_what_fails_is_told_and_the_rest_still_runs(
+    bench: Any, result: Any, error: Exception, monkeypatch: Any, capsys: Any, tmp_path: Path
+) -> None:
+    def first_fails(benchmark: Any, setup: Any, peaks: bool) -> Any:
+        if benchmark.name == "engine.ig":
+            raise error
+        return result
+
+    monkeypatch.setattr(bench.main, "_measured", first_fails)
+    assert bench.main.main(["run", "engine.ig", "engine.gradient", *ONCE, str(tmp_path)]) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[1] == f"engine.ig, toy, 1 thread: failed, {error or 'out of memory'}"
+    assert lines[-1].startswith("1 measured, 0 left out, 0 wrong, 1 failed; ")
+    assert [path.name for path in tmp_path.iterdir()] == ["engine.gradient.toy.cpu.1.json"]
+
+
+def test_a_process_for_memory_that_fails_is_told(bench: Any, monkeypatch: Any, capsys: Any, tmp_path: Path) -> None:
+    def killed(command: list[str], **options: Any) -> Any:
+        return answer(command) if command[0] == "git" else SimpleNamespace(returncode=-9, stderr="no more memory")
+
+    monkeypatch.setattr(bench.main.subprocess, "run", killed)
+    assert bench.main.main(["run", "engine.memory", *ONCE, str(tmp_path)]) == 1
+    err = capsys.readouterr().err
+    assert "engine.memory, toy, 1 thread: failed, " in err and "no more memory" in err
+    assert "0 measured, 0 left out, 0 wrong, 1 failed; " in err and not list(tmp_path.iterdir())
 
 
 def test_a_run_says_how_far_it_is(bench: Any, monkeypatch: Any, capsys: Any, tmp_path: Path) -> None:
@@ -193,11 +221,8 @@ def test_a_run_says_how_far_it_is(bench: Any, monkeypatch: Any, capsys: Any, tmp
     out, err = capsys.readouterr()
     lines = [line for line in err.splitlines() if not line.startswith("neuronllm")]
     assert lines[:2] == ["engine.memory, toy, 1 thread (1 of 2): checking", "... memory of inference"]
-    assert lines[-3:] == [
-        "engine.gradient, toy, 1 thread (2 of 2): checking",
-        "... timing",
-        "2 measured, 0 left out, 0 wrong",
-    ]
+    assert lines[-3:-1] == ["engine.gradient, toy, 1 thread (2 of 2): checking", "... timing"]
+    assert lines[-1].startswith("2 measured, 0 left out, 0 wrong, 0 failed; ")
     assert out.count("== engine.") == 2  # the results, and nothing else
 
 
@@ -307,6 +332,18 @@ def test_figures_that_the_raw_ones_do_not_give_are_refused(
     edited(*keys)(result, value)
     bench.record.write(tmp_path, "bent.json", result)
     assert f"bent.json: {told} is not what the raw figures" in bad(lambda: bench.record.read(tmp_path))
+
+
+@pytest.mark.parametrize("what", ["views", "checks", "notes", "machine", "facts", "sha256"])
+def test_what_was_edited_is_refused(bench: Any, result: Any, tmp_path: Path, what: str) -> None:
+    """Also what no other figure in the file speaks of: a view taken away, a condition, a table."""
+    file = bench.record.write(tmp_path, "bent.json", result)
+    stored = json.loads(file.read_text())
+    bent: dict[str, Any] = {"machine": stored["machine"] | {"cores": 64}, "facts": {"columns": {}, "rows": []}}
+    bent |= {"views": stored["views"][1:], "checks": [], "notes": ["on an idle machine"], "sha256": None}
+    file.write_text(json.dumps(stored | {what: bent[what]}))
+    with refused("bent.json is not as it was written"):
+        bench.record.read(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -42,9 +42,8 @@ def run(bench: Any, name: str) -> dict[str, Any]:
     case = bench.suites.ALL[name].build(toy(bench))
     with case.stack:
         figures = bench.harness.run_case(case, toy(bench), lambda side: {})
-    return json.loads(
-        json.dumps(bench.record.stamp(bench.suites.ALL[name], toy(bench), 0.0) | figures, allow_nan=False)
-    )
+    stamp = bench.record.stamp(bench.suites.ALL[name], toy(bench), bench.record.start())
+    return json.loads(json.dumps(stamp | figures, allow_nan=False))
 
 
 def test_examples_in_docstrings_are_true(bench: Any) -> None:
@@ -224,7 +223,7 @@ def faithful(bench: Any, shape: str, values: dict[str, float]) -> dict[str, Any]
     case.facts = lambda peaks: {"columns": columns, "rows": rows}
     benchmark = h.Benchmark("quality.faithfulness", "known", lambda setup: None, {})
     setup = h.Setup(shape=shape, rounds=1)
-    result = bench.record.stamp(benchmark, setup, 0.0) | h.run_case(case, setup, lambda side: {})
+    result = bench.record.stamp(benchmark, setup, bench.record.start()) | h.run_case(case, setup, lambda side: {})
     return json.loads(json.dumps(result))
 
 
@@ -236,7 +235,7 @@ def steering(bench: Any, rows: list[list[Any]]) -> dict[str, Any]:
     columns += ["random low", "random high", "percentile", "p", "letters"]
     case.facts = lambda peaks: {"columns": dict.fromkeys(columns, "number"), "rows": rows}
     benchmark, setup = h.Benchmark("quality.steering", "known", lambda setup: None, {}), h.Setup(shape="demo")
-    result = bench.record.stamp(benchmark, setup, 0.0) | h.run_case(case, setup, lambda side: {})
+    result = bench.record.stamp(benchmark, setup, bench.record.start()) | h.run_case(case, setup, lambda side: {})
     return json.loads(json.dumps(result))
 
 
