@@ -79,7 +79,9 @@ def case(setup: Setup, work: Work) -> Case:
         views.append(against)
     result = Case(sides=[*sides], check=lambda: checks(inputs(0), work), views=[*views], unit="megabyte moved at least")
     result.peaks = ["eager", "kernel"]
-    result.settings = {"bytes": work.moved, "repeat": repeat} | work.settings
+    sizes = ", ".join(f"{name} {value}" for name, value in work.settings.items() if isinstance(value, int))
+    result.settings = {"model": f"sizes of {SHAPES[setup.shape]}: {sizes}", "bytes": work.moved, "repeat": repeat}
+    result.settings |= work.settings
     return result
 
 
