@@ -103,7 +103,8 @@ def _planned(benches: Sequence[Benchmark], args: argparse.Namespace) -> tuple[li
             _tell(f"{bench.name}: left out, runs on {' and '.join(bench.shapes)} only")
             left += 1
         for shape in dict.fromkeys(shapes):
-            for threads in dict.fromkeys(args.threads or bench.threads):
+            counts = bench.threads if kind == "cpu" else bench.threads[:1]  # a GPU is one place
+            for threads in dict.fromkeys(args.threads or counts):
                 planned.append((bench, Setup(args.device, threads, shape, args.rounds, args.seed)))
     return planned, left
 

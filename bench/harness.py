@@ -184,7 +184,7 @@ class Benchmark:
 
 def synchronize(device: str) -> None:
     if device.startswith("cuda"):
-        torch.cuda.synchronize()
+        torch.cuda.synchronize(device)
 
 
 def clock(side: Side, turn: int, device: str) -> float:

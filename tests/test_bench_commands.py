@@ -174,6 +174,15 @@ def test_what_cannot_run_here_is_named_and_running_nothing_is_no_success(
     assert len(lines) == 7 and lines[-1] == "0 measured, 6 left out, 0 wrong, 0 failed; 0.0 minutes"
 
 
+def test_a_gpu_is_one_place(bench: Any) -> None:
+    benches, args = bench.suites.chosen(["engine.ig"]), ["run", "engine.ig", "--shape", "toy", "--device"]
+    threads = {}
+    for device in ("cpu", "cuda"):
+        flags = bench.arguments.parser("bench").parse_args([*args, device])
+        threads[device] = [setup.threads for _, setup in bench.main._planned(benches, flags)[0]]
+    assert threads == {"cpu": [1, 2], "cuda": [1]}
+
+
 def test_what_this_machine_lacks_is_counted(bench: Any, monkeypatch: Any, capsys: Any, tmp_path: Path) -> None:
     def without(*args: Any, **options: Any) -> Any:
         raise bench.harness.CannotRun("nothing to compare with")
