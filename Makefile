@@ -77,18 +77,20 @@ bench: $(VENV)/.dev-stamp
 	$(BIN)/python -m bench run quick --threads 2 --rounds 2 --no-peaks
 	$(MICRO) $(COMPARE)
 
-# The libraries to compare with are installed too; what fails does not keep the rest from running.
+# The libraries to compare with are installed too. What fails does not keep the rest from running: make fails at the end.
 $(VENV)/.peers-stamp: $(VENV)/.dev-stamp
 	$(PIP) install -c constraints.txt --no-build-isolation -e '.[dev,peers]'
 	touch $@
 
 bench-full: $(VENV)/.peers-stamp
 	$(NINJA_BUILD)
-	$(BIN)/python -m bench run all --output bench/results
+	failed=0; \
+	$(BIN)/python -m bench run all --output bench/results || failed=1; \
 	$(BIN)/python -m bench run engine.gradient engine.ig engine.exact engine.methods --shape llama-3.2-1b --threads 2 \
-		--output bench/results
-	$(BIN)/python -m bench report
-	$(MICRO) $(COMPARE)
+		--output bench/results || failed=1; \
+	$(BIN)/python -m bench report || failed=1; \
+	$(MICRO) $(COMPARE) || failed=1; \
+	exit $$failed
 
 style: $(VENV)/.dev-stamp
 	$(BIN)/ruff check .

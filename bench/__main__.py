@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -75,8 +76,10 @@ def _run(args: argparse.Namespace) -> int:
             _tell(f"{name}: left out, {error}")
             left += 1
             continue
-        except (Failed, MemoryError, torch.OutOfMemoryError) as error:
+        except (RuntimeError, MemoryError) as error:  # torch says both "out of memory" and worse with a RuntimeError
             _tell(f"{name}: failed, {error or 'out of memory'}")
+            if not isinstance(error, (Failed, MemoryError, torch.OutOfMemoryError)):
+                traceback.print_exc()  # where it came from may not be plain
             failed += 1
             continue
         write(args.output, file_name(bench.name, setup), result)
@@ -129,8 +132,10 @@ def _measured(bench: Benchmark, setup: Setup, peaks: bool = True) -> dict[str, A
             raise Failed(f"{' '.join(command)}:\n{done.stderr}")
         return dict(json.loads(done.stdout.splitlines()[-1]))
 
-    with case.stack:
+    try:
         figures = run_case(case, setup, peak_of, lambda step: _tell(f"... {step}"))
+    finally:
+        case.let_go()  # what comes next finds the device free
     return stamp(bench, setup, began) | figures
 
 
