@@ -48,9 +48,7 @@ def _list(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    import torch
-
-    from .harness import CannotRun, Failed, WrongResult
+    from .harness import CannotRun, WrongResult
     from .record import file_name, write
     from .report import as_text
     from .suites import check_shapes, chosen
@@ -76,10 +74,10 @@ def _run(args: argparse.Namespace) -> int:
             _tell(f"{name}: left out, {error}")
             left += 1
             continue
-        except (RuntimeError, MemoryError) as error:  # torch says both "out of memory" and worse with a RuntimeError
+        except (RuntimeError, MemoryError) as error:
             _tell(f"{name}: failed, {error or 'out of memory'}")
-            if not isinstance(error, (Failed, MemoryError, torch.OutOfMemoryError)):
-                traceback.print_exc()  # where it came from may not be plain
+            if type(error) is RuntimeError:  # of torch: out of memory on a CPU, or something worse
+                traceback.print_exc()
             failed += 1
             continue
         write(args.output, file_name(bench.name, setup), result)
@@ -115,7 +113,7 @@ def _planned(benches: Sequence[Benchmark], args: argparse.Namespace) -> tuple[li
 def _measured(bench: Benchmark, setup: Setup, peaks: bool = True) -> dict[str, Any]:
     import torch
 
-    from .harness import Failed, run_case
+    from .harness import CannotRun, Failed, run_case
     from .record import ROOT, stamp, start
 
     torch.set_num_threads(setup.threads)
@@ -123,6 +121,9 @@ def _measured(bench: Benchmark, setup: Setup, peaks: bool = True) -> dict[str, A
     case = bench.build(setup)
     if not peaks:
         case.peaks = []
+        if not case.timed and not case.facts:
+            case.let_go()
+            raise CannotRun("it measures nothing but peaks, which --no-peaks leaves out")
 
     def peak_of(side: str) -> dict[str, int]:
         options = [f"--{name}={getattr(setup, name)}" for name in ("threads", "shape", "device", "seed")]

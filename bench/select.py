@@ -179,14 +179,17 @@ def with_instructions(name: str, call: Callable[[], Any]) -> Callable[[], Any]:
 
 
 def wrong(x: Tensor, found: Any, end: str) -> float:
-    """How much speaks against the k elements found at an end of an array, or of the first row of a matrix.
+    """How much speaks against the k elements found at an end of an array, or of every row of a matrix.
 
     They are right if each stands where it is said to stand, in order of value and then of place, if as many elements
     lie beyond the last one's value as were found there, and if those of this very value are the first of their kind.
     There have to be k elements that are no NaN.
     """
-    x, values, places = (t[0] if t.ndim > 1 else t for t in (x, found.values, found.indices))
-    beyond = torch.gt if end == "largest" else torch.lt
+    rows = zip(*(t.reshape(-1, t.shape[-1]) for t in (x, found.values, found.indices)), strict=True)
+    return sum(_wrong_row(*row, torch.gt if end == "largest" else torch.lt) for row in rows)
+
+
+def _wrong_row(x: Tensor, values: Tensor, places: Tensor, beyond: Callable[[Any, Any], Tensor]) -> float:
     last = values[-1]
     ties = places[values == last]
     before, after, same = values[:-1], values[1:], values[:-1] == values[1:]
@@ -253,6 +256,18 @@ def _cost(what: str, against: str, baseline: str, ours: str, bar: float | None) 
     return Comparison(what, against, baseline, ours, "cost", bar=None if bar is None else Bar("<=", bar))
 
 
+def unlike(x: np.ndarray[Any, Any], found: Any, right: np.ndarray[Any, Any]) -> float:
+    """How much speaks against elements found in no order; `right` are their values in order.
+
+    They are right if no place comes twice, each stands where it is said to stand, and their values are these.
+    """
+    values, places = np.asarray(found.values), np.asarray(found.indices)
+    if values.shape != right.shape:
+        return math.inf
+    twice = len(places) - len(np.unique(places))
+    return float(twice + (x[places] != values).sum() + (np.sort(values) != right).sum())
+
+
 def half(setup: Setup) -> Case:
     """Half of an array, unsorted, beside np.argpartition, which gives one end."""
     array = ARRAYS[setup.shape]
@@ -262,8 +277,9 @@ def half(setup: Setup) -> Case:
         return extremes(x, array.k, smallest, sorted=False, threads=setup.threads, backend="ext")
 
     def check() -> list[Check]:
-        bound = np.partition(x, len(x) - array.k)[len(x) - array.k]
-        return [Check("elements below the bound", float((ours().largest.values < bound).sum()), 0)]
+        found, ordered = ours(array.k), np.sort(x)
+        ends = {"largest": (found.largest, ordered[-array.k :]), "smallest": (found.smallest, ordered[: array.k])}
+        return [Check(f"{end}: elements out of place", unlike(x, *pair), 0) for end, pair in ends.items()]
 
     sides = [
         _side("argpartition", lambda: np.argpartition(x, len(x) - array.k)[len(x) - array.k :]),

@@ -7,30 +7,25 @@ from __future__ import annotations
 
 import dataclasses
 import doctest
-import importlib
 import json
 import shutil
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+
+from tests.benches import modules
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="module")
 def bench() -> Any:
-    """The modules of bench/, which is not installed and stands beside the package."""
-    sys.path.append(str(ROOT))  # last: neuronllm is whichever is tested
-    names = ("harness", "shapes", "plain", "record", "report", "suites", "scaling", "fixture", "select", "__main__")
-    names += ("units", "plots", "conditions")
-    try:
-        return SimpleNamespace(**{name.strip("_"): importlib.import_module(f"bench.{name}") for name in names})
-    finally:
-        sys.path.remove(str(ROOT))
+    first = ("harness", "shapes", "plain", "record", "report", "suites", "scaling")
+    return modules(*first, "fixture", "select", "__main__", "units", "plots", "conditions")
 
 
 def side(bench: Any, name: str = "ours", **more: Any) -> Any:
@@ -291,6 +286,19 @@ def test_the_judge_of_selections_sees_every_mistake(bench: Any, places: list[int
     assert (bench.select.wrong(-x, negative, "smallest") == 0) is fine
     moved = SimpleNamespace(indices=found.indices, values=found.values + 1)
     assert bench.select.wrong(x, moved, "largest") > 0
+    second = SimpleNamespace(indices=torch.tensor([[5, 0, 2], places]), values=torch.stack([x[[5, 0, 2]], x[places]]))
+    assert (bench.select.wrong(torch.stack([x, x]), second, "largest") == 0) is fine  # of every row
+
+
+@pytest.mark.parametrize(
+    ("places", "fine"), [([3, 1], True), ([1, 3], True), ([3, 3], False), ([3, 0], False), ([3], False)]
+)
+def test_the_judge_of_unsorted_selections_sees_every_mistake(bench: Any, places: list[int], fine: bool) -> None:
+    x = np.array([0.0, 2.0, -1.0, 7.0], np.float32)
+    found = SimpleNamespace(indices=np.array(places), values=x[places])
+    assert (bench.select.unlike(x, found, np.sort(x)[-2:]) == 0) is fine
+    moved = SimpleNamespace(indices=(found.indices + 1) % 4, values=found.values)
+    assert bench.select.unlike(x, moved, np.sort(x)[-2:]) > 0
 
 
 def test_every_kind_of_array_can_be_made(bench: Any) -> None:

@@ -4,27 +4,20 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import importlib
 import json
 import re
-import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from tests.benches import modules
 from tests.test_bench import ROOT, known
 
 
 @pytest.fixture(scope="module")
 def bench() -> Any:
-    sys.path.append(str(ROOT))  # last: neuronllm is whichever is tested
-    names = ("harness", "record", "report", "suites", "units", "plots", "conditions", "shapes")
-    try:
-        return SimpleNamespace(**{name: importlib.import_module(f"bench.{name}") for name in names})
-    finally:
-        sys.path.remove(str(ROOT))
+    return modules("harness", "record", "report", "suites", "units", "plots", "conditions", "shapes")
 
 
 @pytest.mark.parametrize("name", ["performance.md", "leaderboard.md"])

@@ -5,7 +5,6 @@ The libraries are not needed: what runs them is skipped without them.
 
 from __future__ import annotations
 
-import importlib
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +17,7 @@ import neuronllm as nl
 from neuronllm.anatomy import Anatomy
 from neuronllm.engine import open_engine
 from neuronllm.engine.quadrature import quadrature
+from tests.benches import modules
 
 ROOT = Path(__file__).resolve().parents[1]
 LIBRARIES = ["captum", "TransformerLens", "nnsight"]
@@ -25,13 +25,7 @@ LIBRARIES = ["captum", "TransformerLens", "nnsight"]
 
 @pytest.fixture(scope="module")
 def bench() -> Any:
-    """The modules of bench/, which is not installed and stands beside the package."""
-    sys.path.append(str(ROOT))  # last: neuronllm is whichever is tested
-    names = ("harness", "shapes", "plain", "peers", "peers_by_hand", "peers_tools", "__main__")
-    try:
-        return SimpleNamespace(**{name.strip("_"): importlib.import_module(f"bench.{name}") for name in names})
-    finally:
-        sys.path.remove(str(ROOT))
+    return modules("harness", "shapes", "plain", "peers", "peers_by_hand", "peers_tools", "__main__")
 
 
 @pytest.fixture

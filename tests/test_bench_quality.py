@@ -5,17 +5,15 @@ from __future__ import annotations
 
 import copy
 import doctest
-import importlib
 import json
-import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 import neuronllm as nl
+from tests.benches import modules
 
 ROOT = Path(__file__).resolve().parents[1]
 METHODS = ("gradient", "logprob", "random")
@@ -23,14 +21,9 @@ METHODS = ("gradient", "logprob", "random")
 
 @pytest.fixture(scope="module")
 def bench() -> Any:
-    """The modules of bench/, which is not installed and stands beside the package."""
-    sys.path.append(str(ROOT))  # last: neuronllm is whichever is tested
-    modules = ["harness", "record", "report", "suites", "stages", "shapes", "scaling"]
-    modules += ["end_to_end", "quality", "leaderboard"]
-    try:
-        return SimpleNamespace(**{name: importlib.import_module(f"bench.{name}") for name in modules})
-    finally:
-        sys.path.remove(str(ROOT))
+    return modules(
+        "harness", "record", "report", "suites", "stages", "shapes", "scaling", "end_to_end", "quality", "leaderboard"
+    )
 
 
 def toy(bench: Any) -> Any:
