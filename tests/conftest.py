@@ -13,7 +13,7 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's background job, and inherited by what tests start
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a background job; what the tests start would inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
