@@ -48,7 +48,7 @@ def _list(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from .harness import CannotRun, WrongResult
+    from .harness import CannotRun, Failed, WrongResult
     from .record import file_name, write
     from .report import as_text
     from .suites import check_shapes, chosen
@@ -65,7 +65,7 @@ def _run(args: argparse.Namespace) -> int:
         name = f"{bench.name}, {setup.shape}, {setup.threads} thread{'s' if setup.threads > 1 else ''}"
         _tell(f"{name} ({number} of {len(planned)}): checking")
         try:
-            result = _measured(bench, setup, peaks=not args.no_peaks)
+            result, lost = _measured(bench, setup, peaks=not args.no_peaks)
         except WrongResult as error:
             _tell(f"{name}: {error}")
             wrong += 1
@@ -74,15 +74,16 @@ def _run(args: argparse.Namespace) -> int:
             _tell(f"{name}: left out, {error}")
             left += 1
             continue
-        except (RuntimeError, MemoryError) as error:
-            _tell(f"{name}: failed, {error or 'out of memory'}")
-            if type(error) is RuntimeError:  # of torch: out of memory on a CPU, or something worse
+        except Exception as error:  # noqa: BLE001 - whatever it is, the others still run
+            _tell(f"{name}: failed, {str(error) or type(error).__name__}")
+            if not isinstance(error, (Failed, InputError, MemoryError)):  # a mistake of the benchmark, or worse
                 traceback.print_exc()
             failed += 1
             continue
         write(args.output, file_name(bench.name, setup), result)
         print(as_text(result), flush=True)
         done += 1
+        failed += bool(lost)
     minutes = (time.monotonic() - began) / 60
     _tell(f"{done} measured, {left} left out, {wrong} wrong, {failed} failed; {minutes:.1f} minutes")
     return 1 if wrong or failed or not done else 0
@@ -99,8 +100,9 @@ def _planned(benches: Sequence[Benchmark], args: argparse.Namespace) -> tuple[li
 
     planned, left, kind = [], 0, args.device.split(":")[0]
     for bench in benches:
-        shapes = args.shape or bench.shapes.get(kind, ())
-        if not shapes:
+        there = bench.shapes.get(kind, ())
+        shapes = args.shape or there
+        if not shapes or (kind == "cuda" and not there):  # what is for a GPU can be tried on a CPU, not the other way
             _tell(f"{bench.name}: left out, runs on {' and '.join(bench.shapes)} only")
             left += 1
         for shape in dict.fromkeys(shapes):
@@ -110,10 +112,11 @@ def _planned(benches: Sequence[Benchmark], args: argparse.Namespace) -> tuple[li
     return planned, left
 
 
-def _measured(bench: Benchmark, setup: Setup, peaks: bool = True) -> dict[str, Any]:
+def _measured(bench: Benchmark, setup: Setup, peaks: bool = True) -> tuple[dict[str, Any], list[str]]:
+    """The result, and the sides whose peak memory should be in it and could not be measured."""
     import torch
 
-    from .harness import CannotRun, Failed, run_case
+    from .harness import CannotRun, run_case
     from .record import ROOT, stamp, start
 
     torch.set_num_threads(setup.threads)
@@ -124,20 +127,25 @@ def _measured(bench: Benchmark, setup: Setup, peaks: bool = True) -> dict[str, A
         if not case.timed and not case.facts:
             case.let_go()
             raise CannotRun("it measures nothing but peaks, which --no-peaks leaves out")
+    lost: list[str] = []
 
     def peak_of(side: str) -> dict[str, int]:
+        """What was timed is kept where this fails."""
         options = [f"--{name}={getattr(setup, name)}" for name in ("threads", "shape", "device", "seed")]
         command = [sys.executable, "-m", "bench", PEAK, bench.name, side, *options]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
         if done.returncode:
-            raise Failed(f"{' '.join(command)}:\n{done.stderr}")
+            _tell(f"... memory of {side}: failed, {' '.join(command)} ended with {done.returncode}:\n{done.stderr}")
+            lost.append(side)
+            case.notes.append(f"The memory of {side!r} could not be measured")
+            return {}
         return dict(json.loads(done.stdout.splitlines()[-1]))
 
     try:
         figures = run_case(case, setup, peak_of, lambda step: _tell(f"... {step}"))
     finally:
         case.let_go()  # what comes next finds the device free
-    return stamp(bench, setup, began) | figures
+    return stamp(bench, setup, began) | figures, lost
 
 
 def _peak(args: argparse.Namespace) -> int:
@@ -164,6 +172,8 @@ def _peak(args: argparse.Namespace) -> int:
             raise InputError(f"no side called {args.side!r}; {bench.name} has {'; '.join(sides) or 'none'}")
         side = sides[args.side]
         inputs = side.inputs(0)
+        if args.device != "cpu":  # libraries of a GPU keep workspace from their first call on
+            side.run(*inputs)
         found = {"peak": peak_memory(lambda: side.run(*inputs), args.device)}
     print(json.dumps(found))
     return 0
@@ -201,7 +211,8 @@ def _printed(args: argparse.Namespace) -> int:
     if args.check:
         raise InputError("--check is about the pages in docs/: leave --input out")
     if not args.input.is_dir():
-        raise InputError(f"--input {args.input}: no such folder; give one that a run wrote JSON to")
+        what = "it is a file" if args.input.exists() else "no such folder"
+        raise InputError(f"--input {args.input}: {what}; give the folder that a run wrote JSON to")
     results = read(args.input)
     if not results:
         raise InputError(f"--input {args.input}: no JSON files there; give a folder that a run wrote to")

@@ -22,6 +22,7 @@ from .shapes import SHAPES, Shape, random_model, random_prompts, shared_prompts,
 OBJECTIVE = "logp_options"
 GPU = ("llama-2-7b", "llama-3.1-8b", "qwen3-30b-a3b")
 DENSE_GPU = GPU[:2]
+UNHOOKED = ("gpt_neox",)  # families that plain.py does not know
 
 
 class Bench:
@@ -35,11 +36,18 @@ class Bench:
         *,
         shape: Shape | None = None,
         beside: Bench | None = None,
+        hooks: bool = True,
+        dense: bool = False,
         **options: Any,
     ) -> None:
-        """Of the setup's shape, or of a variant of it; `beside` another one: in its case, on its models."""
+        """Of the setup's shape, or of a variant of it; `beside` another one: in its case, on its models.
+
+        With `hooks` the plain side hooks the FFNs of dense models, with `dense` there is nothing beside it for others.
+        """
         self.setup, self.shape, self.shared = setup, shape or SHAPES[setup.shape], shared
         self.count = prompts or self.shape.prompts
+        if (hooks and self.shape.family in UNHOOKED) or (dense and self.shape.moe):
+            raise CannotRun(f"the plain way of this benchmark does not know the FFNs of {self.shape.name}")
         if setup.device == "cpu" and memory_gib() < self.shape.memory:
             raise CannotRun(f"{self.shape.name} takes {self.shape.memory} GiB, this machine has {memory_gib()}")
         self.model = beside.model if beside else random_model(self.shape, setup.device, setup.seed)
@@ -81,11 +89,12 @@ class Bench:
 
         return self.by_hand(name, run, count)
 
-    def best_inference(self) -> Choice:
-        """Inference of all prompts at the best batch size, found on at least sixteen of them."""
-        sizes = {f"batch {n}": n for n in sorted({min(n, self.count) for n in self.shape.batches})}
-        pilots = [self.inference(name, n, min(self.count, max(n, 16))) for name, n in sizes.items()]
-        return Choice("inference", pilots, lambda best: self.inference(best.name, sizes[best.name], self.count))
+    def best_inference(self, count: int | None = None) -> Choice:
+        """Inference of the prompts at the best batch size, found on at least sixteen of them."""
+        count = count or self.count
+        sizes = {f"batch {n}": n for n in sorted({min(n, count) for n in self.shape.batches})}
+        pilots = [self.inference(name, n, min(count, max(n, 16))) for name, n in sizes.items()]
+        return Choice("inference", pilots, lambda best: self.inference(best.name, sizes[best.name], count))
 
     def settings(self, **more: Any) -> dict[str, Any]:
         shape = {"model": str(self.shape), "neurons": self.anatomy.n_neurons, "tokens": self.shape.tokens}
@@ -124,13 +133,3 @@ class Bench:
 def bar_for(setup: Setup, bars: dict[str, Bar]) -> Bar | None:
     """The bar set for a shape, or for a shape at a number of threads ("small 2"); None where none was set."""
     return bars.get(f"{setup.shape} {setup.threads}") or bars.get(setup.shape)
-
-
-def spearman(a: Tensor, b: Tensor) -> float:
-    """Correlation of ranks.
-
-    >>> spearman(torch.tensor([1.0, 5.0, 9.0]), torch.tensor([0.1, 0.2, 7.0]))
-    1.0
-    """
-    ranks = torch.stack([x.double().cpu().argsort().argsort().double() for x in (a, b)])
-    return round(float(torch.corrcoef(ranks)[0, 1]), 12)

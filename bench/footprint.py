@@ -50,7 +50,7 @@ def memory(setup: Setup) -> Case:
         return found + bench.agreement(f"IG, {STEPS} steps", integrate, partial(_integral, bench), count=1)
 
     sides = [
-        bench.inference("inference", count, count, use_cache=True),
+        bench.inference("inference, with cache", count, count, use_cache=True),
         bench.inference("inference without cache", count, count),
         bench.ours("gradient", gradient, count),
         bench.ours("IG", integrate, count),
@@ -62,9 +62,9 @@ def memory(setup: Setup) -> Case:
     bench.case.peaks = [side.name for side in sides]
     cost = partial(Comparison, kind="cost", of="peak")
     bench.case.views = [
-        cost("grad x act", "inference", "inference", "gradient", bar=Bar("<=", 1.15)),
+        cost("grad x act", "inference, with cache", "inference, with cache", "gradient", bar=Bar("<=", 1.15)),
         cost("grad x act", "inference without cache", "inference without cache", "gradient"),
-        cost("IG, 16 steps", "inference", "inference", "IG", bar=Bar("<=", 1.15)),
+        cost("IG, 16 steps", "inference, with cache", "inference, with cache", "IG", bar=Bar("<=", 1.15)),
         cost("grad x act, all positions", "plain", "plain, all positions", "all positions"),
     ]
     bench.case.settings = bench.settings(batch=count)

@@ -182,6 +182,9 @@ class Benchmark:
         return self.name.split(".")[0]
 
 
+FIRST = 2  # turn that is timed: those before it belong to pilots, checks and warming up
+
+
 def synchronize(device: str) -> None:
     if device.startswith("cuda"):
         torch.cuda.synchronize(device)
@@ -248,12 +251,12 @@ def interleave(sides: Sequence[Side], rounds: int, device: str) -> dict[str, lis
             side.run(*side.inputs(0))
     times: dict[str, list[float]] = {side.name: [] for side in sides}
     for number in range(rounds):
-        order = sides if number % 2 == 0 else sides[::-1]
+        order = sides[::-1] if number % 4 in (1, 2) else sides  # of every second round both ways too
         turns = max((side.times for side in order), default=0)
         for turn in range(turns):
             for side in order:
                 if number % side.every == 0 and turn < side.times:
-                    times[side.name].append(clock(side, number * side.times + turn, device))
+                    times[side.name].append(clock(side, FIRST + number * side.times + turn, device))
     return times
 
 
@@ -324,7 +327,7 @@ def timed(case: Case, setup: Setup) -> tuple[dict[str, Any], dict[str, Any]]:
 def run_case(
     case: Case, setup: Setup, peak_of: Callable[[str], dict[str, int]], tell: Callable[[str], None] = lambda step: None
 ) -> dict[str, Any]:
-    """The figures of a case. `peak_of` measures the peak memory of a side, in a process of its own.
+    """The figures of a case. `peak_of` measures the peak memory of a side, in a process of its own; {} if it failed.
 
     `tell` hears what begins, behind the check.
     """
@@ -335,11 +338,15 @@ def run_case(
     case.let_go()
     for name in case.peaks:
         tell(f"memory of {name}")
-        found.setdefault(name, {}).update(peak_of(name))
+        if peak := peak_of(name):
+            found.setdefault(name, {}).update(peak)
     views = [figures for view in case.views if (figures := seen(view, found)) is not None]
     if case.facts:
         tell("further figures")
-    facts = case.facts({name: found[name]["peak"] for name in case.peaks}) if case.facts else {}
+    peaks = {name: side["peak"] for name, side in found.items() if "peak" in side}
+    facts = case.facts(peaks) if case.facts else {}
+    if not found and not facts:
+        raise Failed("nothing could be measured")
     return {
         "unit": case.unit,
         "settings": case.settings,

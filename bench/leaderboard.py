@@ -25,13 +25,14 @@ says anything else. `bench/README.md` says how the figures come about.
 """
 FAITHFUL = """## Faithfulness and cost
 
-The truth is what the objective really loses when a neuron is silenced (`exact`, every neuron run). Spearman compares
-the ranks of all neurons of a prompt; the overlap is the share of the k most helpful (highest) or most harmful (lowest)
-neurons that a method finds. All are means over the prompts of a task at the answer position, every method with its
-own objective. Random weights show what comes from the arithmetic of a method rather than from what a model learned.
-`contrast` compares prompts answered right with prompts answered wrong, so it has no score of a single prompt. Where a
-norm follows the FFN (`narrow-olmo2`), scaling a whole layer changes nothing, integrated gradients are the gradient
-times a constant, and `ace` ranks as `gradient` does.
+The truth is what the objective `logp_options`, the log-probability of the right option among the options, really loses
+when a neuron is silenced (`exact`, every neuron run). Spearman compares the ranks of all neurons of a prompt; the
+overlap is the share of the k most helpful (highest) or most harmful (lowest) neurons that a method finds. All are means
+over the prompts of a task at the answer position, every method with its own objective: one that scores by another
+objective is judged by the same truth. Random weights show what comes from the arithmetic of a method rather than from
+what a model learned. `contrast` compares prompts answered right with prompts answered wrong, so it has no score of a
+single prompt. Where a norm follows the FFN (`narrow-olmo2`), scaling a whole layer changes nothing, integrated
+gradients are the gradient times a constant, and `ace` ranks as `gradient` does.
 
 Cost is the time of a prompt over that of plain inference at its best batch size; models this small exaggerate what
 comes on top. Columns of times say "busy machine" where others were at work as a run began (a load above 1.1 for each
@@ -40,11 +41,12 @@ core): take those figures with care. Ranks and overlaps do not depend on it.
 STEERED = """## Steering on held-out questions
 
 Neurons are scored on the search questions of a task and edited on its test questions, which are about other items:
-degrade silences the good ones and doubles the bad ones, enhance the other way around. Beside each stand the middle 95 %
-of random sets with as many neurons in each layer, and the percentile of the edit among them. An edit "worked" if its
-accuracy lies outside that band on the wished side, McNemar's exact test of the changed questions says p < .05, and the
-letters did not collapse onto one; anything else is shown, and is no steering. Nothing is corrected for the number of
-tests. A set that lowers accuracy both when degraded and when enhanced does damage rather than steer.
+degrade silences the good ones and doubles the bad ones, enhance the other way around. Beside each stand 20 random sets
+with as many neurons in each layer: their middle 95 %, which of so few is nearly their whole range, and the percentile
+of the edit among them. An edit "worked" if it moved accuracy the wished way, beyond that band, McNemar's exact test of
+the changed questions says p < .05, and the letters did not collapse onto one; anything else is shown, and is no
+steering. Nothing is corrected for the number of tests. Where degrading would count, but enhancing the same neurons
+lowers accuracy too, however little, the verdict is "damage": such a set breaks something when it is touched at all.
 docs/demo.md looks closer at `gradient` at all positions, on other set sizes, and with tuned factors.
 """
 
@@ -97,32 +99,37 @@ def costs(result: dict[str, Any]) -> dict[str, float]:
 
 
 def ranking(results: Sequence[dict[str, Any]]) -> list[str]:
-    """One row a method, the most faithful first: Spearman everywhere, mean overlaps, cost."""
+    """One row a method, the most faithful first, on the bundled model if it is there: Spearman, mean overlaps, cost."""
     by_method: dict[str, dict[str, dict[str, Any]]] = {}
     for result in results:
         for record in records(result):
             by_method.setdefault(record["method"], {})[called(result, record["task"])] = record
     places = list(dict.fromkeys(place for found in by_method.values() for place in found))
     overlaps = [name for name in results[0]["facts"]["columns"] if name not in ("task", "method", "Spearman")]
-    means = {
-        name: {key: _mean(r[key] for r in found.values()) for key in ("Spearman", *overlaps)}
-        for name, found in by_method.items()
-    }
+    random = {result["shape"] for result in results if result["shape"] != DEMO}
+    groups = {"bundled": [p for p in places if p not in random], "random": [p for p in places if p in random]}
+    groups = {name: some for name, some in groups.items() if some}
+
+    def mean(method: str, places: Sequence[str], key: str) -> float | None:
+        return _mean(by_method[method][place][key] for place in places if place in by_method[method])
+
+    first, leading = next(iter(groups.items()))
+
+    def order(method: str) -> float:
+        return -(mean(method, leading, "Spearman") or -1.0)
+
     rows = []
-    for name in sorted(by_method, key=lambda name: -(means[name]["Spearman"] or -1.0)):
-        each = [by_method[name][place]["Spearman"] for place in places]
-        rows.append(
-            [
-                f"`{name}`",
-                *(_figure(means[name][key]) for key in ("Spearman", *overlaps)),
-                *map(_figure, each),
-                _cost(results, name),
-            ]
-        )
+    for name in sorted(by_method, key=order):
+        figures = [mean(name, some, "Spearman") for some in groups.values()]
+        figures += [mean(name, leading, key) for key in overlaps]
+        figures += [by_method[name].get(place, {}).get("Spearman") for place in places]
+        rows.append([f"`{name}`", *map(_figure, figures), _cost(results, name)])
     cost = "cost, busy machine" if any(map(busy, results)) else "cost"
-    columns = ["method", "Spearman, mean", *(f"{name}, mean" for name in overlaps), *places, cost]
+    means = [f"Spearman, {group}" for group in groups] + [f"{key}, {first}" for key in overlaps]
+    columns = ["method", *means, *places, cost]
     return [
-        "Spearman in each column that is named after a task of the bundled model or after a random model:",
+        "First means over the tasks of the bundled model, by which the methods are sorted, and over the random models; "
+        "then Spearman of each task and of each random model:",
         "",
         *markdown_table(columns, rows),
         "",
@@ -131,7 +138,7 @@ def ranking(results: Sequence[dict[str, Any]]) -> list[str]:
 
 def _figure(value: float | None) -> str:
     """Three decimals, also of what is nearly nothing."""
-    return "n/a" if value is None else f"{value:.3f}"
+    return "n/a" if value is None else f"{round(value, 3) + 0.0:.3f}"  # + 0.0: no -0.000
 
 
 def _mean(values: Iterable[float | None]) -> float | None:
@@ -141,8 +148,8 @@ def _mean(values: Iterable[float | None]) -> float | None:
 
 def _cost(results: Sequence[dict[str, Any]], method: str) -> str:
     """The smallest and the largest cost of the models."""
-    found = sorted(costs(result)[method] for result in results)
-    return f"{ratio(found[0])} to {ratio(found[-1])}"
+    found = sorted(some[method] for some in map(costs, results) if method in some)
+    return f"{ratio(found[0])} to {ratio(found[-1])}" if found else "n/a"
 
 
 def details(result: dict[str, Any]) -> list[str]:
@@ -182,50 +189,69 @@ def details(result: dict[str, Any]) -> list[str]:
 # ---- steering ----
 
 
-def worked(record: dict[str, Any]) -> bool:
-    """Whether an edit did what it should: beyond random sets and chance, and not by answering one letter."""
+def verdict(record: dict[str, Any], other: dict[str, Any]) -> str:
+    """ "yes" if an edit did what it should: beyond random sets and chance, and not by answering one letter.
+
+    "damage" if the other mode's edit of the same neurons lowers accuracy as degrading does; "no" otherwise.
+    """
     if record["letters"] == "collapsed" or record["p"] >= SURE:
-        return False
-    if record["mode"] == "degrade":
-        return bool(record["accuracy"] < record["random low"])
-    return bool(record["accuracy"] > record["random high"])
+        return "no"
+    accuracy = record["accuracy"]
+    if record["mode"] == "enhance":
+        return "yes" if accuracy > max(record["random high"], record["base"]) else "no"
+    if accuracy >= min(record["random low"], record["base"]):
+        return "no"
+    return "damage" if other["accuracy"] < other["base"] else "yes"
+
+
+def judged(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """The edits of a result, each with its verdict."""
+    found = {(r["task"], r["method"], r["mode"]): r for r in records(result)}
+    other = {"degrade": "enhance", "enhance": "degrade"}
+    return [
+        record | {"worked": verdict(record, found[task, method, other[mode]])}
+        for (task, method, mode), record in found.items()
+    ]
 
 
 def in_short(result: dict[str, Any]) -> list[str]:
     """On how many tasks each method did something, and what all of it amounts to."""
-    rows, tasks = [], sorted({record["task"] for record in records(result)})
-    methods = list(dict.fromkeys(record["method"] for record in records(result)))
-    found = {(r["method"], r["mode"], r["task"]): r for r in records(result)}
+    edits = judged(result)
+    rows, tasks = [], sorted({edit["task"] for edit in edits})
+    methods = list(dict.fromkeys(edit["method"] for edit in edits))
+    found = {(edit["method"], edit["mode"], edit["task"]): edit for edit in edits}
     for name in methods:
         cells = []
         for mode in ("degrade", "enhance"):
             some = [found[name, mode, task] for task in tasks]
-            did = [r["task"] for r in some if worked(r)]
+            did = [r["task"] for r in some if r["worked"] == "yes"]
             cells += [
                 _points(_mean(r["accuracy"] - r["base"] for r in some)),
                 f"{len(did)} of {len(tasks)}" + (f": {', '.join(did)}" if did else ""),
             ]
         rows.append([f"`{name}`", *cells])
     heads = ["method", "degrade: mean change", "worked", "enhance: mean change", "worked"]
-    return [*(_told(records(result), mode) for mode in ("degrade", "enhance")), "", *markdown_table(heads, rows), ""]
+    return [*(_told(edits, mode) for mode in ("degrade", "enhance")), "", *markdown_table(heads, rows), ""]
 
 
 def _told(found: Sequence[dict[str, Any]], mode: str) -> str:
     mine = [record for record in found if record["mode"] == mode and record["method"] != CHANCE]
-    did, collapsed = (sum(test(r) for r in mine) for test in (worked, lambda r: r["letters"] == "collapsed"))
+    did, harm = (sum(r["worked"] == what for r in mine) for what in ("yes", "damage"))
+    collapsed = sum(r["letters"] == "collapsed" for r in mine)
     wrong_way = sum(r["accuracy"] > r["base"] if mode == "degrade" else r["accuracy"] < r["base"] for r in mine)
     letters = f"; the letters collapsed in {collapsed}" if collapsed else "; the letters collapsed in none"
     verb = "raised" if mode == "degrade" else "lowered"
     return (
         f"- **{mode}** worked in {did} of {len(mine)} pairs of a method and a task (`{CHANCE}` not "
-        f"counted), and {verb} accuracy in {wrong_way}{letters}."
+        f"counted), {f'did damage in {harm}, ' if harm else ''}and {verb} accuracy in {wrong_way}{letters}."
     )
 
 
 def steering_tables(result: dict[str, Any]) -> list[str]:
     lines: list[str] = []
-    for task in sorted({record["task"] for record in records(result)}):
-        mine = [record for record in records(result) if record["task"] == task]
+    edits = judged(result)
+    for task in sorted({edit["task"] for edit in edits}):
+        mine = [edit for edit in edits if edit["task"] == task]
         lines += [
             f"### {task}",
             "",
@@ -264,7 +290,7 @@ def _steered(record: dict[str, Any]) -> list[str]:
         record["mode"],
         str(record["neurons"]),
         *shown,
-        "yes" if worked(record) else "no",
+        record["worked"],
     ]
 
 

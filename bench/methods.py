@@ -46,7 +46,7 @@ def agreement(fast: Any, reference: Any, prompts: Sequence[Prompt], names: Seque
 
 def methods(setup: Setup) -> Case:
     """Every method beside inference and beside the reference engine."""
-    bench = Bench(setup, prompts=min(COUNT, SHAPES[setup.shape].prompts))
+    bench = Bench(setup, prompts=min(COUNT, SHAPES[setup.shape].prompts), hooks=False)
     reference = bench.open(bench.plain, "reference")
     timed = [name for name in judged() if name not in (FREE, *bench.shape.dear)]
 
@@ -57,7 +57,7 @@ def methods(setup: Setup) -> Case:
         return score(method, reference, prompts)
 
     def check() -> list[Check]:
-        return agreement(bench.engine, reference, bench.prompts(1, 1), timed)
+        return agreement(bench.engine, reference, bench.prompts(1, 1 if bench.shape.dear else 2), timed)
 
     bench.case.sides, bench.case.check = [bench.best_inference()], check
     for name in timed:

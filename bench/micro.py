@@ -113,7 +113,8 @@ def test_exact(benchmark: Any, bench: Bench) -> None:
     some = torch.arange(0, bench.anatomy.n_neurons, 41)
     layers, _, indices = bench.anatomy.locate(some)
     neurons = list(zip(layers.tolist(), indices.tolist(), strict=True))
-    right = plain.effects(bench.plain, *bench.tensors(0, 1), neurons, batch=16)
+    asked = bench.tensors(0, 1)
+    right = plain.effects(bench.plain, *asked, neurons, 16, plain.once(bench.plain, *asked))
     assert relative(run(bench.prompts(0, 1))[:, some], right[None]) < 1e-3
     timed(benchmark, run, lambda turn: (bench.prompts(turn, 1),), rounds=15)
 

@@ -36,7 +36,7 @@ Way = Callable[[Tensor, Tensor, Tensor], Tensor]
 def gradient(setup: Setup) -> Case:
     """Gradient times activation of all neurons at the answer position, sixteen prompts in one batch."""
     here, missing = peers_here()
-    bench = Bench(setup, prompts=min(PROMPTS, SHAPES[setup.shape].prompts))
+    bench = Bench(setup, prompts=min(PROMPTS, SHAPES[setup.shape].prompts), dense=True)
 
     def ours(prompts: list[nl.Prompt]) -> Tensor:
         return bench.engine.gradients(prompts, OBJECTIVE)
@@ -54,7 +54,7 @@ def gradient(setup: Setup) -> Case:
 def ig(setup: Setup) -> Case:
     """Integrated gradients of all neurons of one prompt, 16 steps."""
     here, missing = peers_here()
-    bench = Bench(setup, prompts=1)
+    bench = Bench(setup, prompts=1, dense=True)
     rule = quadrature("midpoint", STEPS)
 
     def ours(prompts: list[nl.Prompt]) -> Tensor:
@@ -79,7 +79,7 @@ def ig(setup: Setup) -> Case:
 
 def qrnca(setup: Setup) -> Case:
     """The scores that QRNCA's public code computes: its integral and its target, 16 steps, one prompt."""
-    bench = Bench(setup, prompts=1)
+    bench = Bench(setup, prompts=1, dense=True)
     model, name = twin(bench.model), "QRNCA's code"
 
     def ours(prompts: list[nl.Prompt]) -> Tensor:

@@ -148,6 +148,16 @@ def integrated_gradients(
     return torch.stack(rows)
 
 
+Once = tuple[Prefix | None, Tensor]  # what a loop over neurons needs once a prompt: the prefix, the clean objective
+
+
+@torch.no_grad()
+def once(model: Any, ids: Tensor, options: Tensor, answers: Tensor, cached: bool = False) -> Once:
+    """What comes before the loop over the neurons of a prompt."""
+    prefix = _prefix(model, ids, cached)
+    return prefix, _objective(_forward(model, ids, prefix), options, answers)
+
+
 @torch.no_grad()
 def effects(
     model: Any,
@@ -156,15 +166,14 @@ def effects(
     answers: Tensor,
     neurons: Sequence[tuple[int, int]],
     batch: int,
-    cached: bool = False,
+    before: Once,
 ) -> Tensor:
     """F(clean) - F(neuron silenced) at the last position of ONE prompt, for (layer, index) pairs in a plain loop.
 
     `batch` copies of the prompt share a forward pass, each with another neuron silenced; the neurons of a pass may be
-    of different layers.
+    of different layers. `before` is what `once` gave.
     """
-    prefix = _prefix(model, ids, cached)
-    clean = _objective(_forward(model, ids, prefix), options, answers)
+    prefix, clean = before
     found = []
     for start in range(0, len(neurons), batch):
         chosen = neurons[start : start + batch]

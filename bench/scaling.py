@@ -36,7 +36,7 @@ FEW, MORE = 8, 40  # questions of the two runs whose difference leaves the start
 def steps(setup: Setup) -> Case:
     """Time of integrated gradients against the number of steps."""
     count = 4
-    bench = Bench(setup, prompts=count)
+    bench = Bench(setup, prompts=count, dense=True)
 
     def ours(prompts: list[nl.Prompt], n: int = 16, engine: Any = None) -> Tensor:
         return (engine or bench.engine).integrate(prompts, OBJECTIVE, *quadrature("midpoint", n))
@@ -62,7 +62,7 @@ def _swapped(run: Any, prompts: list[nl.Prompt], engine: Any = None) -> Tensor:
 def prompts(setup: Setup) -> Case:
     """Time a prompt of whole runs that keep the mean, against the number of prompts; peak memory beside it."""
     few = min(COUNTS["gradient"])
-    bench = Bench(setup, prompts=few)
+    bench = Bench(setup, prompts=few, dense=True)
 
     def whole(prompts: list[nl.Prompt], method: str, backend: str = "fast") -> Tensor:
         return nl.attribute(bench.model, None, prompts, method, backend=backend, progress=False).values
@@ -126,7 +126,7 @@ def options(setup: Setup) -> Case:
 
 
 def _variant(setup: Setup, prompts: int | None = None, beside: Bench | None = None, **changed: Any) -> Bench:
-    return Bench(setup, prompts, shape=replace(SHAPES[setup.shape], **changed), beside=beside)
+    return Bench(setup, prompts, shape=replace(SHAPES[setup.shape], **changed), beside=beside, dense=True)
 
 
 Run = Callable[[Bench, list[nl.Prompt]], Tensor]

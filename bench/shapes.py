@@ -27,7 +27,8 @@ class Shape:
     tokens: int = 120
     prompts: int = 64
     batches: tuple[int, ...] = (4, 8, 16, 64)  # tried for plain batched inference
-    copies: tuple[int, ...] = (1, 4, 16, 32)  # tried for the plain loop over neurons
+    copies: tuple[int, ...] = (1, 4, 16, 32, 64)  # tried for the plain loop over neurons
+    rows: tuple[int, ...] = (16, 32, 128, 512)  # and for the one behind a kept prefix
     options: int = 4  # of a prompt
     sampled_layers: tuple[int, ...] = ()  # dear plain methods are timed on these layers only: empty means on all
     sampled_neurons: int = 0  # and exact effects on so many neurons: 0 means all
@@ -65,6 +66,7 @@ _ON_GPU: dict[str, Any] = {
     "prompts": 32,
     "batches": (8, 16, 32),
     "copies": (16, 32, 64),
+    "rows": (32, 128),
 }
 SHAPES = {
     shape.name: shape
@@ -83,6 +85,7 @@ SHAPES = {
             prompts=4,
             batches=(2, 4),
             copies=(4, 8),
+            rows=(32, 128, 512),
             sampled_layers=(4, 11),  # as far from the middle: their mean is that of all layers
             sampled_neurons=2048,
             dear=("ace", "qrnca", "knowledge", "logprob"),

@@ -22,6 +22,8 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import torch
+
 # Each stage and the functions that are it: "module:name" or "module:Class.name".
 STAGES: dict[str, tuple[str, ...]] = {
     "loading": ("neuronllm.cli:_model",),
@@ -73,7 +75,9 @@ class Clock:
             self._open.pop()
 
     def book(self) -> None:
-        """Give the time since the last booking to the stage that is open."""
+        """Give the time since the last booking to the stage that is open, and the work of a GPU to who asked for it."""
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize()
         now = self._now()
         self.seconds[self._open[-1]] += now - self._since
         self._since = now

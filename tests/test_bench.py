@@ -63,11 +63,11 @@ def test_sides_take_turns_on_new_inputs(bench: Any) -> None:
 
     sides = [noted("a"), noted("b", times=2), noted("c", every=2)]
     times = bench.harness.interleave(sides, 3, "cpu")
-    assert ran[0] == ("b", 0)  # the warm-up
+    assert ran[0] == ("b", 0)  # the warm-up; pilots see 0 and 1, so times are of inputs that nobody has seen
     assert ran[1:] == [
-        *[("a", 0), ("b", 0), ("c", 0), ("b", 1)],
-        *[("b", 2), ("a", 1), ("b", 3)],
-        *[("a", 2), ("b", 4), ("c", 2), ("b", 5)],
+        *[("a", 2), ("b", 2), ("c", 2), ("b", 3)],
+        *[("b", 4), ("a", 3), ("b", 5)],
+        *[("c", 4), ("b", 6), ("a", 4), ("b", 7)],
     ]
     assert {name: len(found) for name, found in times.items()} == {"a": 3, "b": 6, "c": 2}
 
@@ -199,7 +199,8 @@ def test_baselines_equal_the_reference(bench: Any, kind: str, cached: bool) -> N
             right = engine.effects(prompts, "logp_options")
             layers, _, indices = anatomy.locate(torch.arange(anatomy.n_neurons))
             neurons = list(zip(layers.tolist(), indices.tolist(), strict=True))
-            found = bench.plain.effects(model, *tensors, neurons, batch=5, cached=cached)[None]
+            before = bench.plain.once(model, *tensors, cached)
+            found = bench.plain.effects(model, *tensors, neurons, 5, before)[None]
         else:
             positions = "all" if kind == "everywhere" else "answer"
             right = engine.gradients(prompts, "logp_options", positions=positions)
@@ -225,6 +226,19 @@ def test_a_model_that_is_too_large_is_left_out(bench: Any, monkeypatch: Any) -> 
     monkeypatch.setitem(bench.shapes.SHAPES, "toy", shape)
     with pytest.raises(bench.harness.CannotRun, match="toy takes 1000000 GiB, this machine has"):
         bench.suites.ALL["engine.ig"].build(toy(bench))
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [(name, "qwen3-30b-a3b") for name in ("engine.exact", "scaling.layers", "scaling.steps", "peers.ig")]
+    + [(name, "narrow-neox") for name in ("engine.gradient", "engine.memory", "scaling.tokens")],
+)
+def test_a_model_that_the_plain_way_does_not_know_is_left_out(
+    bench: Any, monkeypatch: Any, name: str, shape: str
+) -> None:
+    monkeypatch.setattr("bench.peers.peers_here", lambda: ([], {}))
+    with pytest.raises(bench.harness.CannotRun, match=f"does not know the FFNs of {shape}"):
+        bench.suites.ALL[name].build(dataclasses.replace(toy(bench), shape=shape))
 
 
 @pytest.mark.parametrize("name", ["glu_score", "glu_score_ragged", "score_gemm", "branch_attention"])

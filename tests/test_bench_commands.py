@@ -158,6 +158,13 @@ def test_a_gpu_is_one_place(bench: Any) -> None:
     assert threads == {"cpu": [1, 2], "cuda": [1]}
 
 
+def test_what_is_for_the_cpu_only_is_not_tried_on_a_gpu(bench: Any) -> None:
+    benches = bench.suites.chosen(["select.million", "peers.ig", "kernels.score_gemm"])
+    flags = bench.arguments.parser("bench").parse_args(["run", "all", "--shape", "toy", "--device", "cuda"])
+    planned, left = bench.main._planned(benches, flags)
+    assert ([one.name for one, _ in planned], left) == (["kernels.score_gemm"], 2)
+
+
 def test_what_this_machine_lacks_is_counted(bench: Any, monkeypatch: Any, capsys: Any, tmp_path: Path) -> None:
     def without(*args: Any, **options: Any) -> Any:
         raise bench.harness.CannotRun("nothing to compare with")
@@ -170,19 +177,21 @@ def test_what_this_machine_lacks_is_counted(bench: Any, monkeypatch: Any, capsys
     assert last.startswith("0 measured, 1 left out, 0 wrong, 0 failed; ")
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError("out"), MemoryError(), RuntimeError("can't allocate memory")])
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("out"), MemoryError(), RuntimeError("no memory"), KeyError(1)]
+)
 def test_what_fails_is_told_and_the_rest_still_runs(
     bench: Any, result: Any, error: Exception, monkeypatch: Any, capsys: Any, tmp_path: Path
 ) -> None:
     def first_fails(benchmark: Any, setup: Any, peaks: bool) -> Any:
         if benchmark.name == "engine.ig":
             raise error
-        return result
+        return result, []
 
     monkeypatch.setattr(bench.main, "_measured", first_fails)
     assert bench.main.main(["run", "engine.ig", "engine.gradient", *ONCE, str(tmp_path)]) == 1
     lines = capsys.readouterr().err.splitlines()
-    assert lines[1] == f"engine.ig, toy, 1 thread: failed, {error or 'out of memory'}"
+    assert lines[1] == f"engine.ig, toy, 1 thread: failed, {str(error) or 'MemoryError'}"
     assert lines[-1].startswith("1 measured, 0 left out, 0 wrong, 1 failed; ")
     assert [path.name for path in tmp_path.iterdir()] == ["engine.gradient.toy.cpu.1.json"]
 
@@ -194,8 +203,24 @@ def test_a_process_for_memory_that_fails_is_told(bench: Any, monkeypatch: Any, c
     monkeypatch.setattr(bench.main.subprocess, "run", killed)
     assert bench.main.main(["run", "engine.memory", *ONCE, str(tmp_path)]) == 1
     err = capsys.readouterr().err
-    assert "engine.memory, toy, 1 thread: failed, " in err and "no more memory" in err
+    assert "engine.memory, toy, 1 thread: failed, nothing could be measured" in err and "no more memory" in err
     assert "0 measured, 0 left out, 0 wrong, 1 failed; " in err and not list(tmp_path.iterdir())
+
+
+def test_times_are_kept_where_memory_cannot_be_measured(
+    bench: Any, monkeypatch: Any, capsys: Any, tmp_path: Path
+) -> None:
+    def answered(command: list[str], **options: Any) -> Any:
+        killed = SimpleNamespace(returncode=-9, stderr="no more memory")
+        return killed if "plain" in command else answer(command)
+
+    monkeypatch.setattr(bench.main.subprocess, "run", answered)
+    assert bench.main.main(["run", "engine.ig", *ONCE, str(tmp_path)]) == 1
+    assert "1 measured, 0 left out, 0 wrong, 1 failed; " in capsys.readouterr().err
+    (path,) = tmp_path.iterdir()
+    result = json.loads(path.read_text("utf-8"))
+    assert result["sides"]["plain"]["times"] and "peak" not in result["sides"]["plain"]
+    assert result["sides"]["ours"]["peak"] and "The memory of 'plain' could not be measured" in result["notes"]
 
 
 def test_a_run_says_how_far_it_is(bench: Any, monkeypatch: Any, capsys: Any, tmp_path: Path) -> None:
@@ -204,7 +229,7 @@ def test_a_run_says_how_far_it_is(bench: Any, monkeypatch: Any, capsys: Any, tmp
     assert bench.main.main(["run", *names, *ONCE, str(tmp_path)]) == 0
     out, err = capsys.readouterr()
     lines = [line for line in err.splitlines() if not line.startswith("neuronllm")]
-    assert lines[:2] == ["engine.memory, toy, 1 thread (1 of 2): checking", "... memory of inference"]
+    assert lines[:2] == ["engine.memory, toy, 1 thread (1 of 2): checking", "... memory of inference, with cache"]
     assert lines[-3:-1] == ["engine.gradient, toy, 1 thread (2 of 2): checking", "... timing"]
     assert lines[-1].startswith("2 measured, 0 left out, 0 wrong, 0 failed; ")
     assert out.count("== engine.") == 2  # the results, and nothing else
@@ -230,7 +255,10 @@ def test_peak_memory_runs_in_a_process_of_its_own() -> None:
 @pytest.mark.parametrize(
     ("flags", "told"),
     [
-        (["engine.memory", "nope", "--shape", "toy"], "no side called 'nope'; engine.memory has inference; "),
+        (
+            ["engine.memory", "nope", "--shape", "toy"],
+            "no side called 'nope'; engine.memory has inference, with cache; ",
+        ),
         (["engine.gradient", "inference", "--shape", "toy"], "no side called 'inference'"),  # a choice of several
         (["engine", "ours"], "no benchmark called 'engine'"),
         (["engine.ig", "ours", "--shape", "1e6"], "--shape 1e6: engine.ig takes "),

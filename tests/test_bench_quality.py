@@ -240,9 +240,9 @@ def test_the_leaderboard_ranks_by_agreement(bench: Any) -> None:
     page = bench.leaderboard.page(results)
     ranked = [line.split(" | ") for line in page.splitlines() if line.startswith("| `")][:3]
     assert [cells[0] for cells in ranked] == ["| `ace`", "| `gradient`", "| `random`"]
-    assert [cells[1] for cells in ranked] == ["0.800", "0.700", "0.000"]
-    assert ranked[0][2:5] == ["0.400", "1.000", "0.600"]  # mean overlap, demo (first), narrow
-    assert ranked[0][5].startswith("1.00x to 1.00x")
+    assert [cells[1:3] for cells in ranked] == [["1.000", "0.600"], ["0.500", "0.900"], ["0.000", "0.000"]]
+    assert ranked[0][3:6] == ["0.500", "1.000", "0.600"]  # overlap on the bundled model, then each place
+    assert ranked[0][6].startswith("1.00x to 1.00x")
     assert "a model called demo. Overlap by chance: 0.010 at 10, 0.100 at 100. `exact` takes 4 s a prompt" in page
     assert page.index("### demo") < page.index("### narrow") and "Steering" not in page
 
@@ -266,11 +266,11 @@ ROWS = [
 def test_steering_that_does_nothing_is_shown(bench: Any) -> None:
     page = bench.leaderboard.page([steering(bench, ROWS)])
     for text in (
-        "**degrade** worked in 1 of 2 pairs of a method and a task (`random` not counted), and raised "
+        "**degrade** worked in 0 of 2 pairs of a method and a task (`random` not counted), did damage in 1, and raised "
         "accuracy in 0; the letters collapsed in 1.",
         "**enhance** worked in 1 of 2 pairs of a method and a task (`random` not counted), and "
         "lowered accuracy in 1; the letters collapsed in none.",
-        "| `gradient` | -10.0 points | 1 of 1: facts | -2.0 points | 0 of 1 |",
+        "| `gradient` | -10.0 points | 0 of 1 | -2.0 points | 0 of 1 |",
         "| `ace` | -40.0 points | 0 of 1 | +10.0 points | 1 of 1: facts |",
         "280 test questions, accuracy 0.800 unedited.",
         "| `ace` | degrade | 20 | 0.400 | -40.0 points | 0.750 to 0.850 | 0 | 0.001 | collapsed | no |",
@@ -284,8 +284,20 @@ def test_steering_that_does_nothing_is_shown(bench: Any) -> None:
     ("at", "value"), [("p", 0.06), ("letters", "collapsed"), ("accuracy", 0.76), ("accuracy", 0.9)]
 )
 def test_an_edit_worked_only_beyond_chance(bench: Any, at: str, value: Any) -> None:
-    (record, *_) = bench.leaderboard.records(steering(bench, ROWS))
-    assert bench.leaderboard.worked(record) and not bench.leaderboard.worked(record | {at: value})
+    (record, other, *_) = bench.leaderboard.records(steering(bench, ROWS))
+    other = other | {"accuracy": 0.8}
+    assert bench.leaderboard.verdict(record, other) == "yes"
+    assert bench.leaderboard.verdict(record | {at: value}, other) == "no"
+
+
+def test_an_edit_works_in_its_own_direction_only(bench: Any) -> None:
+    (_, _, degrade, enhance, *_) = bench.leaderboard.records(steering(bench, ROWS))
+    assert bench.leaderboard.verdict(enhance, degrade) == "yes"
+    assert bench.leaderboard.verdict(enhance | {"base": 0.95}, degrade) == "no"  # above random sets, below no edit
+    sound = degrade | {"letters": "sound"}
+    assert bench.leaderboard.verdict(sound, enhance) == "yes"
+    assert bench.leaderboard.verdict(sound | {"base": 0.3}, enhance) == "no"
+    assert bench.leaderboard.verdict(sound, enhance | {"accuracy": 0.79}) == "damage"
 
 
 def test_quality_has_a_page_of_its_own(bench: Any) -> None:
