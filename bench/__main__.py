@@ -105,6 +105,7 @@ def _planned(benches: Sequence[Benchmark], args: argparse.Namespace) -> tuple[li
         if not shapes or (kind == "cuda" and not there):  # what is for a GPU can be tried on a CPU, not the other way
             _tell(f"{bench.name}: left out, runs on {' and '.join(bench.shapes)} only")
             left += 1
+            continue
         for shape in dict.fromkeys(shapes):
             counts = bench.threads if kind == "cpu" else bench.threads[:1]  # a GPU is one place
             for threads in dict.fromkeys(args.threads or counts):
