@@ -133,11 +133,12 @@ def _effects_are_right(subject: Subject) -> list[Check]:
         wide = engine.effects(prompts, OBJECTIVE).cpu()
     with open_engine(subject.model, subject.anatomy, prompts, "reference", dtype=torch.float64) as engine:
         right = engine.effects(prompts, OBJECTIVE, ids=few).cpu()
+        truth = {name: score(name, engine, prompts) for name in judged()}
     with (
         open_engine(subject.model, subject.anatomy, prompts) as fast,
         open_engine(twin(subject.model), subject.anatomy, prompts, "reference") as engine,
     ):
-        others = every_method(fast, engine, prompts, judged())
+        others = every_method(fast, engine, prompts, judged(), truth)
     same = min(spearman(*rows) for rows in zip(found.numpy(), wide.numpy(), strict=True))
     return [
         Check("effects: relative difference from the reference", relative(found[:, few], right), 1e-3),

@@ -22,7 +22,17 @@ METHODS = ("gradient", "logprob", "random")
 @pytest.fixture(scope="module")
 def bench() -> Any:
     return modules(
-        "harness", "record", "report", "suites", "stages", "shapes", "scaling", "end_to_end", "quality", "leaderboard"
+        "harness",
+        "record",
+        "report",
+        "suites",
+        "stages",
+        "shapes",
+        "scaling",
+        "end_to_end",
+        "quality",
+        "leaderboard",
+        "methods",
     )
 
 
@@ -140,6 +150,17 @@ def test_agreement_by_hand(bench: Any, monkeypatch: Any) -> None:
     assert bench.quality.agreement(found[1:], truth[1:])[:3] == [0.5, 1.0, 0.5]
     assert bench.quality.agreement(-truth, truth)[:3] == [-1.0, 0.0, 0.0]
     assert bench.quality.agreement(torch.zeros(2, 5), truth)[0] is None
+
+
+@pytest.mark.parametrize(("ours", "reference", "fine"), [(1e-3, 1e-3, True), (3e-3, 1e-3, False), (5e-5, 0.0, True)])
+def test_a_method_may_be_off_by_what_float32_costs(
+    bench: Any, monkeypatch: Any, ours: float, reference: float, fine: bool
+) -> None:
+    monkeypatch.setattr(bench.methods, "score", lambda name, engine, prompts: torch.tensor([[1.0 + engine]]))
+    (alone,) = bench.methods.agreement(ours, reference, [], ["gradient"])
+    assert alone.fine is (abs(ours - reference) <= 1e-4)
+    (beside,) = bench.methods.agreement(ours, reference, [], ["gradient"], {"gradient": torch.tensor([[1.0]])})
+    assert beside.fine is fine
 
 
 def test_every_method_is_judged_and_none_by_itself(bench: Any) -> None:
