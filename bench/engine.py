@@ -139,32 +139,32 @@ def _addresses(bench: Bench, ids: Tensor) -> list[tuple[int, int]]:
 
 
 def _check_effects(bench: Bench, order: Tensor, ours: Any) -> list[Check]:
-    """The sweep in float32 against the plain loop; and in the type that is timed, by ranks against a wider one."""
+    """The sweep beside the plain loops, and in the type that is timed, by ranks, beside a wider one.
+
+    An effect is a small difference of large numbers: beside float64 ours may be off by twice what the loops are.
+    """
     prompts = bench.prompts(0, 1)
     found = ours(prompts).cpu()  # of all neurons, or of the first in this order
     more = order[: min(SAMPLE, found.shape[1])]
     few = more[:64]
     found = found[:, more] if found.shape[1] == len(order) else found[:, : len(more)]
     single = bench.single()
-    with open_engine(single, bench.anatomy, prompts) as engine:
-        truth = engine.effects(prompts, OBJECTIVE, ids=more).cpu()
+    wider = torch.float64 if single is bench.model else None
     plain_model, asked, neurons = twin(single), bench.tensors(0, 1), _addresses(bench, few)
-    by_hand, kept = (
-        plain.effects(plain_model, *asked, neurons, batch, plain.once(plain_model, *asked, cached))[None]
+    loops = [
+        plain.effects(plain_model, *asked, neurons, batch, plain.once(plain_model, *asked, cached))[None].cpu()
         for batch, cached in ((16, False), (32, True))
-    )
-    if single is bench.model:
-        with open_engine(single, bench.anatomy, prompts, dtype=torch.float64) as engine:
-            truth = engine.effects(prompts, OBJECTIVE, ids=more).cpu()
-        near = found[:, : len(few)]
-    else:
-        near = truth[:, : len(few)]
-    rows = (effects[0].double().numpy() for effects in (found, truth))
-    return [
-        Check("effects in float32: relative difference from the plain loop", relative(near, by_hand), 1e-3),
-        Check(f"the same, {CACHED}", relative(near, kept), 1e-3),
-        Check("effects: Spearman with the wider type", spearman(*rows), 0.99, at_least=True),
     ]
+    with open_engine(single, bench.anatomy, prompts, dtype=wider) as engine:
+        truth = engine.effects(prompts, OBJECTIVE, ids=more).cpu()
+    right = truth[:, : len(few)]
+    off = max(relative(loop, right) for loop in loops)
+    checks = [Check("plain loops: relative difference from the sweep in a wider type", off, 1e-2)]
+    if wider:
+        near = relative(found[:, : len(few)], right)
+        checks.append(Check("effects: relative difference from float64", near, max(1e-3, 2 * off)))
+    same = spearman(*(effects[0].double().numpy() for effects in (found, truth)))
+    return [*checks, Check("effects: Spearman with the wider type", same, 0.99, at_least=True)]
 
 
 def _first_order(bench: Bench, what: str, bar: Bar | None, positions: str = "answer") -> Case:
