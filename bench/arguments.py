@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from neuronllm.errors import InputError
 
 PEAK = "peak"  # the command by which a run measures a side's memory in a process of its own
 SEEDS = 2**32
+THREADS = 64  # more, on a machine of fewer cores, is a slip of the hand
 
 
 class _Parser(argparse.ArgumentParser):
@@ -38,7 +40,11 @@ def parser(prog: str) -> argparse.ArgumentParser:
     run.add_argument(
         "--shape", nargs="+", help="models (bench/shapes.py) or arrays by name (default: the benchmark's own)"
     )
-    run.add_argument("--rounds", type=int, help="rounds of timing (default: the benchmark's own)")
+    run.add_argument(
+        "--rounds",
+        type=int,
+        help="rounds of timing, quick sides run several times in each (default: the benchmark's own)",
+    )
     run.add_argument("--no-peaks", action="store_true", help="leave peak memory out")
     report = commands.add_parser("report", help="write the pages of docs/ from the JSON files")
     report.add_argument("--check", action="store_true", help="only say whether they are up to date")
@@ -66,6 +72,9 @@ def check_numbers(threads: Sequence[int], seed: int, rounds: int | None = None) 
     for name, count in [("threads", n) for n in threads] + ([] if rounds is None else [("rounds", rounds)]):
         if count < 1:
             raise InputError(f"--{name} {count}: give a number of at least 1")
+    most = max(THREADS, os.cpu_count() or 1)
+    if max(threads, default=1) > most:
+        raise InputError(f"--threads {max(threads)}: give at most {most}")
     if not 0 <= seed < SEEDS:
         raise InputError(f"--seed {seed}: give a number from 0 to {SEEDS - 1}")
 

@@ -88,6 +88,7 @@ def test_a_refused_benchmark_writes_nothing(bench: Any, tmp_path: Path, monkeypa
         (["engine.ig", "--shape", "demo"], "--shape demo: engine.ig takes "),
         (["quick", "--shape", "toy"], "--shape toy: select.million takes 1e6, "),
         (["engine.ig", "--threads", "0"], "--threads 0: give a number of at least 1"),
+        (["engine.ig", "--threads", "100000"], "--threads 100000: give at most "),
         (["engine.ig", "--threads", "1", "-1"], "--threads -1: "),
         (["engine.ig", "--threads", "two"], "argument --threads: invalid int value: 'two'"),
         (["engine.ig", "--rounds", "0"], "--rounds 0: give a number of at least 1"),
