@@ -51,7 +51,10 @@ def spread(side: dict[str, Any], unit: str) -> str:
 
 
 def figure(side: dict[str, Any], of: str, unit: str) -> str:
-    return size(side["peak"]) if of == "peak" else spread(side, unit)
+    """The memory of a side, or its time and, where it was measured, its memory too."""
+    if of == "peak":
+        return size(side["peak"])
+    return spread(side, unit) + (f", {size(side['peak'])}" if "peak" in side else "")
 
 
 def row(result: dict[str, Any], view: dict[str, Any]) -> list[str]:
@@ -102,10 +105,11 @@ def series_line(view: dict[str, Any]) -> str:
 
 def series_summary(view: dict[str, Any]) -> str:
     """The fitted line, how far from it the points are, and how level times per unit are."""
-    start, slope = (("-" if view[name] < 0 else "") + seconds(abs(view[name])) for name in ("start", "slope"))
+    start = ("-" if view["start"] < 0 else "") + seconds(abs(view["start"]))
+    slope = ("- " if view["slope"] < 0 else "+ ") + seconds(abs(view["slope"]))
     level = f"; the largest time a piece is {view['spread']:.2f}x the smallest" if view["flat"] else ""
     bent = f"; no line, rather like {view['x']} to the power of {view['power']:.2f}" if view["off"] > plots.BENT else ""
-    return f"about {start} + {slope} x {view['x']}, off by {view['off']:.1%} at most{bent}{level}"
+    return f"about {start} {slope} x {view['x']}, off by {view['off']:.1%} at most{bent}{level}"
 
 
 def page(results: Sequence[dict[str, Any]]) -> str:

@@ -62,8 +62,8 @@ def test_the_page_shows_every_figure(bench: Any) -> None:
     result = known(bench)
     page = bench.report.page([result])
     for text in (
-        "| toy, 1 thread | scores | plain scores | 2 s (2 s to 2 s) a prompt, 2 runs "
-        "| 500 ms (500 ms to 500 ms) a prompt, 4 runs | 4.00x faster | ≥ 5x, not met |",
+        "| toy, 1 thread | scores | plain scores | 2 s (2 s to 2 s) a prompt, 2 runs, 1.0 MiB "
+        "| 500 ms (500 ms to 500 ms) a prompt, 4 runs, 2.0 MiB | 4.00x faster | ≥ 5x, not met |",
         "| 1.0 MiB | 2.0 MiB | 2.00x the memory | ≤ 1.1x, not met |",
         "| 5 s | ≤ 5 s, met |",
         "scores against steps (toy, 1 thread); about 1 s + 500 ms x steps, off by 0.0% at most",
@@ -87,7 +87,9 @@ def test_one_run_has_no_spread_and_says_so(bench: Any) -> None:
     result = known(bench)
     result["sides"]["plain"]["times"] = [4.0]
     page = bench.report.page([result])
-    assert "| plain scores | 2 s a prompt, 1 run | 500 ms (500 ms to 500 ms) a prompt, 4 runs |" in page
+    assert (
+        "| plain scores | 2 s a prompt, 1 run, 1.0 MiB | 500 ms (500 ms to 500 ms) a prompt, 4 runs, 2.0 MiB |" in page
+    )
     assert "| 2 | 2 s | 2 |" in page  # a point of a series, and its number of runs
     (bars, _) = bench.plots.pictures([result])
     assert bars.bars[0]["against"] == "plain scores (1 run), a prompt"
