@@ -156,15 +156,18 @@ def _check_effects(bench: Bench, order: Tensor, ours: Any) -> list[Check]:
         for cached in (False, True)
     ]
     wider = torch.float64 if single is bench.model else None
-    with open_engine(single, bench.anatomy, prompts, dtype=wider) as engine:
-        truth = engine.effects(prompts, OBJECTIVE, ids=more).cpu()
+
+    def judge(ids: Tensor, backend: str = "fast") -> Tensor:  # the engine, a wide copy of the weights, ends with it
+        with open_engine(single, bench.anatomy, prompts, backend, dtype=wider) as engine:
+            return engine.effects(prompts, OBJECTIVE, ids=ids).cpu()
+
+    truth = judge(more)
     same = spearman(*(effects[0].double().numpy() for effects in (found, truth)))
     ranks = Check("effects: Spearman with the wider type", same, 0.99, at_least=True)
     if wider is None:
         off = max(relative(truth[:, : len(few)], loop) for loop in loops)
         return [Check("effects in float32: relative difference from the plain loops", off, 1e-2), ranks]
-    with open_engine(single, bench.anatomy, prompts, "reference", dtype=wider) as engine:
-        right = engine.effects(prompts, OBJECTIVE, ids=few).cpu()
+    right = judge(few, "reference")
     off, near = max(relative(loop, right) for loop in loops), relative(found[:, : len(few)], right)
     return [
         Check("plain loops: relative difference from float64", off, 1e-2),
