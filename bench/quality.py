@@ -124,7 +124,10 @@ def _inference(subject: Subject) -> Choice:
 
 
 def _effects_are_right(subject: Subject) -> list[Check]:
-    """What all methods are measured by, against the reference engine and in a wider type; and every method itself."""
+    """What all methods are measured by, and every method itself, beside the reference engine in float64.
+
+    Ours may be off by twice what float32 costs the reference: the effect of one neuron is a small difference.
+    """
     prompts, n = next(iter(subject.tasks.values()))[:2], subject.anatomy.n_neurons
     few = torch.randperm(n, generator=torch.Generator().manual_seed(subject.setup.seed))[:SAMPLE]
     with open_engine(subject.model, subject.anatomy, prompts) as engine:
@@ -138,10 +141,13 @@ def _effects_are_right(subject: Subject) -> list[Check]:
         open_engine(subject.model, subject.anatomy, prompts) as fast,
         open_engine(twin(subject.model), subject.anatomy, prompts, "reference") as engine,
     ):
+        plainly = engine.effects(prompts, OBJECTIVE, ids=few).cpu()
         others = every_method(fast, engine, prompts, judged(), truth)
+    off = relative(plainly, right)
     same = min(spearman(*rows) for rows in zip(found.numpy(), wide.numpy(), strict=True))
     return [
-        Check("effects: relative difference from the reference", relative(found[:, few], right), 1e-3),
+        Check("effects of the reference: relative difference from float64", off, 1e-2),
+        Check("effects: relative difference from float64", relative(found[:, few], right), max(1e-3, 2 * off)),
         Check("effects: Spearman with float64", same, 0.99, at_least=True),
         *others,
     ]

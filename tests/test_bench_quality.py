@@ -196,7 +196,7 @@ def test_wrong_effects_are_refused(bench: Any, monkeypatch: Any) -> None:
 
     right = FastEngine.effects
     monkeypatch.setattr(FastEngine, "effects", lambda self, *given, **more: 1.01 * right(self, *given, **more))
-    with pytest.raises(bench.harness.WrongResult, match="effects: relative difference from the reference"):
+    with pytest.raises(bench.harness.WrongResult, match="effects: relative difference from float64"):
         run(bench, "quality.faithfulness")
 
 
