@@ -176,9 +176,10 @@ def test_faithfulness_of_a_random_model(bench: Any, monkeypatch: Any) -> None:
     assert list(rows) == list(METHODS) and list(result["facts"]["columns"])[3] == "highest 10"
     assert rows["gradient"][0] > 0.8 > 0.4 > abs(rows["random"][0])
     assert rows["gradient"][1] > rows["random"][1] and rows["gradient"][3:] == [None, None]  # of 96 neurons
-    assert {view["what"] for view in result["views"]} == {*METHODS, "exact"} and len(result["checks"]) == 2 + len(
-        METHODS
-    )
+    assert {view["what"] for view in result["views"]} == {*METHODS, "exact"}
+    plainly, ours = result["checks"][:2]
+    assert plainly["what"].startswith("effects of the reference") and ours["what"].startswith("effects: relative")
+    assert ours["limit"] == max(1e-3, 2 * plainly["value"]) and len(result["checks"]) == 3 + len(METHODS)
     assert "| `gradient` |" in bench.leaderboard.page([result])
 
 
