@@ -201,6 +201,28 @@ def test_wrong_effects_are_refused(bench: Any, monkeypatch: Any) -> None:
         run(bench, "quality.faithfulness")
 
 
+def test_effects_may_be_off_by_twice_what_float32_costs_the_plain_way(bench: Any, monkeypatch: Any) -> None:
+    from neuronllm.engine.fast import FastEngine
+    from neuronllm.engine.reference import ReferenceEngine
+
+    def lose(engine: type, share: float) -> None:
+        right = engine.effects
+
+        def less(*given: Any, **more: Any) -> Any:
+            found = right(*given, **more)
+            return found * (1 - share) if found.dtype == torch.float32 else found
+
+        monkeypatch.setattr(engine, "effects", less)
+
+    subject = bench.quality.Subject(bench.harness.Setup(shape="toy"))
+    lose(FastEngine, 5e-3)
+    verdicts = []
+    for share in (1e-3, 3e-3, 2e-2):  # of the plain way; each loses on top of those before
+        lose(ReferenceEngine, share)
+        verdicts.append([check.fine for check in bench.quality._effects_are_right(subject)[:2]])
+    assert verdicts == [[True, False], [True, True], [False, True]]
+
+
 # ---- steering ----
 
 
