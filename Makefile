@@ -14,12 +14,13 @@ CXX_SOURCES := $(wildcard csrc/*.h csrc/*.cpp csrc/cuda/* tests/csrc/*.cpp bench
 # One thread a process: the tests are tiny, and threads of several processes would only wait for each other.
 TEST_ENV := OMP_NUM_THREADS=1
 
-.PHONY: help demo test test-noext test-gpu sanitize fuzz bench bench-full style format env clean
+.PHONY: help demo test test-noext test-gpu gpu sanitize fuzz bench bench-full style format env clean
 help:
 	@echo "make demo        find, steer and judge neurons of the bundled model (installs first)"
 	@echo "make test        the whole test suite, extension required (installs first)"
 	@echo "make test-noext  a short run without the extension"
 	@echo "make test-gpu    the tests that need a CUDA device"
+	@echo "make gpu         everything that needs a GPU, checked and measured in MINUTES=8 (docs/gpu.md)"
 	@echo "make sanitize    the C++ tests under AddressSanitizer, UBSan and ThreadSanitizer"
 	@echo "make fuzz        the selection on random arrays for five minutes"
 	@echo "make bench       the quick benchmarks, checked and timed (under 10 minutes on 2 cores)"
@@ -66,6 +67,15 @@ test-noext: $(VENV)/.dev-stamp
 test-gpu: $(VENV)/.dev-stamp
 	$(NINJA_BUILD)
 	$(BIN)/python -m pytest -m gpu
+
+# On a rented machine torch and the others are there already: nothing but this package is installed, and where there is no
+# .venv it goes where PYTHON is. GPU holds further arguments: make gpu GPU="--out run --from engine".
+MINUTES ?= 8
+GPU ?=
+GPU_PYTHON := $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
+gpu:
+	$(GPU_PYTHON) -m pip install --quiet --no-build-isolation --no-deps -e .
+	$(GPU_PYTHON) tools/gpu_hour.py --minutes $(MINUTES) $(GPU)
 
 # A quick look: two rounds, no peak memory, JSON under .benchmarks/ and so out of the tree; then single steps, which
 # pytest-benchmark compares with an earlier commit: make bench COMPARE=--benchmark-compare.

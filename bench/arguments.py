@@ -16,7 +16,7 @@ SEEDS = 2**32
 THREADS = 64  # more, on a machine of fewer cores, is a slip of the hand
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     """Bad flags get one line too; --help shows the usage."""
 
     def error(self, message: str) -> NoReturn:
@@ -29,7 +29,7 @@ def parser(prog: str) -> argparse.ArgumentParser:
     >>> parser("bench").parse_args(["run", "quick", "--threads", "1", "2"]).threads
     [1, 2]
     """
-    whole = _Parser(prog=prog, description="Benchmarks: checked first, then timed.")
+    whole = Parser(prog=prog, description="Benchmarks: checked first, then timed.")
     commands = whole.add_subparsers(dest="command", required=True)
     commands.add_parser("list", help="the benchmarks, by suite")
     run = commands.add_parser("run", help="run benchmarks, suites, quick or all")

@@ -273,7 +273,7 @@ def branch_attention(setup: Setup) -> Work:
     return Work(inputs, through(ours), through(masked), size, {"eager": Bar(">=", 2.0)}, settings)
 
 
-# What every op is tuned and measured on; tools/tune_kernels.py uses the same.
+# What every op is tuned and measured on; bench/tuning.py uses the same.
 WORKS: dict[str, tuple[Callable[[Setup], Work], ...]] = {
     "glu_score": (glu_score, glu_score_ragged),
     "score_gemm": (score_gemm,),

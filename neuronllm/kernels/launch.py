@@ -2,7 +2,7 @@
 
 `configs.json` in a kernel's folder holds block sizes by device and type: "default" is the conservative table that every
 device starts from, and further tables go by the name that torch gives the device. "wins" names the devices on which the
-kernel was measured to beat torch; there, and only there, "auto" chooses it. tools/tune_kernels.py writes both.
+kernel was measured to beat torch; there, and only there, "auto" chooses it. bench/tuning.py writes both.
 Sizes are never searched for at run time: another size is another order of additions, and so other bits.
 """
 
