@@ -17,6 +17,7 @@ from functools import cache
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch._library.custom_ops import OPDEFS
@@ -242,3 +243,16 @@ def pretended(memory: int = 2**40) -> Iterator[Device]:
                 yield device
         finally:
             torch._C._set_only_lift_cpu_tensors(lifts)
+
+
+def mend_interpreter() -> None:
+    """Mends triton 3.6, whose interpreter takes int() of an array of one element, which NumPy 2.4 refuses."""
+    from triton.runtime import interpreter
+
+    patch = interpreter._patch_lang_tensor
+
+    def patched(tensor_type: Any, scope: Any) -> None:
+        patch(tensor_type, scope)
+        scope.set_attr(tensor_type, "__index__", lambda self: int(np.asarray(self.handle.data).squeeze()))
+
+    interpreter._patch_lang_tensor = patched

@@ -133,7 +133,7 @@ def _cases(stage: Stage, setting: Setting, deadline: float) -> tuple[list[dict[s
 
 def _process(stage: Stage, setting: Setting, deadline: float) -> tuple[int, bytes, str]:
     """Exit code, output, and why it was ended before its end, if it was."""
-    environment = os.environ | {"PYTHONUNBUFFERED": "1"}
+    environment = os.environ | {"PYTHONUNBUFFERED": "1", "TQDM_DISABLE": "1"}
     environment |= {"TRITON_INTERPRET": "1"} if setting.pretend == INTERPRETER else {}
     environment |= LOUD if setting.detail else {}
     reason = ""

@@ -47,7 +47,7 @@ STAGES = (
           patience=240),
     Stage("smoke", "the bundled model on the GPU gives the CPU's numbers", "bench.gpu.smoke",
           fixed(START + 25, "start; six calls on a model of 1 MB, bound by launches, and the same on the CPU"),
-          DEVICE, 20, rerun=True),
+          DEVICE, 20, patience=120, rerun=True),
     Stage("kernels", "every kernel against its reference, small", "bench.gpu.kernels",
           _kernels(30, 1.5, "cases, nearly all of it compiling"), INTERPRETER, 15, rerun=True),
     Stage("selection", "the CUDA selection against sorting; above 2^31 elements", "bench.gpu.selection",

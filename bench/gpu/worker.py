@@ -122,11 +122,16 @@ def _alive() -> bool:
 
 
 def _stand_in(setting: Setting) -> AbstractContextManager[Any]:
-    if setting.pretend != "device":
-        return contextlib.nullcontext()
-    from tests.pretend import pretended
+    """What takes the place of a GPU; nothing on one."""
+    if setting.pretend == "device":
+        from tests.pretend import pretended
 
-    return pretended()
+        return pretended()
+    if setting.pretend == "interpreter":
+        from tests.pretend import mend_interpreter
+
+        mend_interpreter()
+    return contextlib.nullcontext()
 
 
 def moved(model: Any, setting: Setting) -> Any:

@@ -18,6 +18,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.pretend import mend_interpreter
+
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
 only_interpreted = pytest.mark.skipif(not INTERPRETED, reason="the interpreter's own checks")
@@ -159,7 +161,7 @@ def _note(builder: Any, pointers: Any, mask: Any, kind: str) -> None:
 
 
 def install() -> None:
-    """Teach the interpreter to be watched; also mends triton 3.6 for NumPy 2.4, where int() of one element fails."""
+    """Teach the interpreter to be watched."""
     from triton.runtime import interpreter
 
     builder, executor = interpreter.InterpreterBuilder, interpreter.GridExecutor
@@ -178,7 +180,7 @@ def install() -> None:
     noting("create_atomic_rmw", "atomic", 3)
     noting("create_atomic_cas", "atomic", None)
 
-    place, call, tensor = builder.set_grid_idx, executor.__call__, interpreter._patch_lang_tensor
+    place, call = builder.set_grid_idx, executor.__call__
 
     def placed(self: Any, x: int, y: int, z: int) -> None:
         if _seed:
@@ -201,11 +203,8 @@ def install() -> None:
         seen.check()
         _seen[-1].append(seen)
 
-    def patched(tensor_type: Any, scope: Any) -> None:
-        tensor(tensor_type, scope)
-        scope.set_attr(tensor_type, "__index__", lambda self: int(np.asarray(self.handle.data).squeeze()))
-
-    builder.set_grid_idx, executor.__call__, interpreter._patch_lang_tensor = placed, launched, patched
+    builder.set_grid_idx, executor.__call__ = placed, launched
+    mend_interpreter()
 
 
 if INTERPRETED:
