@@ -10,9 +10,9 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.activations import ACT2FN
 
-from neuronllm import anatomy as anatomy_module
-from neuronllm.anatomy import Anatomy, Site, register
-from neuronllm.steer import edit
+from neuronllm.model import anatomy as anatomy_module
+from neuronllm.model.anatomy import Anatomy, Site, register
+from neuronllm.model.hooks import edit
 from tests.checks import refused
 from tests.tiny import DENSE, GLU, tiny
 

@@ -8,10 +8,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import neuronllm as nl
-from neuronllm.anatomy import DENSE, SHARED, Anatomy, Site
-from neuronllm.evaluate import random_like
-from neuronllm.neurons import NeuronSet
-from neuronllm.steer import HookError, edit, visiting
+from neuronllm.judging.evaluate import random_like
+from neuronllm.model.anatomy import DENSE, SHARED, Anatomy, Site
+from neuronllm.model.hooks import HookError, edit, visiting
+from neuronllm.results.neurons import NeuronSet
 from tests.checks import Fuse, blow_after, quiz, refused, untouched
 from tests.experts_by_hand import experts_by_hand, seen_by_hand
 from tests.tiny import EXPERTS, VOCABULARY, tiny

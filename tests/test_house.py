@@ -25,22 +25,24 @@ import pytest
 import torch
 
 import neuronllm
-from neuronllm import env, select
-from neuronllm.errors import InputError
+from neuronllm import select
+from neuronllm.common import env
+from neuronllm.common.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "neuronllm"
 
 # From the ground up. A room may import its own floor and those below it, and no two modules may import each other.
 FLOORS = (
-    ("errors", "env", "files", "tables", "_select"),
-    ("kernels", "anatomy", "experts", "rows", "questions", "loading", "statistics"),
-    ("ops", "select", "steer", "templates", "prompts", "transform"),
-    ("neurons", "engine", "kept"),
-    ("scores", "methods", "export", "provenance", "ranks", "runs"),
-    ("job", "attribute", "evaluate", "pushes"),
-    ("tune",),
-    ("cli", "flags", "demo", "bench", "__main__"),
+    ("common", "_select"),
+    ("data", "model", "kernels", "select"),
+    ("ops", "results"),
+    ("engine", "runs"),
+    ("methods",),
+    ("attribution", "judging", "steering"),
+    ("demo",),
+    ("cli", "bench"),
+    ("__main__",),
 )
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 IMPORT_NAMES = {"lm-eval": "lm_eval"}  # where a distribution is imported under another name
@@ -154,7 +156,7 @@ def test_files_stay_small() -> None:
 def test_importing_is_light(tmp_path: Path) -> None:
     code = "import sys, neuronllm; print(sorted({'triton', 'transformers'} & set(sys.modules)))"
     assert python(code, Path.cwd()) == "[]"
-    assert python("import sys, neuronllm.env; print('torch' in sys.modules)", Path.cwd()) == "False"
+    assert python("import sys, neuronllm.common.env; print('torch' in sys.modules)", Path.cwd()) == "False"
 
 
 # --- the name `kernels` ---

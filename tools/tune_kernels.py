@@ -29,7 +29,7 @@ import torch  # noqa: E402
 from bench.harness import Setup  # noqa: E402
 from bench.kernels import WORKS, Work, checks  # noqa: E402
 from bench.shapes import SHAPES  # noqa: E402
-from neuronllm.env import triton_found  # noqa: E402
+from neuronllm.common.env import triton_found  # noqa: E402
 from neuronllm.kernels.launch import forced, table  # noqa: E402
 
 Sizes = dict[str, int]

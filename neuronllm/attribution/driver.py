@@ -1,8 +1,9 @@
 """The driver: questions -> prompts -> engine -> collector -> Scores, here, on disk, or in several processes.
 
 The questions are cut into windows, whole questions that the engine is handed together; after each window the collector
-and the rows to keep have taken in all of it. A run on disk (runs.py) goes on after the last window that it has written
-down; several processes (ranks.py) each have windows of their own, and merge what they gathered at the end.
+and the rows to keep have taken in all of it. A run on disk (runs/checkpoint.py) goes on after the last window that it
+has written down; several processes (runs/processes.py) each have windows of their own, and merge what they gathered at
+the end.
 """
 
 from __future__ import annotations
@@ -19,23 +20,23 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .engine import open_engine
-from .engine.answers import answered_right, option_logprobs
-from .engine.batching import Plan
-from .engine.borrowed import plain_types
-from .errors import InputError
-from .job import Job, Questions
-from .kept import PLACES, Parts, Top
-from .methods import Collector, get_method
-from .prompts import Prompt
-from .ranks import Ranks, share_out
-from .runs import Interrupted, Progress, Run, check_output, check_same, every_prompts, undisturbed
-from .scores import Scores
+from ..common.errors import InputError
+from ..data.prompts import Prompt
+from ..engine import open_engine
+from ..engine.answers import answered_right, option_logprobs
+from ..engine.batching import Plan
+from ..engine.borrowed import plain_types
+from ..methods import Collector, get_method
+from ..results.per_prompt import PLACES, Parts, Top
+from ..results.scores import Scores
+from ..runs.checkpoint import Interrupted, Progress, Run, check_output, check_same, every_prompts, undisturbed
+from ..runs.processes import Ranks, share_out
+from .request import Job, Questions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from .engine.reference import ReferenceEngine
+    from ..engine.reference import ReferenceEngine
 
 
 @torch.inference_mode(False)  # a caller's inference mode would forbid gradients

@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .anatomy import Anatomy
-from .engine.answers import check_batch_size
-from .engine.borrowed import check_prompts
-from .engine.objective import check_objective
-from .errors import InputError
-from .kept import PLACES, top_of
-from .methods import Method
-from .prompts import Prompt, group_by_question, render
-from .provenance import identity, prompt_hash, question_hash, type_name, versions, weights_hash, wording
-from .questions import Question
+from ..common.errors import InputError
+from ..data.prompts import Prompt, group_by_question, render
+from ..data.questions import Question
+from ..engine.answers import check_batch_size
+from ..engine.borrowed import check_prompts
+from ..engine.objective import check_objective
+from ..methods import Method
+from ..model.anatomy import Anatomy
+from ..results.per_prompt import PLACES, top_of
+from ..runs.provenance import identity, prompt_hash, question_hash, type_name, versions, weights_hash, wording
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

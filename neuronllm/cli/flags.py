@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import NoReturn
 
-from .env import first_process, launched, package_version
+from ..common.env import first_process, launched, package_version
 
 DTYPES = ("auto", "float32", "float16", "bfloat16", "float64")
 Command = Callable[[argparse.Namespace], None]
@@ -26,7 +26,7 @@ def leave_together(code: int) -> int:
     once and together.
     """
     if launched():
-        from .ranks import Ranks
+        from ..runs.processes import Ranks
 
         with Ranks.here() as ranks:
             ranks.wait()

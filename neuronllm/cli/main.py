@@ -16,8 +16,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from .env import first_process
-from .errors import InputError, PeerError, SharedError
+from ..common.env import first_process
+from ..common.errors import InputError, PeerError, SharedError
 from .flags import leave_together, parser
 
 DEMO = "demo:"
@@ -105,12 +105,12 @@ def _one_line_warning(message: Any, category: Any, *place: Any, **more: Any) -> 
 def _attribute(args: argparse.Namespace) -> None:
     import torch
 
-    from .attribute import attribute, dry_run
-    from .job import checked
-    from .methods import get_method
-    from .ranks import Ranks
-    from .runs import check_output
-    from .templates import read_templates
+    from ..attribution.driver import attribute, dry_run
+    from ..attribution.request import checked
+    from ..data.templates import read_templates
+    from ..methods import get_method
+    from ..runs.checkpoint import check_output
+    from ..runs.processes import Ranks
 
     with Ranks.here() as ranks, ranks.together():
         if args.output:
@@ -143,8 +143,8 @@ def _attribute(args: argparse.Namespace) -> None:
 
 
 def _find(args: argparse.Namespace) -> None:
-    from .files import check_new_folder
-    from .scores import Scores
+    from ..common.files import check_new_folder
+    from ..results.scores import Scores
 
     check_new_folder(args.output, "neuron_config.json", args.overwrite)
     neurons = Scores.load(args.scores).find(args.good, args.bad)
@@ -154,9 +154,9 @@ def _find(args: argparse.Namespace) -> None:
 
 
 def _tune(args: argparse.Namespace) -> None:
-    from .files import check_new_folder
-    from .neurons import NeuronSet
-    from .tune import tune
+    from ..common.files import check_new_folder
+    from ..judging.tune import tune
+    from ..results.neurons import NeuronSet
 
     check_new_folder(args.output, "neuron_config.json", args.overwrite)
     neurons, questions = NeuronSet.from_pretrained(args.neurons), _questions(args, args.questions)
@@ -185,9 +185,9 @@ def _tune(args: argparse.Namespace) -> None:
 
 
 def _evaluate(args: argparse.Namespace) -> None:
-    from .evaluate import evaluate
-    from .files import check_new_file, write_json
-    from .neurons import NeuronSet
+    from ..common.files import check_new_file, write_json
+    from ..judging.evaluate import evaluate
+    from ..results.neurons import NeuronSet
 
     if args.output:
         check_new_file(args.output)
@@ -217,9 +217,9 @@ def _evaluate(args: argparse.Namespace) -> None:
 
 
 def _bake(args: argparse.Namespace) -> None:
-    from .export import bake
-    from .files import check_new_folder, new_folder, write_json
-    from .neurons import NeuronSet
+    from ..common.files import check_new_folder, new_folder, write_json
+    from ..results.neurons import NeuronSet
+    from ..steering.bake import bake
 
     check_new_folder(args.output, "neuronllm_bake.json", args.overwrite)
     neurons = NeuronSet.from_pretrained(args.neurons)
@@ -235,20 +235,20 @@ def _bake(args: argparse.Namespace) -> None:
 
 
 def _demo(args: argparse.Namespace) -> None:
-    from .demo.run import run_demo
+    from ..demo.run import run_demo
 
     run_demo(args.output, args.tasks, progress=not args.quiet)
 
 
 def _select(args: argparse.Namespace) -> None:
-    from .select.command import run
+    from ..select.command import run
 
     run(args)
 
 
 def _bench(given: Sequence[str]) -> int:
     """`python -m bench`, which stands beside the package in the source tree and is not installed."""
-    root = Path(__file__).resolve().parents[1]
+    root = Path(__file__).resolve().parents[2]
     if not (root / "bench" / "suites.py").is_file():
         where = "they come with the source tree, not with the installed package: get a clone and run make bench in it"
         print(f"neuronllm bench: error: no benchmarks here, {where}", file=sys.stderr)
@@ -262,7 +262,7 @@ def _bench(given: Sequence[str]) -> int:
 
 
 def _env(args: argparse.Namespace) -> None:
-    from .env import describe
+    from ..common.env import describe
 
     print(describe())
 
@@ -274,7 +274,7 @@ def _model(args: argparse.Namespace) -> tuple[Any, Any]:
     import torch
     from transformers.utils import logging as transformers_logging
 
-    from .loading import check_weights, load_model
+    from ..model.loading import check_weights, load_model
 
     if args.quiet or not first_process():
         transformers_logging.disable_progress_bar()
@@ -288,10 +288,10 @@ def _model(args: argparse.Namespace) -> tuple[Any, Any]:
 
 
 def _questions(args: argparse.Namespace, source: str) -> list[Any]:
-    from .questions import load_questions
+    from ..data.questions import load_questions
 
     if source.startswith(DEMO):
-        from .demo import demo_task
+        from ..demo import demo_task
 
         task, _, split = source.removeprefix(DEMO).partition("/")
         source = demo_task(task, split or "search")

@@ -1,8 +1,8 @@
 """What was built, what was found, and why a fast path is off: the facts behind `neuronllm env`.
 
-setup.py leaves `_build.json` beside this file: what it built, with which compiler, or why not. `extension()` is the one
-place that decides whether the compiled selection is there; everything that may use it asks here, so the report cannot
-disagree with what runs. Importing this module is light: torch is imported by `report()` only.
+setup.py leaves `_build.json` in the package's folder: what it built, with which compiler, or why not. `extension()` is
+the one place that decides whether the compiled selection is there; everything that may use it asks here, so the report
+cannot disagree with what runs. Importing this module is light: torch is imported by `report()` only.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from types import ModuleType
 from typing import Any
 
 PACKAGES = ("torch", "transformers", "triton", "numpy", "safetensors", "tokenizers", "pybind11", "ninja")
-KERNELS = Path(__file__).resolve().with_name("kernels")
+PACKAGE = Path(__file__).resolve().parents[1]
+KERNELS = PACKAGE / "kernels"
 OPS = ("glu_score", "score_gemm", "contrastive_ce", "branch_attention")
 LAUNCHED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what torchrun puts into the environment
-BUILD_RECORD = Path(__file__).resolve().with_name("_build.json")
+BUILD_RECORD = PACKAGE / "_build.json"
 
 
 def package_version(name: str) -> str | None:

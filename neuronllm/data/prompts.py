@@ -20,9 +20,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .errors import InputError
+from ..common.errors import InputError
 from .questions import Question, fingerprint
-from .rows import LETTERS, integer, short
+from .sources import LETTERS, integer, short
 from .templates import TEMPLATES, Template, read_templates, template_hash, tokenizer_name, word
 
 if TYPE_CHECKING:

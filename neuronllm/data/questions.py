@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .errors import InputError
-from .rows import LETTERS, Row, check_columns, integer, read_parts, read_rows, row_id, short
+from ..common.errors import InputError
+from .sources import LETTERS, Row, check_columns, integer, read_parts, read_rows, row_id, short
 
 MAX_CHOICES = len(LETTERS)
 

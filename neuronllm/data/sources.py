@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .errors import InputError
+from ..common.errors import InputError
 
 LETTERS = string.ascii_uppercase
 

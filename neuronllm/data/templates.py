@@ -12,9 +12,9 @@ import string
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .errors import InputError
+from ..common.errors import InputError
 from .questions import Question
-from .rows import LETTERS, short
+from .sources import LETTERS, short
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..anatomy import Anatomy
-from ..errors import InputError
-from ..steer import edit
+from ..common.errors import InputError
+from ..model.anatomy import Anatomy
+from ..model.hooks import edit
 from .attention import piece_attention
 from .batching import unless_memory_ends
 from .borrowed import DRIVING_ERRORS, answer_logits, borrowed, check_prompts, quietly, rope_limit
@@ -30,7 +30,7 @@ from .prefix import Level, piece_inputs, prefill_root, root_length, shared_level
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from ..prompts import Prompt
+    from ..data.prompts import Prompt
 
 _log = logging.getLogger("neuronllm")
 TOKENS = 2048  # that prompts of a batch have for themselves

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ..anatomy import Site
-from ..steer import visiting
+from ..model.anatomy import Site
+from ..model.hooks import visiting
 from .answer import answer_pass
 from .attention import branch_attention
 from .objective import wide
@@ -30,8 +30,8 @@ from .prefix import Prefix
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from ..anatomy import Anatomy
-    from ..prompts import Prompt
+    from ..data.prompts import Prompt
+    from ..model.anatomy import Anatomy
 
 # (site, the rows of h that belong to its block: prompts x rows x width, their routes) -> the rows as they are to be
 EditRows = Callable[[Site, Tensor, "Tensor | None"], Tensor]

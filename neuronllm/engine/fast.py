@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..anatomy import Anatomy, Site, decoder_layers
-from ..steer import visiting
+from ..model.anatomy import Anatomy, Site, decoder_layers
+from ..model.hooks import visiting
 from .answer import answer_pass, watching_gradients
 from .attention import branch_attention
 from .batching import Plan, batch_size, fit, make_plan, roomy, run_batches
@@ -36,7 +36,7 @@ from .stream import HALVES, float32_stream
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from ..prompts import Prompt
+    from ..data.prompts import Prompt
 
 Score = Callable[[Sequence["Prompt"]], Tensor]
 GRAPH = 3  # answer tokens without a graph that weigh as much as one whose graph is kept for the way back

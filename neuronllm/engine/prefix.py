@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..anatomy import decoder_layers
+from ..model.anatomy import decoder_layers
 from .borrowed import input_device
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from ..prompts import Prompt
+    from ..data.prompts import Prompt
 
 WORTH_SHARING = 32  # tokens saved, below which another pass costs more
 

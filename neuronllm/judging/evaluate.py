@@ -17,13 +17,13 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .anatomy import Anatomy
-from .engine.answers import Edit, Questionnaire, answered_right
-from .errors import InputError
-from .job import Questions, as_prompts
-from .neurons import NeuronSet
-from .prompts import Prompt, group_by_question
-from .statistics import bootstrap_interval, mcnemar, percent_of, relative_change
+from ..attribution.request import Questions, as_prompts
+from ..common.errors import InputError
+from ..common.statistics import bootstrap_interval, mcnemar, percent_of, relative_change
+from ..data.prompts import Prompt, group_by_question
+from ..engine.answers import Edit, Questionnaire, answered_right
+from ..model.anatomy import Anatomy
+from ..results.neurons import NeuronSet
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -120,7 +120,7 @@ class Report:
         return asdict(self)
 
     def __str__(self) -> str:
-        from .tables import report_lines
+        from ..common.tables import report_lines
 
         return "\n".join(report_lines(self))
 

@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tqdm.auto import tqdm
 
-from .engine.answers import Edit
-from .errors import InputError
+from ..attribution.request import Questions, as_prompts
+from ..common.errors import InputError
+from ..engine.answers import Edit
+from ..results.neurons import NeuronSet
 from .evaluate import POSITIONS, Answers, Asker, template_of, warn_if_one_letter
-from .job import Questions, as_prompts
-from .neurons import NeuronSet
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from .errors import InputError
+from ..common.errors import InputError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -243,7 +243,7 @@ def _by_structure(model: PreTrainedModel) -> list[Site]:
     if not sites:
         raise InputError(
             f"{type(model).__name__} has no FFN neurons: no decoder layer holds linear modules that lead from the "
-            f"hidden size {hidden} to a width and back; neuronllm.anatomy.register can teach a foreign block"
+            f"hidden size {hidden} to a width and back; neuronllm.model.anatomy.register can teach a foreign block"
         )
     _refuse_shared(model, sites)
     return sites

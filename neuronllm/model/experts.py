@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from .errors import InputError
+from ..common.errors import InputError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 from torch import nn
 
+from ..common.errors import InputError
 from .anatomy import Anatomy, Site
-from .errors import InputError
 from .experts import VisitExperts, visiting_experts
 
 if TYPE_CHECKING:

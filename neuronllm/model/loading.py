@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from .errors import InputError
+from ..common.errors import InputError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -101,4 +101,4 @@ def public_name(name_or_path: str) -> str:
 
 def demo_path() -> str:
     """The folder of the bundled model."""
-    return os.path.join(os.path.dirname(__file__), "demo", "model")
+    return os.path.join(os.path.dirname(os.path.dirname(__file__)), "demo", "model")

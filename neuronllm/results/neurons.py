@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .anatomy import DENSE, Anatomy
-from .errors import InputError
-from .files import new_folder, read_json, read_tensors, write_json
-from .select import extremes
-from .steer import Positions, edit
+from ..common.errors import InputError
+from ..common.files import new_folder, read_json, read_tensors, write_json
+from ..model.anatomy import DENSE, Anatomy
+from ..model.hooks import Positions, edit
+from ..select import extremes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

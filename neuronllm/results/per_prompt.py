@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .errors import InputError
-from .rows import short
-from .select import extremes_rows
+from ..common.errors import InputError
+from ..data.sources import short
+from ..select import extremes_rows
 
 PLACES = "prompts"  # the tensor of a part that says which prompts its rows are
 
@@ -65,7 +65,7 @@ class Parts:
     """
 
     def __init__(self, folder: str | os.PathLike[str], names: Sequence[str]) -> None:
-        from .files import open_tensors
+        from ..common.files import open_tensors
 
         self.folder, self.names = Path(folder), list(names)
         places = []
@@ -87,7 +87,7 @@ class Parts:
         return f"Parts({len(self)} prompts, {self.shape[1]} neurons, {len(self.names)} files in {self.folder})"
 
     def __getitem__(self, rows: Any) -> Tensor:
-        from .files import open_tensors
+        from ..common.files import open_tensors
 
         asked = self._asked(rows)
         index = asked.reshape(-1)

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .anatomy import Anatomy
-from .errors import InputError
-from .files import new_folder, read_json, read_tensors, write_json, write_tensors
-from .kept import Parts, Top
+from ..common.errors import InputError
+from ..common.files import new_folder, read_json, read_tensors, write_json, write_tensors
+from ..model.anatomy import Anatomy
+from .per_prompt import Parts, Top
 
 if TYPE_CHECKING:
     import pandas

@@ -7,7 +7,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from ..errors import InputError
+from ..common.errors import InputError
 
 S = TypeVar("S", bound="Streaming")
 

@@ -27,12 +27,12 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor
 
-from .engine.aggregate import Streaming
-from .errors import InputError
-from .files import check_new_folder, open_tensors, read_json, read_tensors, write_json, write_tensors
-from .kept import PLACES
-from .ranks import Ranks
-from .scores import CONFIG, MANIFEST, PARTIAL, TENSORS, Scores
+from ..common.errors import InputError
+from ..common.files import check_new_folder, open_tensors, read_json, read_tensors, write_json, write_tensors
+from ..results.per_prompt import PLACES
+from ..results.scores import CONFIG, MANIFEST, PARTIAL, TENSORS, Scores
+from ..results.streaming import Streaming
+from .processes import Ranks
 
 C = TypeVar("C", bound=Streaming)
 EVERY = 64  # prompts between two flushes, unless their rows are large

@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from .engine.aggregate import Streaming
-from .env import launched
-from .errors import InputError, PeerError, SharedError
+from ..common.env import launched
+from ..common.errors import InputError, PeerError, SharedError
+from ..results.streaming import Streaming
 
 M = TypeVar("M", bound=Streaming)
 PATIENCE = timedelta(days=30)

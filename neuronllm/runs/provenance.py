@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .env import package_version
-from .loading import public_name
-from .prompts import Prompt, template_hash
-from .questions import Question, fingerprint
+from ..common.env import package_version
+from ..data.prompts import Prompt, template_hash
+from ..data.questions import Question, fingerprint
+from ..model.loading import public_name
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..errors import InputError
-from ..files import check_new_file, write_json
+from ..common.errors import InputError
+from ..common.files import check_new_file, write_json
 from .files import Found, extremes_of_files, parts_of
 from .results import printable
 

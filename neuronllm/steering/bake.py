@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .anatomy import Anatomy
-from .errors import InputError
-from .neurons import NeuronSet
+from ..common.errors import InputError
+from ..model.anatomy import Anatomy
+from ..results.neurons import NeuronSet
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

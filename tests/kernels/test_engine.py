@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from neuronllm import ops
+from neuronllm.data.prompts import Prompt
 from neuronllm.engine import fused
 from neuronllm.engine.fast import FastEngine
 from neuronllm.engine.quadrature import quadrature
-from neuronllm.prompts import Prompt
 from tests.kernels.lanes import DEVICE
 from tests.tiny import random_prompts, tiny
 
