@@ -20,9 +20,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ..common.checks import integer, short
 from ..common.errors import InputError
 from .questions import Question, fingerprint
-from .sources import LETTERS, integer, short
+from .sources import LETTERS
 from .templates import TEMPLATES, Template, read_templates, template_hash, tokenizer_name, word
 
 if TYPE_CHECKING:

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..common.checks import integer, short
 from ..common.errors import InputError
-from .sources import LETTERS, Row, check_columns, integer, read_parts, read_rows, row_id, short
+from .sources import LETTERS, Row, check_columns, read_parts, read_rows, row_id
 
 MAX_CHOICES = len(LETTERS)
 

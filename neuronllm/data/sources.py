@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import operator
 import os
 import re
 import string
@@ -20,27 +19,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..common.checks import integer, short
 from ..common.errors import InputError
 
 LETTERS = string.ascii_uppercase
-
-
-def integer(value: Any) -> int | None:
-    """`value` as an int where it is one (numpy's too); None for booleans and everything else."""
-    if isinstance(value, bool):
-        return None
-    try:
-        return operator.index(value)
-    except TypeError:
-        return None
-
-
-def short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-# ---------------------------------------------------------------------------------------------------------------- rows
 
 
 class Row(NamedTuple):

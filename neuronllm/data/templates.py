@@ -12,9 +12,10 @@ import string
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ..common.checks import short
 from ..common.errors import InputError
 from .questions import Question
-from .sources import LETTERS, short
+from .sources import LETTERS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

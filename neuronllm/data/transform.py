@@ -17,9 +17,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from ..common.checks import integer, short
 from ..common.errors import InputError
 from .questions import MAX_CHOICES, Question
-from .sources import Row, integer, is_unlabelled, read_rows, row_id, short
+from .sources import Row, is_unlabelled, read_rows, row_id
 from .templates import Pieces, parse_wording
 
 ONE_TEXT = "Text: {text}\nWhich label fits the text?"

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..common.checks import short
 from ..common.errors import InputError
-from ..data.sources import short
 from ..select import extremes_rows
 
 PLACES = "prompts"  # the tensor of a part that says which prompts its rows are
