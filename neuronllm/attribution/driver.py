@@ -21,7 +21,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..common.errors import InputError
-from ..data.prompts import Prompt
+from ..data.prompts import Prompt, Questions
 from ..engine import open_engine
 from ..engine.answers import answered_right, option_logprobs
 from ..engine.batching import Plan
@@ -31,7 +31,7 @@ from ..results.per_prompt import PLACES, Parts, Top
 from ..results.scores import Scores
 from ..runs.checkpoint import Interrupted, Progress, Run, check_output, check_same, every_prompts, undisturbed
 from ..runs.processes import Ranks, share_out
-from .request import Job, Questions
+from .request import Job
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -8,12 +8,11 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..data.prompts import Prompt, group_by_question
+from ..data.prompts import Prompt, Questions, as_prompts, group_by_question
 from ..engine import open_engine
 from ..engine.answers import check_batch_size
 from ..engine.borrowed import check_prompts
 from ..model.anatomy import Anatomy
-from .request import Questions, as_prompts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,8 +11,7 @@ import torch
 from torch import Tensor
 
 from ..common.errors import InputError
-from ..data.prompts import Prompt, group_by_question, render
-from ..data.questions import Question
+from ..data.prompts import Prompt, Questions, as_prompts, group_by_question
 from ..engine.answers import check_batch_size
 from ..engine.borrowed import check_prompts
 from ..engine.objective import check_objective
@@ -25,7 +23,6 @@ from ..runs.provenance import identity, prompt_hash, question_hash, type_name, v
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-Questions = Sequence[Question | Prompt]
 ITEMS = ("all", "wrong", "right")
 KEEPS = ("mean", "topk", "all")
 KEEP_TYPES = (torch.float32, torch.bfloat16)
@@ -133,27 +130,6 @@ class Job:
             **versions(),
             **self.asked,
         }
-
-
-def as_prompts(
-    tokenizer: PreTrainedTokenizerBase | None, questions: Questions, orders: str, template: Any
-) -> list[Prompt]:
-    """Rendered prompts: the given ones, or the questions in every order and template."""
-    if isinstance(questions, (str, os.PathLike)):
-        raise InputError(f"questions={str(questions)!r}: load them first, with nl.load_questions({str(questions)!r})")
-    if not isinstance(questions, Sequence):
-        raise InputError(f"questions: give a list, not a {type(questions).__name__}")
-    if not questions:
-        raise InputError("questions: the list is empty, give at least one question")
-    given = [q for q in questions if isinstance(q, Prompt)]
-    asked = [q for q in questions if isinstance(q, Question)]
-    if len(given) == len(questions):
-        return given
-    if len(asked) != len(questions):
-        raise InputError("questions: give a list of Question (nl.load_questions) or a list of Prompt, not a mixture")
-    if tokenizer is None:
-        raise InputError("tokenizer=None: questions need a tokenizer to be rendered; only Prompts do without")
-    return render(tokenizer, asked, orders, list(template) if isinstance(template, tuple) else template)
 
 
 def checked(

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import random
 import re
 from collections.abc import Hashable, Iterable, Iterator, Sequence
@@ -29,7 +30,17 @@ from .templates import TEMPLATES, Template, read_templates, template_hash, token
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["ORDERS", "TEMPLATES", "Prompt", "group_by_question", "option_orders", "render", "template_hash"]
+__all__ = [
+    "ORDERS",
+    "TEMPLATES",
+    "Prompt",
+    "Questions",
+    "as_prompts",
+    "group_by_question",
+    "option_orders",
+    "render",
+    "template_hash",
+]
 
 ORDERS = ("rotate", "shuffle3", "none")
 UNBOUNDED = 10**9  # tokenizers that know no limit report 1e30
@@ -93,6 +104,9 @@ def _token_ids(values: Any, what: str) -> list[int]:
     if not ids:
         raise InputError(f"{what} is empty")
     return ids
+
+
+Questions = Sequence[Question | Prompt]  # to be rendered by `as_prompts`, or rendered already
 
 
 def group_by_question(prompts: Sequence[Prompt]) -> list[list[Prompt]]:
@@ -339,3 +353,24 @@ def _check_lengths(
                 f"question {variant.id!r} makes a prompt of {len(ids)} tokens with template "
                 f"{short(variant.template.name)}, more than the context of {limit}: shorten it or leave it out"
             )
+
+
+def as_prompts(
+    tokenizer: PreTrainedTokenizerBase | None, questions: Questions, orders: str, template: Any
+) -> list[Prompt]:
+    """Rendered prompts: the given ones, or the questions in every order and template."""
+    if isinstance(questions, (str, os.PathLike)):
+        raise InputError(f"questions={str(questions)!r}: load them first, with nl.load_questions({str(questions)!r})")
+    if not isinstance(questions, Sequence):
+        raise InputError(f"questions: give a list, not a {type(questions).__name__}")
+    if not questions:
+        raise InputError("questions: the list is empty, give at least one question")
+    given = [q for q in questions if isinstance(q, Prompt)]
+    asked = [q for q in questions if isinstance(q, Question)]
+    if len(given) == len(questions):
+        return given
+    if len(asked) != len(questions):
+        raise InputError("questions: give a list of Question (nl.load_questions) or a list of Prompt, not a mixture")
+    if tokenizer is None:
+        raise InputError("tokenizer=None: questions need a tokenizer to be rendered; only Prompts do without")
+    return render(tokenizer, asked, orders, list(template) if isinstance(template, tuple) else template)

@@ -17,10 +17,9 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..attribution.request import Questions, as_prompts
 from ..common.errors import InputError
 from ..common.statistics import bootstrap_interval, mcnemar, percent_of, relative_change
-from ..data.prompts import Prompt, group_by_question
+from ..data.prompts import Prompt, Questions, as_prompts, group_by_question
 from ..engine.answers import Edit, Questionnaire, answered_right
 from ..model.anatomy import Anatomy
 from ..results.neurons import NeuronSet

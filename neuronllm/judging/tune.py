@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tqdm.auto import tqdm
 
-from ..attribution.request import Questions, as_prompts
 from ..common.errors import InputError
+from ..data.prompts import Questions, as_prompts
 from ..engine.answers import Edit
 from ..results.neurons import NeuronSet
 from .evaluate import POSITIONS, Answers, Asker, template_of, warn_if_one_letter
