@@ -28,7 +28,7 @@ _PUBLIC = {
     "pushes": "attribution.pushes",
     "Scores": "results.scores",
     "NeuronSet": "results.neurons",
-    "edit": "model.hooks",
+    "edit": "model.edit",
     "evaluate": "judging.evaluate",
     "Report": "judging.evaluate",
     "tune": "judging.tune",

@@ -12,7 +12,7 @@ from transformers.activations import ACT2FN
 
 from neuronllm.model import anatomy as anatomy_module
 from neuronllm.model.anatomy import Anatomy, Site, register
-from neuronllm.model.hooks import edit
+from neuronllm.model.edit import edit
 from tests.checks import refused
 from tests.tiny import DENSE, GLU, tiny
 

@@ -285,7 +285,7 @@ def test_a_model_in_float32_is_judged_in_float64():
 
 
 def test_an_attribution_under_an_edit_sees_the_edit():
-    from neuronllm.model.hooks import edit
+    from neuronllm.model.edit import edit
 
     model, (prompt,) = tiny("mixtral"), random_prompts(1)
     with judge(model) as engine, torch.no_grad():

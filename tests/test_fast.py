@@ -197,7 +197,7 @@ def test_the_attention_implementation_is_given_back_also_after_an_error():
 
 def test_an_edit_at_one_position_around_it_is_left_to_the_judge():
     """Positions count the tokens of a pass, and passes of answer tokens have others than the prompt."""
-    from neuronllm.model.hooks import edit
+    from neuronllm.model.edit import edit
 
     model, prompts = tiny("llama"), random_prompts(2)
     for where in (5, -1):

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from neuronllm.common.errors import InputError
 from neuronllm.model.anatomy import Anatomy
-from neuronllm.model.hooks import edit
+from neuronllm.model.edit import edit
 from neuronllm.results.neurons import NeuronSet
 from tests.checks import refused, untouched
 from tests.tiny import VOCABULARY, tiny

@@ -73,7 +73,7 @@ def test_gradient_equals_central_differences(name):
 
 
 def test_gradient_at_all_positions_is_the_slope_of_an_edit_at_all_positions():
-    from neuronllm.model.hooks import edit
+    from neuronllm.model.edit import edit
 
     model, (prompt,), step = tiny("llama"), random_prompts(1), 1e-5
     with judge(model) as engine:

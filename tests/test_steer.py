@@ -11,7 +11,8 @@ from torch.nn import functional
 
 import neuronllm as nl
 from neuronllm.model.anatomy import Anatomy
-from neuronllm.model.hooks import HookError, edit, visiting
+from neuronllm.model.edit import edit
+from neuronllm.model.hooks import HookError, visiting
 from neuronllm.results.neurons import NeuronSet
 from tests.checks import lived_in, refused, snapshot, untouched
 from tests.test_anatomy import modules_of

@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 
 from ..common.errors import InputError
 from ..model.anatomy import Anatomy
-from ..model.hooks import edit
+from ..model.edit import edit
 from .attention import piece_attention
 from .batching import unless_memory_ends
 from .borrowed import DRIVING_ERRORS, answer_logits, borrowed, check_prompts, quietly, rope_limit

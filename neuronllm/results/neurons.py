@@ -19,7 +19,7 @@ from torch import Tensor
 from ..common.errors import InputError
 from ..common.files import new_folder, read_json, read_tensors, write_json
 from ..model.anatomy import DENSE, Anatomy
-from ..model.hooks import Positions, edit
+from ..model.edit import Positions, edit
 from ..select import extremes
 
 if TYPE_CHECKING:
