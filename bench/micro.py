@@ -23,7 +23,8 @@ import neuronllm as nl
 from neuronllm import ops
 from neuronllm.engine.answers import Edit, Questionnaire
 from neuronllm.engine.quadrature import quadrature
-from neuronllm.model.anatomy import Anatomy, Site
+from neuronllm.model.anatomy import Anatomy
+from neuronllm.model.sites import Site
 from neuronllm.select import Stream, extremes, extremes_rows
 
 from . import kernels, plain

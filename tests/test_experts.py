@@ -9,9 +9,10 @@ from transformers import AutoModelForCausalLM
 
 import neuronllm as nl
 from neuronllm.judging.evaluate import random_like
-from neuronllm.model.anatomy import DENSE, SHARED, Anatomy, Site
+from neuronllm.model.anatomy import Anatomy
 from neuronllm.model.edit import edit
 from neuronllm.model.hooks import HookError, visiting
+from neuronllm.model.sites import DENSE, SHARED, Site
 from neuronllm.results.neurons import NeuronSet
 from tests.checks import Fuse, blow_after, quiz, refused, untouched
 from tests.experts_by_hand import experts_by_hand, seen_by_hand

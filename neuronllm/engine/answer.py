@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..model.anatomy import Site
 from ..model.hooks import visiting
+from ..model.sites import Site
 from .borrowed import check_finite, input_device
 from .prefix import Prefix, passing_cache
 

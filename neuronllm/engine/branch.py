@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ..model.anatomy import Site
 from ..model.hooks import visiting
+from ..model.sites import Site
 from .answer import answer_pass
 from .attention import branch_attention
 from .objective import wide

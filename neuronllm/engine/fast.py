@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..model.anatomy import Anatomy, Site, decoder_layers
+from ..model.anatomy import Anatomy
+from ..model.discovery import decoder_layers
 from ..model.hooks import visiting
+from ..model.sites import Site
 from .answer import answer_pass, watching_gradients
 from .attention import branch_attention
 from .batching import Plan, batch_size, fit, make_plan, roomy, run_batches

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from ..model.anatomy import decoder_layers
+from ..model.discovery import decoder_layers
 from .answers import padded
 from .borrowed import DoublePrecision, answer_logits
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..model.anatomy import decoder_layers
+from ..model.discovery import decoder_layers
 from .borrowed import input_device
 
 if TYPE_CHECKING:

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..model.anatomy import Anatomy, Site
+from ..model.anatomy import Anatomy
 from ..model.experts import computable
 from ..model.hooks import visiting
+from ..model.sites import Site
 from .batching import Plan
 from .borrowed import DoublePrecision, answer_logits, borrowed, check_prompts, input_device
 from .objective import objective_value, option_scores, wide

@@ -20,9 +20,10 @@ import torch
 from torch import Tensor, nn
 
 from ..common.errors import InputError
-from ..model.anatomy import Anatomy, Site
+from ..model.anatomy import Anatomy
 from ..model.experts import VisitExperts, gate_and_up, share_of_up, visiting_experts
 from ..model.hooks import visiting
+from ..model.sites import Site
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 
 from ..common.errors import InputError
-from .anatomy import Anatomy, Site
+from .anatomy import Anatomy
 from .hooks import visiting
+from .sites import Site
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from .anatomy import Site
 from .experts import VisitExperts, visiting_experts
+from .sites import Site
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

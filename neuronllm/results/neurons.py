@@ -18,8 +18,9 @@ from torch import Tensor
 
 from ..common.errors import InputError
 from ..common.files import new_folder, read_json, read_tensors, write_json
-from ..model.anatomy import DENSE, Anatomy
+from ..model.anatomy import Anatomy
 from ..model.edit import Positions, edit
+from ..model.sites import DENSE
 from ..select import extremes
 
 if TYPE_CHECKING:
