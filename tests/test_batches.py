@@ -17,9 +17,10 @@ from neuronllm.engine.borrowed import rope_limit
 from neuronllm.engine.fast import FastEngine
 from neuronllm.engine.memory import available, peak_memory
 from neuronllm.engine.objective import option_scores
-from neuronllm.engine.prefix import common, prefill, prefill_root, root_length, siblings
+from neuronllm.engine.prefill import prefill, prefill_root
 from neuronllm.engine.quadrature import quadrature
 from neuronllm.engine.reference import ReferenceEngine
+from neuronllm.engine.tree import common, root_length, siblings
 from tests.test_fast import CALLS, REACHED, differences
 from tests.tiny import VOCABULARY, random_prompts, tiny
 

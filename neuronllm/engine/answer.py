@@ -12,7 +12,8 @@ from torch import Tensor
 from ..model.hooks import visiting
 from ..model.sites import Site
 from .borrowed import check_finite, input_device
-from .prefix import Prefix, passing_cache
+from .prefill import passing_cache
+from .tree import Prefix
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -25,7 +25,8 @@ from .attention import piece_attention
 from .batching import unless_memory_ends
 from .borrowed import DRIVING_ERRORS, answer_logits, borrowed, check_prompts, quietly, rope_limit
 from .objective import NEVER, Choices
-from .prefix import Level, piece_inputs, prefill_root, root_length, shared_levels, siblings, tails
+from .prefill import piece_inputs, prefill_root, shared_levels
+from .tree import Level, root_length, siblings, tails
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

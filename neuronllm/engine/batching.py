@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..common.errors import InputError
 from .memory import available
-from .prefix import root_length, siblings
+from .tree import root_length, siblings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -25,7 +25,7 @@ from ..model.sites import Site
 from .answer import answer_pass
 from .attention import branch_attention
 from .objective import wide
-from .prefix import Prefix
+from .tree import Prefix
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

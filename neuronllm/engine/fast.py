@@ -30,10 +30,11 @@ from .fused import glu_score_wanted, summed_products
 from .integrals import integral
 from .memory import available, peak_memory
 from .objective import Choices, needs_vocabulary, only_options, wide
-from .prefix import Level, Prefix, prefill, prefill_root, siblings
+from .prefill import prefill, prefill_root
 from .reference import ReferenceEngine, summed
 from .relp import relp_rules, watching_ups
 from .stream import HALVES, float32_stream
+from .tree import Level, Prefix, siblings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -45,9 +45,9 @@ def test_results_with_kernels_equal_results_without(family: str, monkeypatch: py
     for name in ("summed_products", "by_kernel"):
         own = getattr(fused, name)
 
-        def noted(*args: Any, name: str = name, own: Any = own) -> Tensor:
+        def noted(*args: Any, name: str = name, own: Any = own, **options: Any) -> Tensor:
             called.append(name)
-            return own(*args)
+            return own(*args, **options)
 
         monkeypatch.setattr(f"neuronllm.engine.{'fast' if name == 'summed_products' else 'attention'}.{name}", noted)
     kind = torch.float32 if DEVICE == "cpu" else torch.bfloat16
