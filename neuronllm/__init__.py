@@ -30,7 +30,7 @@ _PUBLIC = {
     "NeuronSet": "results.neurons",
     "edit": "model.edit",
     "evaluate": "judging.evaluate",
-    "Report": "judging.evaluate",
+    "Report": "judging.report",
     "tune": "judging.tune",
     "bake": "steering.bake",
     "InputError": "common.errors",

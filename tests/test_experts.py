@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import neuronllm as nl
-from neuronllm.judging.evaluate import random_like
+from neuronllm.judging.controls import random_like
 from neuronllm.model.anatomy import Anatomy
 from neuronllm.model.edit import edit
 from neuronllm.model.hooks import HookError, visiting

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 import neuronllm as nl
-from neuronllm.judging.evaluate import Answers
 from neuronllm.model.anatomy import Anatomy
+from neuronllm.results.answers import Answers
 from neuronllm.results.neurons import NeuronSet
 from tests.checks import Fuse, blow_after, letter_model, lived_in, quiz, refused, untouched, with_every_letter
 from tests.tiny import tiny

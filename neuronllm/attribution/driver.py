@@ -23,10 +23,11 @@ from tqdm.auto import tqdm
 from ..common.errors import InputError
 from ..data.prompts import Prompt, Questions
 from ..engine import open_engine
-from ..engine.answers import answered_right, option_logprobs
+from ..engine.answers import option_logprobs
 from ..engine.batching import Plan
 from ..engine.borrowed import plain_types
 from ..methods import Collector, get_method
+from ..results.answers import answered_right
 from ..results.per_prompt import PLACES, Parts, Top
 from ..results.scores import Scores
 from ..runs.checkpoint import Interrupted, Progress, Run, check_output, check_same, every_prompts, undisturbed

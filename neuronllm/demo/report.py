@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from ..common.errors import InputError
 from ..common.tables import markdown_table, print_table
-from ..judging.evaluate import Report
+from ..judging.report import Report
 from ..results.neurons import NeuronSet
 from ..results.scores import Scores
 

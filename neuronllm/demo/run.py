@@ -20,7 +20,9 @@ from ..common.statistics import spearman
 from ..data.prompts import render
 from ..data.questions import Question, load_questions
 from ..engine.answers import Edit
-from ..judging.evaluate import Asker, evaluate, random_like
+from ..judging.asking import Asker
+from ..judging.controls import random_like
+from ..judging.evaluate import evaluate
 from ..judging.tune import tune
 from ..model.loading import load_model
 from ..results.neurons import MODES, NeuronSet

@@ -22,8 +22,9 @@ from tqdm.auto import tqdm
 from ..common.errors import InputError
 from ..data.prompts import Questions, as_prompts
 from ..engine.answers import Edit
+from ..results.answers import Answers
 from ..results.neurons import NeuronSet
-from .evaluate import POSITIONS, Answers, Asker, template_of, warn_if_one_letter
+from .asking import POSITIONS, Asker, template_of, warn_if_one_letter
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
