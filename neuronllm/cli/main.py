@@ -241,7 +241,7 @@ def _demo(args: argparse.Namespace) -> None:
 
 
 def _select(args: argparse.Namespace) -> None:
-    from ..select.command import run
+    from .select import run
 
     run(args)
 

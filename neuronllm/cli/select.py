@@ -16,8 +16,8 @@ import torch
 
 from ..common.errors import InputError
 from ..common.files import check_new_file, write_json
-from .files import Found, extremes_of_files, parts_of
-from .results import printable
+from ..select.files import Found, extremes_of_files, parts_of
+from ..select.results import printable
 
 PRINTED = 20  # rows of each end, where a file takes all of them
 # NumPy's scalars print the shortest text that tells a number from its neighbours; NumPy has no bfloat16.
