@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -21,12 +20,9 @@ from ..common.files import new_folder, read_json, read_tensors, write_json
 from ..model.anatomy import Anatomy
 from ..model.edit import Positions, edit
 from ..model.sites import DENSE
-from ..select import extremes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-    from .scores import Scores
 
 CONFIG, TENSORS = "neuron_config.json", "neurons.safetensors"
 ROLES = ("good", "bad")
@@ -58,29 +54,6 @@ class NeuronSet:
         if not np.isin(self.role, ROLES).all():
             raise InputError(f"role: every role must be one of {', '.join(ROLES)}")
         self.anatomy.checked(self.ids)
-
-    @classmethod
-    def find(cls, scores: Scores, good: int, bad: int) -> NeuronSet:
-        """The `good` highest positive and `bad` lowest negative scores."""
-        _check_counts(good=good, bad=bad)
-        ends = extremes(scores.values, largest=good, smallest=bad)
-        parts = []
-        for role, asked, end in (("good", good, ends.largest), ("bad", bad, ends.smallest)):
-            signed = end.values > 0 if role == "good" else end.values < 0
-            if int(signed.sum()) < asked:
-                warnings.warn(
-                    f"only {int(signed.sum())} neurons have a score of the sign of {role} ones, {asked} were asked for",
-                    stacklevel=3,
-                )
-            parts.append((end.indices[signed], [role] * int(signed.sum()), end.values[signed]))
-        ids, roles, values = zip(*parts, strict=True)
-        return cls(
-            torch.cat(ids),
-            np.array(sum(roles, []), dtype="<U4"),
-            torch.cat(values),
-            scores.anatomy,
-            dict(scores.provenance),
-        )
 
     # ---- what is in it ----
 
@@ -116,7 +89,7 @@ class NeuronSet:
 
     def top(self, good: int | None = None, bad: int | None = None) -> NeuronSet:
         """The strongest `good` and `bad` neurons of the set; None keeps all of a role."""
-        _check_counts(**{role: k for role, k in (("good", good), ("bad", bad)) if k is not None})
+        check_counts(**{role: k for role, k in (("good", good), ("bad", bad)) if k is not None})
         strongest = self.score.abs().argsort(descending=True, stable=True).numpy()  # a union is not in order
         keep: list[int] = []
         for role, k in (("good", good), ("bad", bad)):
@@ -290,7 +263,7 @@ class NeuronSet:
         )
 
 
-def _check_counts(**counts: Any) -> None:
+def check_counts(**counts: Any) -> None:
     for name, k in counts.items():
         if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 0:
             raise InputError(f"{name}={k!r}: give a whole number, 0 or more")

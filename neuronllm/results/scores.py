@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import os
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..common.errors import InputError
 from ..common.files import new_folder, read_json, read_tensors, write_json, write_tensors
 from ..model.anatomy import Anatomy
+from ..select import extremes
+from .neurons import NeuronSet, check_counts
 from .per_prompt import Parts, Top
 
 if TYPE_CHECKING:
     import pandas
-
-    from .neurons import NeuronSet
 
 CONFIG, TENSORS, MANIFEST = "scores.json", "scores.safetensors", "run.json"
 PARTIAL = ".partial"  # behind the name of a folder: the run that is to become it
@@ -55,9 +57,25 @@ class Scores:
 
     def find(self, good: int = 100, bad: int = 100) -> NeuronSet:
         """The neurons that help most and hurt most; fewer, with a warning, where the sign does not allow more."""
-        from .neurons import NeuronSet
-
-        return NeuronSet.find(self, good, bad)
+        check_counts(good=good, bad=bad)
+        ends = extremes(self.values, largest=good, smallest=bad)
+        parts = []
+        for role, asked, end in (("good", good, ends.largest), ("bad", bad, ends.smallest)):
+            signed = end.values > 0 if role == "good" else end.values < 0
+            if int(signed.sum()) < asked:
+                warnings.warn(
+                    f"only {int(signed.sum())} neurons have a score of the sign of {role} ones, {asked} were asked for",
+                    stacklevel=2,
+                )
+            parts.append((end.indices[signed], [role] * int(signed.sum()), end.values[signed]))
+        ids, roles, values = zip(*parts, strict=True)
+        return NeuronSet(
+            torch.cat(ids),
+            np.array(sum(roles, []), dtype="<U4"),
+            torch.cat(values),
+            self.anatomy,
+            dict(self.provenance),
+        )
 
     def to_dataframe(self) -> pandas.DataFrame:
         """One row a neuron: layer, expert, index, score, stderr, sign_consistency. Needs pandas."""
