@@ -30,7 +30,7 @@ STAGES: dict[str, tuple[str, ...]] = {
     "tokenising": ("neuronllm.cli.main:_questions", "neuronllm.attribution.request:as_prompts"),
     "hashing": ("neuronllm.attribution.request:Job.settings",),
     "planning and self-check": ("neuronllm.engine.fast:FastEngine.unusable", "neuronllm.engine.fast:FastEngine.fit"),
-    "scoring": ("neuronllm.attribution.driver:_raw",),
+    "scoring": ("neuronllm.attribution.driver:raw_scores",),
     "aggregation": (
         "neuronllm.methods.base:Collector.add",
         "neuronllm.methods.base:Collector.summary",

@@ -24,7 +24,7 @@ _PUBLIC = {
     "render": "data.prompts",
     "Anatomy": "model.anatomy",
     "attribute": "attribution.driver",
-    "dry_run": "attribution.driver",
+    "dry_run": "attribution.dry_run",
     "pushes": "attribution.pushes",
     "Scores": "results.scores",
     "NeuronSet": "results.neurons",

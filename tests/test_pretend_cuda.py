@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import neuronllm as nl
-from neuronllm.attribution.driver import dry_run
+from neuronllm.attribution.dry_run import dry_run
 from neuronllm.data.prompts import Prompt
 from neuronllm.engine.batching import CUDA_ROWS, Plan
 from neuronllm.engine.fast import FastEngine

@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import fields
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -33,6 +32,7 @@ from ..results.scores import Scores
 from ..runs.checkpoint import Interrupted, Progress, Run, check_output, check_same, every_prompts, undisturbed
 from ..runs.processes import Ranks, share_out
 from .request import Job
+from .shares import Share, share_of, windows_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -88,110 +88,18 @@ def attribute(
     with Ranks.here() as ranks:
         with ranks.together():
             job = Job(model, tokenizer, questions, get_method(method, method_options), *asked)
-            _check_place(output, resume, overwrite)
+            check_place(output, resume, overwrite)
             job.check()
         return _attributed(job, ranks, progress, output, resume)
 
 
-def _check_place(output: str | os.PathLike[str] | None, resume: bool, overwrite: bool) -> None:
+def check_place(output: str | os.PathLike[str] | None, resume: bool, overwrite: bool) -> None:
     if output is not None:
         check_output(output, resume, overwrite)
     elif resume:
         raise InputError("resume=True: there is nothing to go on with without output=, the folder of the run")
     elif overwrite:
         raise InputError("overwrite=True: there is nothing to replace without output=, a folder")
-
-
-@torch.inference_mode(False)
-def dry_run(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase | None,
-    questions: Questions,
-    method: str = "ace",
-    **arguments: Any,
-) -> str:
-    """What `attribute` would do with the same arguments, in a few lines: how much work, in which batches, how large.
-
-    With output and resume=True it says what is left of a run under way. Inside torch.distributed every process calls
-    it, as it does `attribute`, and hears how the questions are shared.
-
-    >>> print(dry_run(model, tokenizer, questions, "gradient", keep="all"))   # doctest: +SKIP
-    """
-    arguments.pop("progress", None)
-    output, resume = arguments.pop("output", None), arguments.pop("resume", False)
-    overwrite = arguments.pop("overwrite", False)
-    known = {field.name for field in fields(Job)}
-    asked = {name: value for name, value in arguments.items() if name in known}
-    how = get_method(method, {name: value for name, value in arguments.items() if name not in known})
-    with Ranks.here() as ranks, ranks.together():
-        _check_place(output, resume, overwrite)
-        job = Job(model, tokenizer, questions, how, **asked).check()
-        run = Run(output, job.settings(ranks.size), resume, ranks) if output is not None and resume else None
-        begun = run.manifest if run is not None else None
-        with _engine(job, Plan.from_dict(begun["plan"]) if begun else None) as engine:
-            engine.fit(partial(_raw, job, engine), job.prompts, always=True)
-            name, plan, reason = engine.name, engine.plan, engine.reason
-        return "\n".join([*_sizes(job), *_work(job, name, plan, reason), *_shares(job, ranks), *_left(job, ranks, run)])
-
-
-def _sizes(job: Job) -> list[str]:
-    lengths = [len(prompt.input_ids) for prompt in job.prompts]
-    some = "" if job.items == "all" else f", of which only those that it answers {job.items} are scored"
-    return [
-        f"{job.anatomy.describe()}: {job.anatomy.n_neurons} neurons",
-        f"{len(job.groups)} questions, {len(lengths)} prompts of {min(lengths)} to {max(lengths)} tokens{some}",
-    ]
-
-
-def _work(job: Job, name: str, plan: Plan, reason: str | None) -> list[str]:
-    because = f" ({reason})" if reason else ""
-    lines = [f"method {job.how.name}, engine {name}{because}: {plan if plan.estimate else 'one prompt at a time'}"]
-    lines += [f"  {what}: {size / 2**20:,.1f} MiB" for what, size in plan.estimate.items()]
-    if not plan.estimate:
-        size = f"near {plan.rows:,} tokens together" if job.batch_size == "auto" else f"at most {job.batch_size}"
-        lines.append(f"  memory: not tried out, which would take long; a pass holds copies of one prompt, {size}")
-    if job.keep != "mean":
-        total = job.row_bytes * len(job.prompts) / 2**20
-        lines.append(f'keep="{job.keep}": {total:,.1f} MiB, {job.row_bytes:,} bytes a prompt')
-    return lines
-
-
-def _shares(job: Job, ranks: Ranks) -> list[str]:
-    """How several processes share the questions."""
-    if ranks.size == 1:
-        return []
-    which = "" if job.items == "all" else ", if all of them were scored"
-    lines = [f"{ranks.size} processes share the questions by the tokens of their prompts{which}:"]
-    for number in range(ranks.size):
-        share = _share(job.groups, number, ranks.size)
-        prompts = [prompt for one in share for prompt in one.prompts]
-        tokens = sum(len(prompt.input_ids) for prompt in prompts)
-        lines.append(f"  process {number}: {len(share)} questions, {len(prompts)} prompts, {tokens:,} tokens")
-    return lines
-
-
-def _left(job: Job, ranks: Ranks, run: Run | None) -> list[str]:
-    """What of a run under way is still to be done."""
-    if run is None or run.manifest is None:
-        return []
-    if run.complete:
-        return [f"{run.target}: the run is finished, nothing is left to do"]
-    chosen, window = run.manifest["chosen"], run.manifest["window"]
-    groups = job.groups if chosen is None else [job.groups[number] for number in chosen]
-    left: list[Share] = []
-    for number in range(ranks.size):
-        windows = list(_windows(_share(groups, number, ranks.size), window))
-        left += [share for some in windows[run.windows_done(number) :] for share in some]
-    prompts = sum(len(share.prompts) for share in left)
-    done = len(groups) - len(left)
-    return [f"{run.folder}: {done} of {len(groups)} questions are done, {len(left)} are left with {prompts} prompts"]
-
-
-class Share(NamedTuple):
-    """One question of a process, and the place of its first prompt among all prompts."""
-
-    place: int
-    prompts: list[Prompt]
 
 
 def _attributed(job: Job, ranks: Ranks, show: bool, output: str | os.PathLike[str] | None, resume: bool) -> Scores:
@@ -247,9 +155,9 @@ def _scored(
     plan = Plan.from_dict(manifest["plan"]) if manifest else None
     begun = False
     try:
-        with _engine(job, plan) as engine:
+        with engine_of(job, plan) as engine:
             if plan is None:
-                engine.fit(partial(_raw, job, engine), job.prompts)
+                engine.fit(partial(raw_scores, job, engine), job.prompts)
             if ranks.size > 1:
                 engine.plan = Plan.from_dict(ranks.gather(engine.plan.to_dict())[0])
             worked = _described(engine)
@@ -261,9 +169,9 @@ def _scored(
                     run.freeze(engine.plan.to_dict(), **facts)
                     saved = progress.load()
                 engine.plan = Plan.from_dict(saved) if saved else engine.plan
-            share = _share(groups, ranks.rank, ranks.size)
+            share = share_of(groups, ranks.rank, ranks.size)
             with tqdm(total=len(share), desc=_label(job, ranks), disable=not show, unit="question") as bar:
-                _through(job, engine, list(_windows(share, window)), progress, bar)
+                _through(job, engine, list(windows_of(share, window)), progress, bar)
             plan = engine.plan
         begun = True
     finally:
@@ -292,7 +200,7 @@ def _through(
         for window in windows[progress.windows :]:
             flat = [prompt for share in window for prompt in share.prompts]
             sizes = [len(share.prompts) for share in window]
-            raw = _raw(job, engine, flat)
+            raw = raw_scores(job, engine, flat)
             right: Sequence[Tensor | None] = [None] * len(window)
             if job.how.needs_answers:
                 right = _answered(engine.option_scores(flat), flat).split(sizes)
@@ -319,34 +227,13 @@ def _through(
         ) from None
 
 
-def _raw(job: Job, engine: ReferenceEngine, prompts: Sequence[Prompt]) -> Tensor:
+def raw_scores(job: Job, engine: ReferenceEngine, prompts: Sequence[Prompt]) -> Tensor:
     return job.how.score(engine, prompts, job.objective or "", job.positions)
 
 
-def _engine(job: Job, plan: Plan | None = None) -> AbstractContextManager[ReferenceEngine]:
+def engine_of(job: Job, plan: Plan | None = None) -> AbstractContextManager[ReferenceEngine]:
     more: dict[str, Any] = {"dtype": job.dtype, "batch_size": job.batch_size, "plan": plan}
     return open_engine(job.model, job.anatomy, job.prompts, job.backend, **more)
-
-
-def _share(groups: list[list[Prompt]], rank: int, size: int) -> list[Share]:
-    """The questions of a process, by the tokens of their prompts."""
-    places = torch.tensor([0, *(len(group) for group in groups)]).cumsum(0).tolist()
-    costs = [sum(len(prompt.input_ids) for prompt in group) for group in groups]
-    return [Share(places[number], groups[number]) for number in share_out(costs, size)[rank]]
-
-
-def _windows(shares: list[Share], prompts: int) -> Iterator[list[Share]]:
-    """Questions that go to the engine together: at least so many prompts, so that it can fill its passes."""
-    window: list[Share] = []
-    held = 0
-    for share in shares:
-        window.append(share)
-        held += len(share.prompts)
-        if held >= prompts:
-            yield window
-            window, held = [], 0
-    if window:
-        yield window
 
 
 def _with_rows(scores: Scores, job: Job, rows: dict[str, Tensor]) -> Scores:

@@ -105,7 +105,8 @@ def _one_line_warning(message: Any, category: Any, *place: Any, **more: Any) -> 
 def _attribute(args: argparse.Namespace) -> None:
     import torch
 
-    from ..attribution.driver import attribute, dry_run
+    from ..attribution.driver import attribute
+    from ..attribution.dry_run import dry_run
     from ..attribution.request import checked
     from ..data.templates import read_templates
     from ..methods import get_method
