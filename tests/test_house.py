@@ -131,6 +131,13 @@ def test_the_house_stays_small() -> None:
     assert len(rooms) <= MOST_ROOMS and len(FLOORS) <= MOST_FLOORS
 
 
+def test_the_document_gives_every_room_its_floor() -> None:
+    table = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\d) \| ([^|]+) \|", table, re.MULTILINE)
+    floors = {room: int(floor) - 1 for floor, cell in rows for room in re.findall(r"`(\w+)(?:/|\.py)`", cell)}
+    assert floors == {room: floor for room, floor in FLOOR_OF.items() if room != "_select"}
+
+
 def test_imports_have_no_circles() -> None:
     graph = {module: {target for target in targets if target in MODULES} for module, targets in IMPORTS.items()}
     order = list(graphlib.TopologicalSorter(graph).static_order())  # raises CycleError, which names the circle
