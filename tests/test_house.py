@@ -78,7 +78,7 @@ def kernel_name(path: Path) -> str:
 
 MODULES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
 MODULES |= {kernel_name(path): path for path in sorted((ROOT / "kernels").rglob("*.py"))}
-BENCH = {module_name(path): path for path in sorted((ROOT / "bench").glob("*.py"))}
+BENCH = {module_name(path): path for path in sorted((ROOT / "bench").rglob("*.py"))}
 
 
 def imported(name: str, path: Path) -> Iterator[str]:
