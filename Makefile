@@ -128,7 +128,7 @@ fuzz: $(VENV)/.dev-stamp
 	$(BIN)/python -m tests.fuzz_select --seconds $(FUZZ_SECONDS)
 
 env: $(VENV)/.demo-stamp
-	@$(BIN)/python -c "import neuronllm.env; print(neuronllm.env.describe())"
+	@$(BIN)/python -c "import neuronllm.common.env; print(neuronllm.common.env.describe())"
 
 clean:
 	rm -rf build dist *.egg-info neuronllm/_select*.so neuronllm/_build.json neuronllm-demo

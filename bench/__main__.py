@@ -13,8 +13,8 @@ import traceback
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from neuronllm.cli import set_waiting
-from neuronllm.errors import InputError
+from neuronllm.cli.main import set_waiting
+from neuronllm.common.errors import InputError
 
 from .arguments import PEAK, check_device, check_numbers, check_output, parser
 

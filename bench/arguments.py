@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from neuronllm.errors import InputError
+from neuronllm.common.errors import InputError
 
 PEAK = "peak"  # the command by which a run measures a side's memory in a process of its own
 SEEDS = 2**32

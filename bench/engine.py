@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 import neuronllm as nl
+from neuronllm.common.statistics import spearman
 from neuronllm.engine import open_engine
 from neuronllm.engine.quadrature import quadrature
-from neuronllm.statistics import spearman
 
 from . import plain
 from .fixture import DENSE_GPU, GPU, OBJECTIVE, Bench, bar_for

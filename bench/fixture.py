@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 import neuronllm as nl
-from neuronllm.anatomy import Anatomy
 from neuronllm.engine import open_engine
+from neuronllm.model.anatomy import Anatomy
 
 from . import plain
 from .harness import Bar, CannotRun, Case, Check, Choice, Setup, Side, relative

@@ -14,9 +14,9 @@ from typing import Any
 from torch import Tensor
 
 import neuronllm as nl
-from neuronllm.anatomy import Anatomy
 from neuronllm.engine import open_engine
 from neuronllm.engine.quadrature import quadrature
+from neuronllm.model.anatomy import Anatomy
 
 from . import plain
 from .fixture import GPU, OBJECTIVE, Bench

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from neuronllm.tables import markdown_table, show
+from neuronllm.common.tables import markdown_table, show
 
 from .conditions import busy, conditions, missing, place
 from .units import ratio, runs, seconds

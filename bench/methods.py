@@ -14,8 +14,8 @@ from typing import Any
 
 from torch import Tensor
 
+from neuronllm.data.prompts import Prompt
 from neuronllm.methods import METHODS, get_method
-from neuronllm.prompts import Prompt
 
 from .fixture import Bench
 from .harness import Benchmark, Case, Check, Comparison, Setup, relative

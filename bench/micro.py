@@ -21,9 +21,10 @@ from torch import Tensor
 
 import neuronllm as nl
 from neuronllm import ops
-from neuronllm.anatomy import Anatomy, Site
 from neuronllm.engine.answers import Edit, Questionnaire
 from neuronllm.engine.quadrature import quadrature
+from neuronllm.model.anatomy import Anatomy
+from neuronllm.model.sites import Site
 from neuronllm.select import Stream, extremes, extremes_rows
 
 from . import kernels, plain

@@ -14,8 +14,8 @@ from typing import Any
 from torch import Tensor
 
 import neuronllm as nl
+from neuronllm.common.env import package_version
 from neuronllm.engine.quadrature import quadrature
-from neuronllm.env import package_version
 
 from . import plain
 from .engine import CACHED

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from neuronllm.errors import InputError
+from neuronllm.common.errors import InputError
 
 from .conditions import busy, grouped, place, where
 from .units import seconds, verdict

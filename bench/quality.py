@@ -20,13 +20,13 @@ import torch
 from torch import Tensor
 
 import neuronllm as nl
-from neuronllm.anatomy import Anatomy
+from neuronllm.common.statistics import spearman
 from neuronllm.demo import demo_task, demo_tasks
 from neuronllm.engine import open_engine
 from neuronllm.engine.answers import Edit, Questionnaire
 from neuronllm.methods import METHODS
+from neuronllm.model.anatomy import Anatomy
 from neuronllm.select import extremes
-from neuronllm.statistics import spearman
 
 from . import plain
 from .fixture import OBJECTIVE

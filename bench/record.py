@@ -22,8 +22,8 @@ from typing import Any
 
 import torch
 
-from neuronllm.env import package_version
-from neuronllm.errors import InputError
+from neuronllm.common.env import package_version
+from neuronllm.common.errors import InputError
 
 from .harness import Bar, Benchmark, Check, Comparison, Limit, Series, Setup, Side, View, seen, summary
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from neuronllm.tables import markdown_table, show
+from neuronllm.common.tables import markdown_table, show
 
 from . import plots
 from .conditions import conditions, missing, where

@@ -26,24 +26,24 @@ import torch
 
 # Each stage and the functions that are it: "module:name" or "module:Class.name".
 STAGES: dict[str, tuple[str, ...]] = {
-    "loading": ("neuronllm.cli:_model",),
-    "tokenising": ("neuronllm.cli:_questions", "neuronllm.job:as_prompts"),
-    "hashing": ("neuronllm.job:Job.settings",),
+    "loading": ("neuronllm.cli.main:_model",),
+    "tokenising": ("neuronllm.cli.main:_questions", "neuronllm.attribution.request:as_prompts"),
+    "hashing": ("neuronllm.attribution.request:Job.settings",),
     "planning and self-check": ("neuronllm.engine.fast:FastEngine.unusable", "neuronllm.engine.fast:FastEngine.fit"),
-    "scoring": ("neuronllm.attribute:_raw",),
+    "scoring": ("neuronllm.attribution.driver:raw_scores",),
     "aggregation": (
         "neuronllm.methods.base:Collector.add",
         "neuronllm.methods.base:Collector.summary",
-        "neuronllm.job:Job.rows",
+        "neuronllm.attribution.request:Job.rows",
     ),
-    "selection": ("neuronllm.scores:Scores.find",),
+    "selection": ("neuronllm.results.scores:Scores.find",),
     "writing": (
-        "neuronllm.runs:Progress.add",
-        "neuronllm.runs:Progress.flush",
-        "neuronllm.runs:Run.freeze",
-        "neuronllm.runs:Run.finish",
-        "neuronllm.scores:Scores.load",
-        "neuronllm.neurons:NeuronSet.save_pretrained",
+        "neuronllm.runs.checkpoint:Progress.add",
+        "neuronllm.runs.checkpoint:Progress.flush",
+        "neuronllm.runs.checkpoint:Run.freeze",
+        "neuronllm.runs.checkpoint:Run.finish",
+        "neuronllm.results.scores:Scores.load",
+        "neuronllm.results.neurons:NeuronSet.save_pretrained",
     ),
 }
 REST = "the rest"
@@ -122,7 +122,7 @@ def _found(target: str) -> tuple[Any, str]:
 
 def run(model: str, questions: str, folder: Path, device_map: str | None = None) -> dict[str, float]:
     """Seconds by stage of `attribute` and `find`; the scores and the set are left in `folder`."""
-    from neuronllm.cli import main
+    from neuronllm.cli.main import main
 
     commands = [
         ["attribute", "--quiet", "--model", model, "--questions", questions, "--output", str(folder / "scores")],

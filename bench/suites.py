@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from neuronllm.errors import InputError
+from neuronllm.common.errors import InputError
 
 from . import end_to_end, engine, footprint, kernels, leaderboard, methods, peers, quality, report, scaling, select
 from .harness import Benchmark

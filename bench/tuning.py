@@ -26,8 +26,8 @@ from typing import Any
 
 import torch
 
-from neuronllm.env import triton_found
-from neuronllm.errors import InputError
+from neuronllm.common.env import triton_found
+from neuronllm.common.errors import InputError
 from neuronllm.kernels.launch import config, forced, table
 
 from .arguments import Parser

@@ -9,47 +9,34 @@
 
 from __future__ import annotations
 
-import sys
 from importlib import import_module
-from types import ModuleType
 from typing import Any
 
 # The public names and where they live; each module is imported when its name is first used.
 _PUBLIC = {
-    "load_model": "loading",
+    "load_model": "model.loading",
     "demo_task": "demo",
     "demo_tasks": "demo",
-    "Question": "questions",
-    "load_questions": "questions",
-    "save_questions": "questions",
-    "Prompt": "prompts",
-    "render": "prompts",
-    "Anatomy": "anatomy",
-    "attribute": "attribute",
-    "dry_run": "attribute",
-    "pushes": "pushes",
-    "Scores": "scores",
-    "NeuronSet": "neurons",
-    "edit": "steer",
-    "evaluate": "evaluate",
-    "Report": "evaluate",
-    "tune": "tune",
-    "bake": "export",
-    "InputError": "errors",
+    "Question": "data.questions",
+    "load_questions": "data.questions",
+    "save_questions": "data.questions",
+    "Prompt": "data.prompts",
+    "render": "data.prompts",
+    "Anatomy": "model.anatomy",
+    "attribute": "attribution.driver",
+    "dry_run": "attribution.dry_run",
+    "pushes": "attribution.pushes",
+    "Scores": "results.scores",
+    "NeuronSet": "results.neurons",
+    "edit": "model.edit",
+    "evaluate": "judging.evaluate",
+    "Report": "judging.report",
+    "tune": "judging.tune",
+    "bake": "steering.bake",
+    "InputError": "common.errors",
 }
-__all__ = [*_PUBLIC, "select", "methods", "transform", "__version__"]
-
-
-class _Package(ModuleType):
-    """Keeps functions such as `attribute` and `tune` from being hidden by their modules of the same name."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if isinstance(value, ModuleType) and _PUBLIC.get(name) == name:
-            value = getattr(value, name)
-        super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package
+_MODULES = {"select": "select", "methods": "methods", "transform": "data.transform"}
+__all__ = [*_PUBLIC, *_MODULES, "__version__"]
 
 
 def __getattr__(name: str) -> Any:
@@ -58,9 +45,9 @@ def __getattr__(name: str) -> Any:
         globals()[name] = value
         return value
     if name == "__version__":
-        return import_module(".env", __name__).package_version("neuronllm")
-    if name in ("select", "methods", "transform"):
-        return import_module(f".{name}", __name__)
+        return import_module(".common.env", __name__).package_version("neuronllm")
+    if name in _MODULES:
+        return import_module(f".{_MODULES[name]}", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from neuronllm.errors import InputError
-from neuronllm.prompts import Prompt, option_orders
+from neuronllm.common.errors import InputError
+from neuronllm.data.prompts import Prompt, option_orders
 from tests.tiny import VOCABULARY, tiny
 
 

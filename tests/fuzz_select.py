@@ -15,7 +15,7 @@ import torch
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
-from neuronllm import env
+from neuronllm.common import env
 from neuronllm.select import Stream, extremes, extremes_rows
 from tests.selection import DISTRIBUTIONS, DTYPES, Oracle, draw, tensor_of
 

@@ -20,8 +20,8 @@ from typing import Any
 import torch
 
 import neuronllm as nl
-from neuronllm import runs
 from neuronllm.engine.reference import ReferenceEngine
+from neuronllm.runs import checkpoint
 from tests.checks import quiz
 from tests.tiny import tiny
 
@@ -31,7 +31,7 @@ METHOD = {"mean": "ace", "topk": "gradient", "all": "gradient"}
 
 def run(model: Any, output: Path, keep: str = "all", questions: int = 8, every: int = 4, **more: Any) -> nl.Scores:
     """A short run with many windows, parts and states."""
-    before, runs.EVERY = runs.EVERY, every
+    before, checkpoint.EVERY = checkpoint.EVERY, every
     at_once, ReferenceEngine.at_once = ReferenceEngine.at_once, property(lambda engine: 2)
     options = {"steps": 2} if METHOD[keep] == "ace" else {}
     try:
@@ -49,7 +49,7 @@ def run(model: Any, output: Path, keep: str = "all", questions: int = 8, every: 
             **more,
         )
     finally:
-        runs.EVERY, ReferenceEngine.at_once = before, at_once
+        checkpoint.EVERY, ReferenceEngine.at_once = before, at_once
 
 
 def content(folder: Path) -> dict[str, bytes]:

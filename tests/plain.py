@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from neuronllm.data.prompts import Prompt
 from neuronllm.engine.borrowed import DoublePrecision
-from neuronllm.prompts import Prompt
 from tests.tiny import random_prompts
 
 DOWN = {"gpt2": "transformer.h.{}.mlp.c_proj"}

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 import neuronllm as nl
-from neuronllm.engine.aggregate import Statistics
-from neuronllm.errors import InputError
+from neuronllm.common.errors import InputError
 from neuronllm.methods import get_method
+from neuronllm.results.streaming import Statistics
 from tests import plain
 from tests.tiny import tiny
 

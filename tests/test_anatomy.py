@@ -10,9 +10,11 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.activations import ACT2FN
 
-from neuronllm import anatomy as anatomy_module
-from neuronllm.anatomy import Anatomy, Site, register
-from neuronllm.steer import edit
+from neuronllm.model import discovery
+from neuronllm.model.anatomy import Anatomy
+from neuronllm.model.discovery import register
+from neuronllm.model.edit import edit
+from neuronllm.model.sites import Site
 from tests.checks import refused
 from tests.tiny import DENSE, GLU, tiny
 
@@ -251,7 +253,7 @@ def test_register_teaches_a_foreign_block(monkeypatch):
     model = foreign()
     with refused("no FFN neurons"):
         Anatomy.of(model)
-    monkeypatch.setattr(anatomy_module, "_REGISTRY", {})
+    monkeypatch.setattr(discovery, "_REGISTRY", {})
     register("llama", folded_sites)
     check_foreign(model)
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 import neuronllm as nl
+from neuronllm.data.prompts import Prompt
 from neuronllm.methods import METHODS
-from neuronllm.prompts import Prompt
 from tests.checks import Fuse, blow_after, lived_in, refused, untouched
 from tests.tiny import random_prompts, tiny
 from tests.tiny_tokenizers import byte_level

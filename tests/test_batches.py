@@ -7,7 +7,9 @@ import dataclasses
 import pytest
 import torch
 
-from neuronllm.attribute import attribute
+from neuronllm.attribution.driver import attribute
+from neuronllm.common.errors import InputError
+from neuronllm.data.prompts import Prompt
 from neuronllm.engine import batching
 from neuronllm.engine.answers import Questionnaire, option_logprobs, padded
 from neuronllm.engine.batching import Plan, in_batches, run_batches
@@ -15,11 +17,10 @@ from neuronllm.engine.borrowed import rope_limit
 from neuronllm.engine.fast import FastEngine
 from neuronllm.engine.memory import available, peak_memory
 from neuronllm.engine.objective import option_scores
-from neuronllm.engine.prefix import common, prefill, prefill_root, root_length, siblings
+from neuronllm.engine.prefill import prefill, prefill_root
 from neuronllm.engine.quadrature import quadrature
 from neuronllm.engine.reference import ReferenceEngine
-from neuronllm.errors import InputError
-from neuronllm.prompts import Prompt
+from neuronllm.engine.tree import common, root_length, siblings
 from tests.test_fast import CALLS, REACHED, differences
 from tests.tiny import VOCABULARY, random_prompts, tiny
 

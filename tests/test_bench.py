@@ -183,9 +183,9 @@ def test_prompts_share_what_they_should(bench: Any) -> None:
     [(kind, cached) for kind in ("gradient", "ig", "effects") for cached in (False, True)] + [("everywhere", False)],
 )
 def test_baselines_equal_the_reference(bench: Any, kind: str, cached: bool) -> None:
-    from neuronllm.anatomy import Anatomy
     from neuronllm.engine import open_engine
     from neuronllm.engine.quadrature import quadrature
+    from neuronllm.model.anatomy import Anatomy
 
     shape = bench.shapes.SHAPES["toy"]
     model = bench.shapes.random_model(shape)

@@ -14,9 +14,9 @@ import pytest
 import torch
 
 import neuronllm as nl
-from neuronllm.anatomy import Anatomy
 from neuronllm.engine import open_engine
 from neuronllm.engine.quadrature import quadrature
+from neuronllm.model.anatomy import Anatomy
 from tests.benches import modules
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 import neuronllm as nl
-from neuronllm.prompts import Prompt
+from neuronllm.data.prompts import Prompt
 from tests.tiny import random_prompts, tiny
 from tests.tiny_tokenizers import byte_level
 

@@ -32,7 +32,7 @@ def test_python_blocks_run_in_order(document, tmp_path, monkeypatch, capsys):
 
 
 def test_shell_commands_of_the_readme_run(tmp_path, monkeypatch, capsys):
-    from neuronllm.cli import main
+    from neuronllm.cli.main import main
 
     monkeypatch.chdir(tmp_path)
     text = "".join(re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL))

@@ -12,11 +12,11 @@ import pytest
 import torch
 
 import neuronllm as nl
-from neuronllm.anatomy import Anatomy
-from neuronllm.evaluate import random_like
-from neuronllm.neurons import NeuronSet
-from neuronllm.prompts import Prompt
-from neuronllm.statistics import bootstrap_interval, mcnemar, percent_of, relative_change, spearman
+from neuronllm.common.statistics import bootstrap_interval, mcnemar, percent_of, relative_change, spearman
+from neuronllm.data.prompts import Prompt
+from neuronllm.judging.controls import random_like
+from neuronllm.model.anatomy import Anatomy
+from neuronllm.results.neurons import NeuronSet
 from tests.checks import Fuse, blow_after, letter_model, lived_in, quiz, refused, untouched, with_every_letter
 from tests.tiny import DENSE, tiny
 from tests.tiny_tokenizers import byte_level
@@ -263,7 +263,7 @@ def test_a_collapse_to_one_letter_is_reported():
 
 
 def collapsed(right: str, predicted: str) -> bool:
-    from neuronllm.evaluate import Answers
+    from neuronllm.results.answers import Answers
 
     prompts = [Prompt([3], [[4], [5], [6], [7]], "ABCD".index(letter)) for letter in right]
     logprobs = torch.full((len(prompts), 4), -9.0)
@@ -365,7 +365,8 @@ def test_bootstrap_intervals_have_the_width_of_the_standard_error():
 
 def test_changes_are_paired():
     """A change that is the same for every question has no spread, however much the questions differ."""
-    from neuronllm.evaluate import Answers, _intervals
+    from neuronllm.judging.evaluate import _intervals
+    from neuronllm.results.answers import Answers
 
     prompts = [Prompt([3], [[4], [5]], 0) for _ in range(40)]
     before = torch.linspace(0.1, 0.8, 40)

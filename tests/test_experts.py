@@ -8,10 +8,12 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import neuronllm as nl
-from neuronllm.anatomy import DENSE, SHARED, Anatomy, Site
-from neuronllm.evaluate import random_like
-from neuronllm.neurons import NeuronSet
-from neuronllm.steer import HookError, edit, visiting
+from neuronllm.judging.controls import random_like
+from neuronllm.model.anatomy import Anatomy
+from neuronllm.model.edit import edit
+from neuronllm.model.hooks import HookError, visiting
+from neuronllm.model.sites import DENSE, SHARED, Site
+from neuronllm.results.neurons import NeuronSet
 from tests.checks import Fuse, blow_after, quiz, refused, untouched
 from tests.experts_by_hand import experts_by_hand, seen_by_hand
 from tests.tiny import EXPERTS, VOCABULARY, tiny

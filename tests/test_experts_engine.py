@@ -6,12 +6,12 @@ import pytest
 import torch
 
 import neuronllm as nl
-from neuronllm.anatomy import Anatomy
 from neuronllm.engine.borrowed import answer_logits
 from neuronllm.engine.objective import objective_value
 from neuronllm.engine.quadrature import quadrature
 from neuronllm.engine.reference import ReferenceEngine
 from neuronllm.methods import METHODS
+from neuronllm.model.anatomy import Anatomy
 from tests.checks import quiz, untouched
 from tests.experts_by_hand import experts_by_hand, gated, seen_by_hand
 from tests.tiny import EXPERTS, random_prompts, tiny
@@ -285,7 +285,7 @@ def test_a_model_in_float32_is_judged_in_float64():
 
 
 def test_an_attribution_under_an_edit_sees_the_edit():
-    from neuronllm.steer import edit
+    from neuronllm.model.edit import edit
 
     model, (prompt,) = tiny("mixtral"), random_prompts(1)
     with judge(model) as engine, torch.no_grad():

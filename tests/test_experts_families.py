@@ -9,11 +9,12 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from neuronllm.anatomy import DENSE, SHARED, Anatomy
 from neuronllm.engine.borrowed import answer_logits
 from neuronllm.engine.reference import ReferenceEngine
 from neuronllm.engine.relp import relp_rules
-from neuronllm.steer import visiting
+from neuronllm.model.anatomy import Anatomy
+from neuronllm.model.hooks import visiting
+from neuronllm.model.sites import DENSE, SHARED
 from tests.checks import refused, untouched
 from tests.tiny import random_prompts, tiny
 

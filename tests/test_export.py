@@ -9,8 +9,8 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 import neuronllm as nl
-from neuronllm.anatomy import Anatomy
-from neuronllm.neurons import NeuronSet
+from neuronllm.model.anatomy import Anatomy
+from neuronllm.results.neurons import NeuronSet
 from tests.checks import refused, snapshot, untouched
 from tests.tiny import DENSE, VOCABULARY, tiny
 

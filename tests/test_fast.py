@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from neuronllm import engine as engines
-from neuronllm.attribute import attribute
+from neuronllm.attribution.driver import attribute
+from neuronllm.data.prompts import Prompt
 from neuronllm.engine.batching import Plan
 from neuronllm.engine.fast import FastEngine
 from neuronllm.engine.objective import BARE_LETTER, OBJECTIVES
 from neuronllm.engine.quadrature import quadrature
 from neuronllm.engine.reference import ReferenceEngine
-from neuronllm.prompts import Prompt
 from tests.checks import untouched
 from tests.tiny import DENSE, EXPERTS, random_prompts, tiny
 
@@ -197,7 +197,7 @@ def test_the_attention_implementation_is_given_back_also_after_an_error():
 
 def test_an_edit_at_one_position_around_it_is_left_to_the_judge():
     """Positions count the tokens of a pass, and passes of answer tokens have others than the prompt."""
-    from neuronllm.steer import edit
+    from neuronllm.model.edit import edit
 
     model, prompts = tiny("llama"), random_prompts(2)
     for where in (5, -1):

@@ -25,23 +25,26 @@ import pytest
 import torch
 
 import neuronllm
-from neuronllm import env, select
-from neuronllm.errors import InputError
+from neuronllm import select
+from neuronllm.common import env
+from neuronllm.common.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "neuronllm"
 
-# From the ground up. A room may import its own floor and those below it, and no two modules may import each other.
+# The rooms, from the ground up. A room imports from the floors below its own, and from no neighbour on its floor.
 FLOORS = (
-    ("errors", "env", "files", "tables", "_select"),
-    ("kernels", "anatomy", "experts", "rows", "questions", "loading", "statistics"),
-    ("ops", "select", "steer", "templates", "prompts", "transform"),
-    ("neurons", "engine", "kept"),
-    ("scores", "methods", "export", "provenance", "ranks", "runs"),
-    ("job", "attribute", "evaluate", "pushes"),
-    ("tune",),
-    ("cli", "flags", "demo", "bench", "__main__"),
+    ("common", "_select"),
+    ("data", "model", "kernels", "select"),
+    ("ops", "results"),
+    ("engine", "runs"),
+    ("methods",),
+    ("attribution", "judging", "steering"),
+    ("demo",),
+    ("cli",),
+    ("__main__", "bench"),
 )
+MOST_ROOMS, MOST_FLOORS = 20, 9
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 IMPORT_NAMES = {"lm-eval": "lm_eval"}  # where a distribution is imported under another name
 
@@ -75,59 +78,64 @@ def kernel_name(path: Path) -> str:
 
 MODULES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
 MODULES |= {kernel_name(path): path for path in sorted((ROOT / "kernels").rglob("*.py"))}
-
-
-def is_type_checking(node: ast.stmt) -> bool:
-    return isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING")
-
-
-def import_statements(node: ast.AST) -> Iterator[ast.Import | ast.ImportFrom]:
-    """All imports that can run, those inside functions too; what stands under TYPE_CHECKING does not run."""
-    for child in ast.iter_child_nodes(node):
-        if isinstance(child, ast.Import | ast.ImportFrom):
-            yield child
-        elif isinstance(child, ast.If) and is_type_checking(child):
-            for other in child.orelse:
-                yield from import_statements(other)
-        else:
-            yield from import_statements(child)
+BENCH = {module_name(path): path for path in sorted((ROOT / "bench").rglob("*.py"))}
 
 
 def imported(name: str, path: Path) -> Iterator[str]:
-    """The absolute names of the modules that a module imports."""
+    """The absolute names of the modules that a module imports: anywhere in it, and also for its types alone."""
     package = name if path.name == "__init__.py" else name.rpartition(".")[0]
-    for statement in import_statements(ast.parse(path.read_text(encoding="utf-8"))):
+    for statement in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(statement, ast.Import):
             yield from (alias.name for alias in statement.names)
+        if not isinstance(statement, ast.ImportFrom):
             continue
         base = importlib.util.resolve_name("." * statement.level + (statement.module or ""), package)
         for alias in statement.names:
-            if alias.name == "__version__":
-                continue  # a constant: it brings no room in
             submodule = f"{base}.{alias.name}"
-            yield submodule if submodule in MODULES or submodule == "neuronllm._select" else base
+            yield submodule if submodule in MODULES | BENCH or submodule == "neuronllm._select" else base
 
 
 IMPORTS = {name: sorted(set(imported(name, path))) for name, path in MODULES.items()}
+BENCH_IMPORTS = {name: sorted(set(imported(name, path))) for name, path in BENCH.items()}
 
 
-def floor_of(module: str) -> int:
-    if module == "neuronllm":
+def room_of(module: str) -> str:
+    """The package's own folder and modules are its rooms; kernels/ is installed as one of them."""
+    top, *below = module.split(".")
+    return below[0] if top == "neuronllm" and below else top
+
+
+def floor_of(room: str) -> int:
+    if room == "neuronllm":
         return len(FLOORS)  # it names everything, so a room that imports it imports upwards
-    room = module.split(".")[1]
-    assert room in FLOOR_OF, f"neuronllm/{room} stands on no floor: give it one in FLOORS"
+    assert room in FLOOR_OF, f"{room} stands on no floor: give it one in FLOORS"
     return FLOOR_OF[room]
 
 
-def test_imports_run_downwards() -> None:
-    upward = [
-        f"{module} imports {target}"
-        for module, targets in IMPORTS.items()
+def test_rooms_import_downwards() -> None:
+    """From lower floors only, so rooms form no circles."""
+    arrows = {
+        (room_of(module), room_of(target)): f"{module} imports {target}"
+        for module, targets in (IMPORTS | BENCH_IMPORTS).items()
         for target in targets
-        if target.split(".")[0] == "neuronllm" and floor_of(target) > floor_of(module)
-    ]
+        if target.split(".")[0] == "neuronllm" and not (room_of(module) == "bench" and target == "neuronllm")
+    }
+    upward = [how for (room, other), how in arrows.items() if room != other and floor_of(other) >= floor_of(room)]
     assert not upward
-    assert sum(len(targets) for targets in IMPORTS.values()) > 50  # the walk saw the imports
+    assert len(arrows) > 50  # the walk saw the imports
+
+
+def test_the_house_stays_small() -> None:
+    rooms = {room_of(module) for module in MODULES} - {"neuronllm"} | {"bench"}
+    assert rooms == set(FLOOR_OF) - {"_select"}
+    assert len(rooms) <= MOST_ROOMS and len(FLOORS) <= MOST_FLOORS
+
+
+def test_the_document_gives_every_room_its_floor() -> None:
+    table = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\d) \| ([^|]+) \|", table, re.MULTILINE)
+    floors = {room: int(floor) - 1 for floor, cell in rows for room in re.findall(r"`(\w+)(?:/|\.py)`", cell)}
+    assert floors == {room: floor for room, floor in FLOOR_OF.items() if room != "_select"}
 
 
 def test_imports_have_no_circles() -> None:
@@ -145,7 +153,8 @@ def test_only_declared_packages_are_imported() -> None:
 
 
 def test_files_stay_small() -> None:
-    lengths = {str(path.relative_to(ROOT)): len(path.read_text("utf-8").splitlines()) for path in MODULES.values()}
+    files = (MODULES | BENCH).values()
+    lengths = {str(path.relative_to(ROOT)): len(path.read_text("utf-8").splitlines()) for path in files}
     assert {name: n for name, n in lengths.items() if n > 400} == {}
     assert len((ROOT / "setup.py").read_text("utf-8").splitlines()) < 80
 
@@ -154,7 +163,7 @@ def test_files_stay_small() -> None:
 def test_importing_is_light(tmp_path: Path) -> None:
     code = "import sys, neuronllm; print(sorted({'triton', 'transformers'} & set(sys.modules)))"
     assert python(code, Path.cwd()) == "[]"
-    assert python("import sys, neuronllm.env; print('torch' in sys.modules)", Path.cwd()) == "False"
+    assert python("import sys, neuronllm.common.env; print('torch' in sys.modules)", Path.cwd()) == "False"
 
 
 # --- the name `kernels` ---

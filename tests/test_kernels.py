@@ -19,8 +19,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from neuronllm import env, ops
-from neuronllm.errors import InputError
+from neuronllm import ops
+from neuronllm.common import env
+from neuronllm.common.errors import InputError
 from tests.checks import refused
 
 ROOT = Path(__file__).resolve().parents[1]

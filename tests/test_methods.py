@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import neuronllm as nl
-from neuronllm.errors import InputError
+from neuronllm.common.errors import InputError
 from tests import plain
 from tests.tiny import tiny
 

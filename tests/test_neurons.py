@@ -10,10 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from neuronllm.anatomy import Anatomy
-from neuronllm.errors import InputError
-from neuronllm.neurons import NeuronSet
-from neuronllm.steer import edit
+from neuronllm.common.errors import InputError
+from neuronllm.model.anatomy import Anatomy
+from neuronllm.model.edit import edit
+from neuronllm.results.neurons import NeuronSet
 from tests.checks import refused, untouched
 from tests.tiny import VOCABULARY, tiny
 

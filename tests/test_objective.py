@@ -7,10 +7,10 @@ import math
 import pytest
 import torch
 
+from neuronllm.common.errors import InputError
+from neuronllm.data.prompts import Prompt
 from neuronllm.engine.objective import BARE_LETTER, OBJECTIVES, check_objective, objective_value, option_scores
 from neuronllm.engine.reference import ReferenceEngine
-from neuronllm.errors import InputError
-from neuronllm.prompts import Prompt
 from tests import plain
 from tests.tiny import tiny
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from neuronllm.errors import InputError
-from neuronllm.prompts import option_orders, render
-from neuronllm.questions import Question
+from neuronllm.common.errors import InputError
+from neuronllm.data.prompts import option_orders, render
+from neuronllm.data.questions import Question
 from tests import tiny_tokenizers
 from tests.checks import bad
 

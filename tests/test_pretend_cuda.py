@@ -11,13 +11,13 @@ import pytest
 import torch
 
 import neuronllm as nl
-from neuronllm.attribute import dry_run
+from neuronllm.attribution.dry_run import dry_run
+from neuronllm.data.prompts import Prompt
 from neuronllm.engine.batching import CUDA_ROWS, Plan
 from neuronllm.engine.fast import FastEngine
 from neuronllm.engine.memory import available, peak_memory
 from neuronllm.engine.reference import ReferenceEngine
 from neuronllm.methods import METHODS
-from neuronllm.prompts import Prompt
 from neuronllm.select import extremes, extremes_rows
 from neuronllm.select.cuda import refusal
 from tests.checks import quiz

@@ -11,8 +11,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from neuronllm.errors import InputError
-from neuronllm.prompts import (
+from neuronllm.common.errors import InputError
+from neuronllm.data.prompts import (
     TEMPLATES,
     Prompt,
     group_by_question,
@@ -20,7 +20,7 @@ from neuronllm.prompts import (
     render,
     template_hash,
 )
-from neuronllm.questions import Question
+from neuronllm.data.questions import Question
 from tests import tiny_tokenizers
 from tests.checks import bad
 
@@ -56,7 +56,7 @@ def test_shuffle3_is_distinct_for_every_seed(n_choices: int, count: int) -> None
 
 def test_shuffle3_is_the_same_in_every_process() -> None:
     code = (
-        "import json, neuronllm.prompts as p;"
+        "import json, neuronllm.data.prompts as p;"
         "print(json.dumps([p.option_orders(6, 0, 'shuffle3', seed=3, question_id=f'q{i}') for i in range(20)]))"
     )
     here = [[list(order) for order in option_orders(6, 0, "shuffle3", seed=3, question_id=f"q{i}")] for i in range(20)]

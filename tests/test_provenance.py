@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import neuronllm as nl
-from neuronllm import provenance
-from neuronllm.provenance import weights_hash
+from neuronllm.runs import provenance
+from neuronllm.runs.provenance import weights_hash
 from tests.checks import quiz
 from tests.tiny import tiny
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import neuronllm as nl
-from neuronllm.prompts import Prompt
+from neuronllm.data.prompts import Prompt
 from tests import plain
 from tests.checks import refused
 from tests.tiny import random_prompts, tiny

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from neuronllm.questions import Question, fingerprint, load_questions, save_questions
+from neuronllm.data.questions import Question, fingerprint, load_questions, save_questions
 from tests.checks import bad
 
 SKY = {
@@ -382,7 +382,7 @@ def test_the_fingerprint_is_of_the_content() -> None:
 
 def test_reading_questions_imports_no_heavy_package() -> None:
     code = (
-        "import sys; from neuronllm.questions import load_questions\n"
+        "import sys; from neuronllm.data.questions import load_questions\n"
         f"load_questions([{SKY!r}])\n"
         "print(sorted({'torch', 'transformers', 'datasets', 'triton'} & set(sys.modules)))"
     )

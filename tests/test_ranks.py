@@ -17,12 +17,12 @@ import torch
 from torch import distributed as dist
 
 import neuronllm as nl
-from neuronllm.engine.aggregate import Statistics
-from neuronllm.errors import InputError, PeerError, SharedError
+from neuronllm.common.errors import InputError, PeerError, SharedError
+from neuronllm.data.prompts import group_by_question
 from neuronllm.methods import METHODS, get_method
-from neuronllm.prompts import group_by_question
-from neuronllm.ranks import Ranks, share_out
-from neuronllm.scores import Scores
+from neuronllm.results.scores import Scores
+from neuronllm.results.streaming import Statistics
+from neuronllm.runs.processes import Ranks, share_out
 from tests.checks import quiz, refused, with_every_letter
 from tests.killing import content, dying_at, run
 from tests.tiny import tiny

@@ -7,11 +7,11 @@ import copy
 import pytest
 import torch
 
-from neuronllm.anatomy import Anatomy
 from neuronllm.engine.borrowed import answer_logits
 from neuronllm.engine.objective import OBJECTIVES, objective_value
 from neuronllm.engine.quadrature import QUADRATURES, quadrature
 from neuronllm.engine.reference import ReferenceEngine
+from neuronllm.model.anatomy import Anatomy
 from tests.tiny import DENSE, POST_NORMED, random_prompts, tiny
 
 PATTERNS_OUT_OF_REACH = {"gptj", "bloom", "falcon"}  # they do not attend through transformers' interface
@@ -73,7 +73,7 @@ def test_gradient_equals_central_differences(name):
 
 
 def test_gradient_at_all_positions_is_the_slope_of_an_edit_at_all_positions():
-    from neuronllm.steer import edit
+    from neuronllm.model.edit import edit
 
     model, (prompt,), step = tiny("llama"), random_prompts(1), 1e-5
     with judge(model) as engine:

@@ -13,7 +13,7 @@ import torch
 
 import neuronllm as nl
 from neuronllm import methods
-from neuronllm.errors import InputError
+from neuronllm.common.errors import InputError
 from neuronllm.methods import METHODS, Method, get_method, register
 from tests import plain
 from tests.tiny import DENSE, POST_NORMED, tiny

@@ -10,10 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from neuronllm.anatomy import Anatomy
-from neuronllm.errors import InputError
-from neuronllm.neurons import NeuronSet
-from neuronllm.scores import Scores
+from neuronllm.common.errors import InputError
+from neuronllm.model.anatomy import Anatomy
+from neuronllm.results.neurons import NeuronSet
+from neuronllm.results.scores import Scores
 from tests.checks import refused
 from tests.tiny import tiny
 

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 
-from neuronllm import env
+from neuronllm.common import env
 from neuronllm.select import cuda, extremes, extremes_rows
 from tests.checks import refused
 from tests.selection import DISTRIBUTIONS, DTYPES, Oracle, bits, draw, tensor_of
@@ -98,7 +98,7 @@ def test_the_library_loads_without_a_driver_and_has_no_spills():
         "from neuronllm.select import cuda; found = cuda.load(cuda.LIBRARY);"
         "print(found.neuronllm_cuda_devices() >= 0, cuda.refusal() is None)"
     )
-    here = {"PYTHONPATH": str(Path(env.__file__).parents[1])}
+    here = {"PYTHONPATH": str(Path(env.__file__).parents[2])}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | here)
     assert done.stdout.split() == ["True", str(torch.cuda.is_available())], done.stderr
     for log in SOURCES.parents[1].glob("build/cuda-*/*.log"):

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from neuronllm import env
+from neuronllm.common import env
 from neuronllm.select import Stream, extremes, extremes_rows
 from tests.checks import refused
 from tests.selection import DISTRIBUTIONS, DTYPES, Oracle, bits, draw, tensor_of
@@ -188,7 +188,7 @@ except KeyboardInterrupt:
 
 
 def test_ctrl_c_ends_a_long_call():
-    here = {"PYTHONPATH": str(Path(env.__file__).parents[1]), "NEURONLLM_SELECT_ISA": ""}
+    here = {"PYTHONPATH": str(Path(env.__file__).parents[2]), "NEURONLLM_SELECT_ISA": ""}
     done = subprocess.run([sys.executable, "-c", INTERRUPTED], capture_output=True, text=True, env=os.environ | here)
     assert done.stdout.split() == ["interrupted", "True"], done.stderr
 

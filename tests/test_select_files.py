@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from neuronllm.cli import main
+from neuronllm.cli.main import main
 from neuronllm.select import extremes, files
 from neuronllm.select.files import extremes_of_files, parts_of
 from tests.checks import refused

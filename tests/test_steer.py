@@ -10,9 +10,10 @@ from torch import nn
 from torch.nn import functional
 
 import neuronllm as nl
-from neuronllm.anatomy import Anatomy
-from neuronllm.neurons import NeuronSet
-from neuronllm.steer import HookError, edit, visiting
+from neuronllm.model.anatomy import Anatomy
+from neuronllm.model.edit import edit
+from neuronllm.model.hooks import HookError, visiting
+from neuronllm.results.neurons import NeuronSet
 from tests.checks import lived_in, refused, snapshot, untouched
 from tests.test_anatomy import modules_of
 from tests.tiny import DENSE, VOCABULARY, tiny

@@ -16,8 +16,8 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from neuronllm.questions import load_questions
-from neuronllm.templates import TEMPLATES
+from neuronllm.data.questions import load_questions
+from neuronllm.data.templates import TEMPLATES
 
 ROOT = Path(__file__).resolve().parents[1]
 DEMO = ROOT / "neuronllm" / "demo"

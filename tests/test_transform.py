@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from neuronllm.questions import Question
-from neuronllm.transform import from_answers, from_labels, from_true_false, normalise
+from neuronllm.data.questions import Question
+from neuronllm.data.transform import from_answers, from_labels, from_true_false, normalise
 from tests.checks import bad
 
 # -------------------------------------------------------------------------------------------------------------- labels
@@ -154,7 +154,7 @@ def test_drawing_is_seeded_per_item_and_alike_in_every_process() -> None:
     other = from_answers(rows, question="q", answer="a", subject="s", seed=5)
     assert sum(one.choices != two.choices for one, two in zip(questions, other, strict=True)) > 70
     code = (
-        "import json, sys; from neuronllm.transform import from_answers\n"
+        "import json, sys; from neuronllm.data.transform import from_answers\n"
         "rows = json.load(sys.stdin)\n"
         "print(json.dumps([q.choices for q in from_answers(rows, question='q', answer='a', subject='s', seed=4)]))"
     )

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 import neuronllm as nl
-from neuronllm.anatomy import Anatomy
-from neuronllm.evaluate import Answers
-from neuronllm.neurons import NeuronSet
+from neuronllm.model.anatomy import Anatomy
+from neuronllm.results.answers import Answers
+from neuronllm.results.neurons import NeuronSet
 from tests.checks import Fuse, blow_after, letter_model, lived_in, quiz, refused, untouched, with_every_letter
 from tests.tiny import tiny
 

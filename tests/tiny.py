@@ -107,7 +107,7 @@ def tiny(name: str, dtype: torch.dtype = torch.float64, std: float = 0.2, **extr
 
 def random_prompts(count: int = 2, length: int = 11, options: int = 3) -> list[Any]:
     """Prompts of random tokens; each option has two token ids."""
-    from neuronllm.prompts import Prompt
+    from neuronllm.data.prompts import Prompt
 
     generator = torch.Generator().manual_seed(7)
     prompts = []

@@ -25,7 +25,7 @@ from bench.gpu import page  # noqa: E402
 from bench.gpu.folder import Folder  # noqa: E402
 from bench.gpu.hour import run  # noqa: E402
 from bench.gpu.stages import STAGES, Stage  # noqa: E402
-from neuronllm.errors import InputError  # noqa: E402
+from neuronllm.common.errors import InputError  # noqa: E402
 
 
 def parser() -> argparse.ArgumentParser:

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from neuronllm import env
+from neuronllm.common import env
 
 from .worker import ROOT, Case, Setting, Skipped, Wrong
 

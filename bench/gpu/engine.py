@@ -17,10 +17,10 @@ import neuronllm as nl
 from bench import plain
 from bench.fixture import OBJECTIVE, Bench
 from bench.harness import Setup, clocked, relative
+from neuronllm.common.statistics import spearman
 from neuronllm.engine import open_engine
 from neuronllm.engine.memory import peak_memory
 from neuronllm.engine.quadrature import quadrature
-from neuronllm.statistics import spearman
 
 from .diagnosis import differences
 from .estimates import STEPS, flops

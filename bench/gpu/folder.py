@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from neuronllm.errors import InputError
+from neuronllm.common.errors import InputError
 
 RESULTS, REPORT, FAILURES, LOG = "results.jsonl", "report.txt", "failures.txt", "log.txt"
 LARGEST = 9 * 2**20  # bytes of a file

@@ -13,7 +13,7 @@ import torch
 
 from bench.harness import clocked
 from bench.record import commit, machine, versions
-from neuronllm.env import package_version
+from neuronllm.common.env import package_version
 
 from .worker import Case, Setting, Wrong
 

@@ -38,7 +38,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from world import TASKS, Question, World
 
-from neuronllm.templates import TEMPLATES
+from neuronllm.data.templates import TEMPLATES
 
 DEFAULT_OUTPUT = Path(__file__).resolve().parents[2] / "neuronllm" / "demo"
 SEED = 0

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from neuronllm.errors import InputError
+from neuronllm.common.errors import InputError
 from neuronllm.kernels.checks import (
     FLOATS,
     WHOLE,

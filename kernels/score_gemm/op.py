@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from neuronllm.errors import InputError
+from neuronllm.common.errors import InputError
 from neuronllm.kernels.checks import FLOATS, check_flags, check_given, check_name, check_tensors, check_weights
 from neuronllm.kernels.glu_score.reference import ACTIVATIONS
 from neuronllm.kernels.launch import check_backend, on_device, uses_triton

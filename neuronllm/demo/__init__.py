@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..errors import InputError
+from ..common.errors import InputError
 
 HERE = Path(__file__).parent
 SPLITS = ("search", "validation", "test")

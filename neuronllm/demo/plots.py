@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..errors import InputError
+from ..common.errors import InputError
 
 if TYPE_CHECKING:
-    from ..scores import Scores
+    from ..results.scores import Scores
 
 
 def require_matplotlib() -> None:

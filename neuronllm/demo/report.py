@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from ..errors import InputError
-from ..evaluate import Report
-from ..neurons import NeuronSet
-from ..scores import Scores
-from ..tables import markdown_table, print_table
+from ..common.errors import InputError
+from ..common.tables import markdown_table, print_table
+from ..judging.report import Report
+from ..results.neurons import NeuronSet
+from ..results.scores import Scores
 
 JUDGED = ["", "accuracy", "balanced", "P(right)", "letters"]
 MODES = ("enhance", "degrade", "tuned")

@@ -14,17 +14,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..attribute import attribute
+from ..attribution.driver import attribute
+from ..common.files import check_new_folder, new_folder, write_json
+from ..common.statistics import spearman
+from ..data.prompts import render
+from ..data.questions import Question, load_questions
 from ..engine.answers import Edit
-from ..evaluate import Asker, evaluate, random_like
-from ..files import check_new_folder, new_folder, write_json
-from ..loading import load_model
-from ..neurons import MODES, NeuronSet
-from ..prompts import render
-from ..questions import Question, load_questions
-from ..scores import Scores
-from ..statistics import spearman
-from ..tune import tune
+from ..judging.asking import Asker
+from ..judging.controls import random_like
+from ..judging.evaluate import evaluate
+from ..judging.tune import tune
+from ..model.loading import load_model
+from ..results.neurons import MODES, NeuronSet
+from ..results.scores import Scores
 from . import demo_task, demo_tasks
 from .report import Task, markdown, print_summary, print_task, record
 

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..errors import InputError
+from ..common.errors import InputError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from ..anatomy import Anatomy
-    from ..prompts import Prompt
+    from ..data.prompts import Prompt
+    from ..model.anatomy import Anatomy
     from .batching import Plan
     from .reference import ReferenceEngine
 

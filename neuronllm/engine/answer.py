@@ -9,15 +9,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..anatomy import Site
-from ..steer import visiting
+from ..model.hooks import visiting
+from ..model.sites import Site
 from .borrowed import check_finite, input_device
-from .prefix import Prefix, passing_cache
+from .prefill import passing_cache
+from .tree import Prefix
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from ..prompts import Prompt
+    from ..data.prompts import Prompt
 
 # (site, h, dF/dh, routes): what to do with the gradient of a site as soon as the backward pass has it
 Keep = Callable[[Site, Tensor, Tensor, "Tensor | None"], None]

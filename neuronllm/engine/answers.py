@@ -18,19 +18,20 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..anatomy import Anatomy
-from ..errors import InputError
-from ..steer import edit
+from ..common.errors import InputError
+from ..model.anatomy import Anatomy
+from ..model.edit import edit
 from .attention import piece_attention
 from .batching import unless_memory_ends
 from .borrowed import DRIVING_ERRORS, answer_logits, borrowed, check_prompts, quietly, rope_limit
 from .objective import NEVER, Choices
-from .prefix import Level, piece_inputs, prefill_root, root_length, shared_levels, siblings, tails
+from .prefill import piece_inputs, prefill_root, shared_levels
+from .tree import Level, root_length, siblings, tails
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from ..prompts import Prompt
+    from ..data.prompts import Prompt
 
 _log = logging.getLogger("neuronllm")
 TOKENS = 2048  # that prompts of a batch have for themselves
@@ -193,16 +194,3 @@ def _through_tree(prompts: Sequence[Prompt], root: Level | None, edited: Edited)
     with piece_attention(edited.model, level, above, None), edited(answer):
         inputs = piece_inputs(edited.model, level, pieces)
         return answer_logits(edited.model, inputs.pop("input_ids"), None, answer, **inputs)
-
-
-def answered_right(logprobs: Tensor, groups: Sequence[Sequence[Prompt]]) -> Tensor:
-    """Which questions' mean probability over their variants is highest for the right choice, (questions,)."""
-    prompts = [prompt for group in groups for prompt in group]
-    most = logprobs.shape[1]
-    order = torch.tensor([[*p.order, *range(len(p.order), most)] for p in prompts])  # which choice stands where
-    probabilities = torch.zeros_like(logprobs).scatter(1, order, logprobs.exp())
-    question = torch.tensor([n for n, group in enumerate(groups) for _ in group])
-    total = torch.zeros(len(groups), most).index_add(0, question, probabilities)
-    count = torch.tensor([[len(group)] for group in groups])
-    right = [g[0].order[g[0].answer] if g[0].order else g[0].answer for g in groups]
-    return (total / count).argmax(-1) == torch.tensor(right)

@@ -21,7 +21,7 @@ from .fused import branch_attention_wanted, by_kernel
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from .prefix import Level, Prefix
+    from .tree import Level, Prefix
 
 TREE = "neuronllm_tree"
 
@@ -168,7 +168,7 @@ class _Rows:
         if self.constant_patterns:
             query, key = query.detach(), key.detach()
         if branch_attention_wanted(query, self.prefix, layer):
-            return by_kernel(query, key, value, self.prefix, layer, asked)
+            return by_kernel(query, key, value, self.prefix, layer, **asked._asdict())
         prompts, heads, rows, _ = query.shape
         grouped = query.unflatten(1, (key.shape[1], -1))  # (prompts, groups, heads a group, rows, d)
         pieces = [(level, *level.layers[layer]) for level in self.prefix.levels]

@@ -16,15 +16,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..errors import InputError
+from ..common.errors import InputError
 from .memory import available
-from .prefix import root_length, siblings
+from .tree import root_length, siblings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from ..anatomy import Anatomy
-    from ..prompts import Prompt
+    from ..data.prompts import Prompt
+    from ..model.anatomy import Anatomy
 
 _log = logging.getLogger("neuronllm")
 # Answer tokens, and tokens of prompts, of one pass: enough to keep the hardware busy, and memory small.

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from ..errors import InputError
-from ..loading import check_weights
-from ..steer import HookError
+from ..common.errors import InputError
+from ..model.hooks import HookError
+from ..model.loading import check_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from ..prompts import Prompt
+    from ..data.prompts import Prompt
 
 
 # What the code of a model, or an edit around it, raises that takes its inputs another way. What is wrong with the

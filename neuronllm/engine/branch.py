@@ -20,18 +20,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ..anatomy import Site
-from ..steer import visiting
+from ..model.hooks import visiting
+from ..model.sites import Site
 from .answer import answer_pass
 from .attention import branch_attention
 from .objective import wide
-from .prefix import Prefix
+from .tree import Prefix
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from ..anatomy import Anatomy
-    from ..prompts import Prompt
+    from ..data.prompts import Prompt
+    from ..model.anatomy import Anatomy
 
 # (site, the rows of h that belong to its block: prompts x rows x width, their routes) -> the rows as they are to be
 EditRows = Callable[[Site, Tensor, "Tensor | None"], Tensor]

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from ..anatomy import Site
+from ..model.sites import Site
 from .branch import Batch, clean_routes, clean_states, residuals, vectors
 from .effects import at_experts, columns_of, held_at
 from .objective import wide

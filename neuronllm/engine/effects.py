@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from ..anatomy import Site
+from ..model.sites import Site
 from .branch import Batch, clean_routes, sweep, vectors
 from .objective import wide
 

@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..anatomy import Anatomy, Site, decoder_layers
-from ..steer import visiting
+from ..model.anatomy import Anatomy
+from ..model.discovery import decoder_layers
+from ..model.hooks import visiting
+from ..model.sites import Site
 from .answer import answer_pass, watching_gradients
 from .attention import branch_attention
 from .batching import Plan, batch_size, fit, make_plan, roomy, run_batches
@@ -28,15 +30,16 @@ from .fused import glu_score_wanted, summed_products
 from .integrals import integral
 from .memory import available, peak_memory
 from .objective import Choices, needs_vocabulary, only_options, wide
-from .prefix import Level, Prefix, prefill, prefill_root, siblings
+from .prefill import prefill, prefill_root
 from .reference import ReferenceEngine, summed
 from .relp import relp_rules, watching_ups
 from .stream import HALVES, float32_stream
+from .tree import Level, Prefix, siblings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from ..prompts import Prompt
+    from ..data.prompts import Prompt
 
 Score = Callable[[Sequence["Prompt"]], Tensor]
 GRAPH = 3  # answer tokens without a graph that weigh as much as one whose graph is kept for the way back

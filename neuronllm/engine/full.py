@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from ..anatomy import decoder_layers
+from ..model.discovery import decoder_layers
 from .answers import padded
 from .borrowed import DoublePrecision, answer_logits
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from ..prompts import Prompt
+    from ..data.prompts import Prompt
 
 
 def full_pass(model: PreTrainedModel, prompts: Sequence[Prompt]) -> Tensor:

@@ -14,8 +14,7 @@ from torch import Tensor
 from ..kernels.launch import uses_triton
 
 if TYPE_CHECKING:
-    from .attention import Asked
-    from .prefix import Prefix
+    from .tree import Prefix
 
 
 def glu_score_wanted(h: Tensor) -> bool:
@@ -39,7 +38,18 @@ def branch_attention_wanted(query: Tensor, prefix: Prefix, layer: int) -> bool:
     return not wide and not mixed and uses_triton("branch_attention", "auto", query)
 
 
-def by_kernel(query: Tensor, key: Tensor, value: Tensor, prefix: Prefix, layer: int, asked: Asked) -> Tensor:
+def by_kernel(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    prefix: Prefix,
+    layer: int,
+    *,
+    scale: float,
+    softcap: float | None,
+    window: int | None,
+    sinks: Tensor | None,
+) -> Tensor:
     """Rows attend to their prompts' pieces where those lie, and to themselves."""
     from ..ops import Pieces, branch_attention
 
@@ -50,8 +60,8 @@ def by_kernel(query: Tensor, key: Tensor, value: Tensor, prefix: Prefix, layer: 
         value,
         pieces,
         positions=prefix.lengths,
-        scale=asked.scale,
-        softcap=asked.softcap,
-        window=asked.window,
-        sinks=None if asked.sinks is None else asked.sinks.detach(),
+        scale=scale,
+        softcap=softcap,
+        window=window,
+        sinks=None if sinks is None else sinks.detach(),
     )

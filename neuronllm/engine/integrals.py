@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..anatomy import Site
+from ..model.sites import Site
 from .borrowed import input_device
 from .branch import Batch, sweep, vectors
 from .objective import wide

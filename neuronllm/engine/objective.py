@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..errors import InputError
+from ..common.errors import InputError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from ..prompts import Prompt
+    from ..data.prompts import Prompt
 
 # (option scores (..., options), log of the vocabulary's normaliser (...), right option (..., 1)) -> (...)
 Formula = Callable[[Tensor, Tensor, Tensor], Tensor]

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import InputError
+from ..common.errors import InputError
 
 QUADRATURES = ("right", "midpoint", "endpoints", "gauss")
 

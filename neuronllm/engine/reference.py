@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..anatomy import Anatomy, Site
-from ..experts import computable
-from ..steer import visiting
+from ..model.anatomy import Anatomy
+from ..model.experts import computable
+from ..model.hooks import visiting
+from ..model.sites import Site
 from .batching import Plan
 from .borrowed import DoublePrecision, answer_logits, borrowed, check_prompts, input_device
 from .objective import objective_value, option_scores, wide
@@ -27,7 +28,7 @@ from .stream import float32_stream
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from ..prompts import Prompt
+    from ..data.prompts import Prompt
 
 
 TOKENS = 4096

@@ -19,10 +19,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ..anatomy import Anatomy, Site
-from ..errors import InputError
-from ..experts import VisitExperts, gate_and_up, share_of_up, visiting_experts
-from ..steer import visiting
+from ..common.errors import InputError
+from ..model.anatomy import Anatomy
+from ..model.experts import VisitExperts, gate_and_up, share_of_up, visiting_experts
+from ..model.hooks import visiting
+from ..model.sites import Site
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ..anatomy import decoder_layers
+from ..model.discovery import decoder_layers
 from .objective import is_cut
 
 if TYPE_CHECKING:

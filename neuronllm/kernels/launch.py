@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..env import kernel_choice, triton_found
-from ..errors import InputError
+from ..common.env import kernel_choice, triton_found
+from ..common.errors import InputError
 from .checks import check_name
 
 BACKENDS = ("auto", "triton", "torch")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..errors import InputError
+from ..common.errors import InputError
 from .ace import ACE
 from .activation import Activation
 from .base import Collector, Method, Summary

@@ -26,8 +26,8 @@ from ..select import extremes
 from .base import Collector, Method, in_range, one_of, question_mean
 
 if TYPE_CHECKING:
+    from ..data.prompts import Prompt
     from ..engine.reference import ReferenceEngine
-    from ..prompts import Prompt
 
 MASKS = ("consistent", "ambiguous", "none")
 

@@ -11,8 +11,8 @@ from torch import Tensor
 from .base import Method, one_of
 
 if TYPE_CHECKING:
+    from ..data.prompts import Prompt
     from ..engine.reference import ReferenceEngine
-    from ..prompts import Prompt
 
 
 @dataclass(frozen=True)

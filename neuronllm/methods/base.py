@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from ..engine.aggregate import Statistics, Streaming
-from ..errors import InputError
+from ..common.errors import InputError
+from ..results.streaming import Statistics, Streaming
 
 if TYPE_CHECKING:
+    from ..data.prompts import Prompt
     from ..engine.reference import ReferenceEngine
-    from ..prompts import Prompt
 
 
 class Summary(NamedTuple):

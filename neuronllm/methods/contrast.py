@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from ..engine.aggregate import Statistics
-from ..errors import InputError
+from ..common.errors import InputError
+from ..results.streaming import Statistics
 from .base import Collector, Method, Summary
 
 if TYPE_CHECKING:
+    from ..data.prompts import Prompt
     from ..engine.reference import ReferenceEngine
-    from ..prompts import Prompt
 
 
 @dataclass(frozen=True)

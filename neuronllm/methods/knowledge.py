@@ -17,8 +17,8 @@ from ..engine.quadrature import quadrature
 from .base import Collector, Method, above_share_of_max, in_range, question_mean
 
 if TYPE_CHECKING:
+    from ..data.prompts import Prompt
     from ..engine.reference import ReferenceEngine
-    from ..prompts import Prompt
 
 
 @dataclass(frozen=True)

@@ -20,14 +20,14 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
+from ..common.errors import InputError
 from ..engine.objective import BARE_LETTER
 from ..engine.quadrature import quadrature
-from ..errors import InputError
 from .base import Collector, Method, above_share_of_max, empty_counts, in_range, one_of
 
 if TYPE_CHECKING:
+    from ..data.prompts import Prompt
     from ..engine.reference import ReferenceEngine
-    from ..prompts import Prompt
 
 RELEASED = "released-code"
 

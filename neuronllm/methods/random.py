@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from ..errors import InputError
+from ..common.errors import InputError
 from .base import Method, in_range
 
 if TYPE_CHECKING:
+    from ..data.prompts import Prompt
     from ..engine.reference import ReferenceEngine
-    from ..prompts import Prompt
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import InputError
+from ..common.errors import InputError
 from . import compiled, cuda, reference
 from .results import FLOATS, LARGEST_INDEX, TAKEN, End, Extremes, RowExtremes, checked_count, checked_threads
 

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..env import extension
-from ..errors import InputError
+from ..common.env import extension
+from ..common.errors import InputError
 from .results import FLOATS, INTEGERS, End, Extremes, RowExtremes
 
 

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..env import cuda_library
-from ..errors import InputError
+from ..common.env import cuda_library
+from ..common.errors import InputError
 from .results import FLOATS, End, Extremes, RowExtremes
 
 LIBRARY = Path(__file__).resolve().parents[1] / "_select_cuda.so"

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from ..errors import InputError
+from ..common.errors import InputError
 from . import Stream
 from .results import FLOATS, Extremes, printable
 

@@ -7,7 +7,7 @@ import logging
 import pytest
 import torch
 
-from neuronllm.scores import Scores
+from neuronllm.results.scores import Scores
 from tests.cli.tools import ROWS, copied, refused, run, write_questions
 from tests.tiny import tiny
 from tests.tiny_tokenizers import byte_level, split_letter
@@ -88,7 +88,7 @@ def test_a_bad_flag_is_one_line_and_writes_nothing(flags, named, model_folder, q
     ],
 )
 def test_what_needs_no_model_is_refused_before_it_is_loaded(flags, named, questions, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("neuronllm.loading.load_model", lambda *_, **__: pytest.fail("the model was loaded"))
+    monkeypatch.setattr("neuronllm.model.loading.load_model", lambda *_, **__: pytest.fail("the model was loaded"))
     good = ["attribute", "--model", "absent", "--questions", questions, "--output", tmp_path / "out"]
     assert named in refused(capsys, *good, *flags)
     assert named in refused(capsys, *good, *flags, "--dry-run")
@@ -187,7 +187,7 @@ def test_a_hub_that_cannot_be_reached_is_one_line(questions, tmp_path, capsys, c
 def test_attempts_that_led_to_a_model_are_told(model_folder, caplog, monkeypatch):
     from transformers import AutoTokenizer
 
-    from neuronllm.loading import load_model
+    from neuronllm.model.loading import load_model
 
     load = AutoTokenizer.from_pretrained
 

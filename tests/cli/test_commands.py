@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load_file
 
 import neuronllm
-from neuronllm.neurons import NeuronSet
-from neuronllm.scores import Scores
+from neuronllm.results.neurons import NeuronSet
+from neuronllm.results.scores import Scores
 from tests.cli.tools import asked, copied, refused, run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -155,5 +155,5 @@ def test_benchmarks_are_run_from_the_source_tree(tmp_path, capsys, monkeypatch):
 
 
 def test_without_the_source_tree_there_are_no_benchmarks(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("neuronllm.cli.__file__", str(tmp_path / "neuronllm" / "cli.py"))
+    monkeypatch.setattr("neuronllm.cli.main.__file__", str(tmp_path / "neuronllm" / "cli" / "main.py"))
     assert "come with the source tree" in refused(capsys, "bench", "list")

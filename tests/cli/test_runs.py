@@ -12,7 +12,7 @@ import time
 import pytest
 import torch
 
-from neuronllm.scores import Scores
+from neuronllm.results.scores import Scores
 from tests.cli.tools import ROWS, asked, refused, run, write_questions
 
 pytestmark = pytest.mark.noext

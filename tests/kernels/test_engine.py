@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from neuronllm import ops
+from neuronllm.data.prompts import Prompt
 from neuronllm.engine import fused
 from neuronllm.engine.fast import FastEngine
 from neuronllm.engine.quadrature import quadrature
-from neuronllm.prompts import Prompt
 from tests.kernels.lanes import DEVICE
 from tests.tiny import random_prompts, tiny
 
@@ -45,9 +45,9 @@ def test_results_with_kernels_equal_results_without(family: str, monkeypatch: py
     for name in ("summed_products", "by_kernel"):
         own = getattr(fused, name)
 
-        def noted(*args: Any, name: str = name, own: Any = own) -> Tensor:
+        def noted(*args: Any, name: str = name, own: Any = own, **options: Any) -> Tensor:
             called.append(name)
-            return own(*args)
+            return own(*args, **options)
 
         monkeypatch.setattr(f"neuronllm.engine.{'fast' if name == 'summed_products' else 'attention'}.{name}", noted)
     kind = torch.float32 if DEVICE == "cpu" else torch.bfloat16

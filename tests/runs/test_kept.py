@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import neuronllm as nl
-from neuronllm.kept import Parts
+from neuronllm.results.per_prompt import Parts
 from tests.checks import quiz, refused
 from tests.killing import run
 from tests.runs.tools import KEEPS, names

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 import neuronllm as nl
-from neuronllm import runs
 from neuronllm.methods import METHODS
+from neuronllm.runs import checkpoint
 from tests.checks import Fuse, blow_after, quiz, refused
 from tests.killing import content, dying_at, forked, run
 from tests.runs.tools import fail, in_window, names
@@ -212,8 +212,8 @@ def test_bad_values(model):
 
 
 def test_parts_stay_small():
-    assert runs.every_prompts(4 * 11264) == 64 and runs.every_prompts(4 * 4_700_000) == 14
-    assert runs.every_prompts(2**40) == 1
+    assert checkpoint.every_prompts(4 * 11264) == 64 and checkpoint.every_prompts(4 * 4_700_000) == 14
+    assert checkpoint.every_prompts(2**40) == 1
 
 
 def test_an_earlier_result_is_replaced_only_where_that_is_asked(model, whole, tmp_path):

@@ -1,0 +1,106 @@
+"""What an attribution would do, and what is left of one under way, without doing it."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ..data.prompts import Questions
+from ..engine.batching import Plan
+from ..methods import get_method
+from ..runs.checkpoint import Run
+from ..runs.processes import Ranks
+from .driver import check_place, engine_of, raw_scores
+from .request import Job
+from .shares import Share, share_of, windows_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@torch.inference_mode(False)
+def dry_run(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    questions: Questions,
+    method: str = "ace",
+    **arguments: Any,
+) -> str:
+    """What `attribute` would do with the same arguments, in a few lines: how much work, in which batches, how large.
+
+    With output and resume=True it says what is left of a run under way. Inside torch.distributed every process calls
+    it, as it does `attribute`, and hears how the questions are shared.
+
+    >>> print(dry_run(model, tokenizer, questions, "gradient", keep="all"))   # doctest: +SKIP
+    """
+    arguments.pop("progress", None)
+    output, resume = arguments.pop("output", None), arguments.pop("resume", False)
+    overwrite = arguments.pop("overwrite", False)
+    known = {field.name for field in fields(Job)}
+    asked = {name: value for name, value in arguments.items() if name in known}
+    how = get_method(method, {name: value for name, value in arguments.items() if name not in known})
+    with Ranks.here() as ranks, ranks.together():
+        check_place(output, resume, overwrite)
+        job = Job(model, tokenizer, questions, how, **asked).check()
+        run = Run(output, job.settings(ranks.size), resume, ranks) if output is not None and resume else None
+        begun = run.manifest if run is not None else None
+        with engine_of(job, Plan.from_dict(begun["plan"]) if begun else None) as engine:
+            engine.fit(partial(raw_scores, job, engine), job.prompts, always=True)
+            name, plan, reason = engine.name, engine.plan, engine.reason
+        return "\n".join([*_sizes(job), *_work(job, name, plan, reason), *_shares(job, ranks), *_left(job, ranks, run)])
+
+
+def _sizes(job: Job) -> list[str]:
+    lengths = [len(prompt.input_ids) for prompt in job.prompts]
+    some = "" if job.items == "all" else f", of which only those that it answers {job.items} are scored"
+    return [
+        f"{job.anatomy.describe()}: {job.anatomy.n_neurons} neurons",
+        f"{len(job.groups)} questions, {len(lengths)} prompts of {min(lengths)} to {max(lengths)} tokens{some}",
+    ]
+
+
+def _work(job: Job, name: str, plan: Plan, reason: str | None) -> list[str]:
+    because = f" ({reason})" if reason else ""
+    lines = [f"method {job.how.name}, engine {name}{because}: {plan if plan.estimate else 'one prompt at a time'}"]
+    lines += [f"  {what}: {size / 2**20:,.1f} MiB" for what, size in plan.estimate.items()]
+    if not plan.estimate:
+        size = f"near {plan.rows:,} tokens together" if job.batch_size == "auto" else f"at most {job.batch_size}"
+        lines.append(f"  memory: not tried out, which would take long; a pass holds copies of one prompt, {size}")
+    if job.keep != "mean":
+        total = job.row_bytes * len(job.prompts) / 2**20
+        lines.append(f'keep="{job.keep}": {total:,.1f} MiB, {job.row_bytes:,} bytes a prompt')
+    return lines
+
+
+def _shares(job: Job, ranks: Ranks) -> list[str]:
+    """How several processes share the questions."""
+    if ranks.size == 1:
+        return []
+    which = "" if job.items == "all" else ", if all of them were scored"
+    lines = [f"{ranks.size} processes share the questions by the tokens of their prompts{which}:"]
+    for number in range(ranks.size):
+        share = share_of(job.groups, number, ranks.size)
+        prompts = [prompt for one in share for prompt in one.prompts]
+        tokens = sum(len(prompt.input_ids) for prompt in prompts)
+        lines.append(f"  process {number}: {len(share)} questions, {len(prompts)} prompts, {tokens:,} tokens")
+    return lines
+
+
+def _left(job: Job, ranks: Ranks, run: Run | None) -> list[str]:
+    """What of a run under way is still to be done."""
+    if run is None or run.manifest is None:
+        return []
+    if run.complete:
+        return [f"{run.target}: the run is finished, nothing is left to do"]
+    chosen, window = run.manifest["chosen"], run.manifest["window"]
+    groups = job.groups if chosen is None else [job.groups[number] for number in chosen]
+    left: list[Share] = []
+    for number in range(ranks.size):
+        windows = list(windows_of(share_of(groups, number, ranks.size), window))
+        left += [share for some in windows[run.windows_done(number) :] for share in some]
+    prompts = sum(len(share.prompts) for share in left)
+    done = len(groups) - len(left)
+    return [f"{run.folder}: {done} of {len(groups)} questions are done, {len(left)} are left with {prompts} prompts"]

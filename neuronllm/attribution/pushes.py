@@ -1,0 +1,71 @@
+"""Which option does a neuron push? The effect of every neuron on the score of every option, to first order."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ..data.prompts import Prompt, Questions, as_prompts, group_by_question
+from ..engine import open_engine
+from ..engine.answers import check_batch_size
+from ..engine.borrowed import check_prompts
+from ..model.anatomy import Anatomy
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@torch.inference_mode(False)
+def pushes(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    questions: Questions,
+    ids: Any = None,
+    *,
+    orders: str = "rotate",
+    template: str | list[str] | None = None,
+    batch_size: int | str = "auto",
+    backend: str = "fast",
+    dtype: torch.dtype | None = None,
+    progress: bool = True,
+) -> Tensor:
+    """(questions, choices, neurons): h times the gradient of every choice's score, the mean over a question's variants.
+
+    + lifts the choice, - lowers it; choices are in the order in which a question gives them, and 0 where there are
+    fewer. `ids` chooses neurons (such as `neurons.ids`), None takes all of them. The gradients of all options of a
+    prompt come from one backward pass.
+
+    >>> found = pushes(model, tokenizer, questions, neurons.ids)   # doctest: +SKIP
+    >>> found[0].argmax(0)   # the choice that each neuron lifts most in the first question   # doctest: +SKIP
+    """
+    check_batch_size(batch_size)
+    anatomy = Anatomy.of(model)
+    prompts = as_prompts(tokenizer, questions, orders, template)
+    check_prompts(model, prompts)
+    chosen = torch.arange(anatomy.n_neurons) if ids is None else anatomy.checked(ids)
+    most = max(len(p.option_ids) for p in prompts)
+    found: list[Tensor] = []
+    waiting = group_by_question(prompts)
+    with (
+        open_engine(model, anatomy, prompts, backend, dtype=dtype, batch_size=batch_size) as engine,
+        tqdm(total=len(waiting), desc="pushes", disable=not progress, unit="question") as bar,
+    ):
+        while waiting:
+            now, waiting = waiting[: engine.at_once], waiting[engine.at_once :]
+            shown = engine.option_gradients([prompt for group in now for prompt in group])[..., chosen]
+            for group, rows in zip(now, shown.split([len(group) for group in now]), strict=True):
+                by_choice = [_by_choice(row, p, most) for row, p in zip(rows, group, strict=True)]
+                found.append(torch.stack(by_choice).mean(0).float())
+            bar.update(len(now))
+    return torch.stack(found)
+
+
+def _by_choice(shown: Tensor, prompt: Prompt, most: int) -> Tensor:
+    """Rows of a prompt's options in the order in which the question gives the choices."""
+    order = list(prompt.order) or list(range(len(prompt.option_ids)))
+    out = shown.new_zeros(most, shown.shape[1])
+    out[torch.tensor(order)] = shown[: len(order)]
+    return out

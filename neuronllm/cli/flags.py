@@ -1,0 +1,199 @@
+"""The flags of the command line."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Mapping
+from typing import NoReturn
+
+from ..common.env import first_process, launched, package_version
+
+DTYPES = ("auto", "float32", "float16", "bfloat16", "float64")
+Command = Callable[[argparse.Namespace], None]
+
+SELECT_OUTPUT = (
+    'a new file for the whole result, as JSON with infinite values as the texts "inf" and "-inf"; '
+    "only the first 20 rows of each end are printed then"
+)
+
+
+def leave_together(code: int) -> int:
+    """The exit code, after all processes of a launcher have come here.
+
+    A launcher stops the others as soon as one process has ended, whether the first has spoken or not. So they end at
+    once and together.
+    """
+    if launched():
+        from ..runs.processes import Ranks
+
+        with Ranks.here() as ranks:
+            ranks.wait()
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+    return code
+
+
+class _Parser(argparse.ArgumentParser):
+    """Bad flags get one line too; --help shows the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        line = f"{self.prog}: error: {message} ({self.prog} --help lists the flags)\n"
+        if first_process():
+            sys.stderr.write(line)
+        self.exit(leave_together(2))
+
+
+def parser(run: Mapping[str, Command]) -> argparse.ArgumentParser:
+    """The flags of every command; `args.run` is what `run` has under its name."""
+    parser = _Parser(
+        prog="neuronllm", description="Find the good and the bad neurons of a language model and steer it with them."
+    )
+    parser.add_argument("--version", action="version", version=f"neuronllm {package_version('neuronllm')}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.set_defaults(run=run[name])
+        return sub
+
+    sub = command("attribute", "Score every neuron on the questions of a file.")
+    _model_flags(sub)
+    _question_flags(sub)
+    sub.add_argument("--method", default="ace", help="how to score (default: ace)")
+    sub.add_argument("--objective", help="what to explain (default: the method's own)")
+    where = "score h at the answer position, or its sum over all positions (default: answer)"
+    sub.add_argument("--positions", default="answer", choices=("answer", "all"), help=where)
+    sub.add_argument("--items", default="all", choices=("all", "wrong", "right"), help="score only such questions")
+    sub.add_argument(
+        "--keep",
+        default="mean",
+        choices=("mean", "topk", "all"),
+        help="of every prompt keep its --k highest and lowest scores too (topk), or all",
+    )
+    sub.add_argument("--k", type=_count, metavar="K", help="for --keep topk (default: 100)")
+    sub.add_argument(
+        "--keep-dtype", "--keep_dtype", choices=("float32", "bfloat16"), help="for --keep all (default: float32)"
+    )
+    slow = "fast, or the plain and slow judge of it (default: fast)"
+    sub.add_argument("--backend", default="fast", choices=("fast", "reference"), help=slow)
+    sub.add_argument(
+        "--option", "-o", action="append", default=[], metavar="NAME=VALUE", help="an option of the method"
+    )
+    sub.add_argument("--output", metavar="DIR", help="a new folder for the scores")
+    sub.add_argument(
+        "--resume", action="store_true", help="go on with a run that was stopped or killed, if there is one"
+    )
+    _overwrite_flag(sub)
+    sub.add_argument("--dry-run", "--dry_run", action="store_true", help="print the plan and its memory, write nothing")
+
+    sub = command("find", "Choose the best and the worst neurons of saved scores.")
+    sub.add_argument("scores", metavar="DIR", help="a folder that `neuronllm attribute` wrote")
+    sub.add_argument("--good", type=_count, default=100, metavar="N")
+    sub.add_argument("--bad", type=_count, default=100, metavar="N")
+    sub.add_argument("--output", required=True, metavar="DIR", help="a new folder for the neuron set")
+    _overwrite_flag(sub)
+
+    sub = command("tune", "Choose how many neurons, factors and positions on validation questions.")
+    _model_flags(sub)
+    _question_flags(sub)
+    _neurons_flag(sub)
+    sub.add_argument("--positions", nargs="+", choices=("all", "answer"), help="positions to try (default: both)")
+    sub.add_argument("--criterion", default="accuracy", choices=("accuracy", "p_right"))
+    sub.add_argument("--output", required=True, metavar="DIR", help="a new folder for the tuned set")
+    _overwrite_flag(sub)
+
+    sub = command("evaluate", "Judge the model, with a neuron set beside random controls.")
+    _model_flags(sub)
+    _question_flags(sub)
+    _neurons_flag(sub, required=False)
+    _factor_flags(sub)
+    sub.add_argument("--positions", choices=("answer", "all"), help="where to edit (default: answer, or as tuned)")
+    sub.add_argument("--controls", type=_count, default=20, metavar="N", help="random sets beside the edit")
+    sub.add_argument("--unrelated", metavar="FILE", help="unrelated questions, for the PCR")
+    sub.add_argument("--output", metavar="FILE", help="a new file for the report, as JSON")
+
+    sub = command("bake", "Fold a neuron set into the weights and save an ordinary model.")
+    _model_flags(sub)
+    _neurons_flag(sub)
+    _factor_flags(sub)
+    sub.add_argument("--output", required=True, metavar="DIR", help="a new folder for the model")
+    _overwrite_flag(sub)
+
+    sub = command("select", "The largest and smallest numbers of .safetensors and .npy files, however large.")
+    sub.add_argument("files", nargs="+", metavar="FILE", help=".safetensors or .npy; several count as one array")
+    more = "best first, ties by the lowest index; NaN is counted and left out (default: 0)"
+    sub.add_argument("--largest", type=_count, default=0, metavar="K", help=f"the K greatest numbers, {more}")
+    sub.add_argument("--smallest", type=_count, default=0, metavar="K", help=f"the K least numbers, {more}")
+    sub.add_argument("--tensor", metavar="NAME", help="of a safetensors file (default: all of its floats)")
+    sub.add_argument("--threads", type=_count, metavar="N", help="(default: as many as torch uses)")
+    sub.add_argument("--output", metavar="FILE", help=SELECT_OUTPUT)
+    sub.add_argument("--quiet", action="store_true", help="no progress bar")
+
+    # Only to be listed: everything behind this word goes to bench/ of the source tree.
+    commands.add_parser("bench", help="Benchmarks: list, run, report (in a source tree; see neuronllm bench --help).")
+
+    sub = command("demo", "The whole way on the bundled tiny model: find, tune, steer, judge.")
+    where = "an earlier demonstration there is replaced (default: ./neuronllm-demo)"
+    sub.add_argument("--output", default="neuronllm-demo", metavar="DIR", help=where)
+    sub.add_argument("--tasks", nargs="+", metavar="TASK", help="only these bundled tasks")
+    sub.add_argument("--quiet", action="store_true", help="no progress bars")
+
+    command("env", "What was built, what was found, and why a fast path is off.")
+    return parser
+
+
+def _model_flags(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--model", required=True, help='a folder or a model id; "demo" is the bundled tiny model')
+    sub.add_argument("--revision", help="of the model")
+    sub.add_argument("--dtype", default="auto", choices=DTYPES, help="of the weights (default: as they were saved)")
+    sub.add_argument("--device-map", "--device_map", help='for instance "auto" or "cuda"')
+    sub.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the model")
+    sub.add_argument("--quiet", action="store_true", help="no progress bars")
+
+
+def _question_flags(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--questions", required=True, metavar="FILE", help='JSONL, or "demo:TASK/SPLIT"')
+    sub.add_argument("--limit", type=_positive, metavar="N", help="only the first N questions")
+    sub.add_argument("--orders", choices=("rotate", "shuffle3", "none"), help="how choices are permuted")
+    sub.add_argument("--template", nargs="+", metavar="T", help="default, plain, brief, or a text with {question}")
+    chat = "ask through the tokenizer's chat template"
+    sub.add_argument("--apply-chat-template", "--apply_chat_template", action="store_true", help=chat)
+    size = "prompts of a batch, or auto, which goes by memory (default: auto)"
+    sub.add_argument("--batch-size", "--batch_size", type=_batch_size, default="auto", metavar="N", help=size)
+
+
+def _neurons_flag(sub: argparse.ArgumentParser, required: bool = True) -> None:
+    sub.add_argument("--neurons", required=required, metavar="DIR", help="a folder that find or tune wrote")
+
+
+def _factor_flags(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--mode", choices=("enhance", "degrade", "tuned"), help="default: tuned, where the set is tuned")
+    sub.add_argument("--good", type=float, metavar="X", help="factor of the good neurons")
+    sub.add_argument("--bad", type=float, metavar="X", help="factor of the bad neurons")
+
+
+def _overwrite_flag(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--overwrite", action="store_true", help="replace an earlier result that stands at --output")
+
+
+def _batch_size(text: str) -> int | str:
+    if text == "auto":
+        return text
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f'{text!r}: give a positive whole number or "auto"')
+    return int(text)
+
+
+def _count(text: str) -> int:
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r}: give a whole number, 0 or more")
+    return int(text)
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: give a positive whole number")
+    return int(text)

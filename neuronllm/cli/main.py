@@ -1,0 +1,330 @@
+"""The command line: neuronllm attribute | find | tune | evaluate | bake | select | bench | demo | env.
+
+Exit codes: 0 done, 2 bad input (one line, nothing written), 130 interrupted, 141 nobody reads what is printed (as in
+`| head`), 1 anything else. Of several processes under a launcher such as torchrun the first one speaks for all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from ..common.env import first_process
+from ..common.errors import InputError, PeerError, SharedError
+from .flags import leave_together, parser
+
+DEMO = "demo:"
+
+
+def set_waiting() -> None:
+    """How threads wait for each other, before torch is loaded.
+
+    Spinning a little is twice as fast on an idle machine; on a busy one it is many times slower.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ and _others_running() < (os.cpu_count() or 1) / 2:
+        os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+def _others_running() -> int:
+    """How many other threads of this machine run at this moment; 0 where the system does not say."""
+    try:
+        with open("/proc/loadavg", encoding="ascii") as file:
+            return int(file.read().split()[3].split("/")[0]) - 1
+    except (OSError, ValueError, IndexError):
+        return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code."""
+    try:
+        code = _run(argv)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        if not _reader_is_gone():
+            raise
+        return 141
+    return code
+
+
+def _reader_is_gone() -> bool:
+    """Whether standard output is a pipe that nobody reads; what is still to be written goes nowhere then."""
+    try:
+        print(flush=True)  # something must be written: what failed once is no longer in the buffer
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would try again at its end
+        return True
+    return False
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    given = list(sys.argv[1:] if argv is None else argv)
+    if given[:1] == ["bench"]:
+        return _bench(given[1:])  # its flags are those of bench/, which parses them itself
+    commands = {"attribute": _attribute, "find": _find, "tune": _tune, "evaluate": _evaluate}
+    args = parser(commands | {"bake": _bake, "select": _select, "demo": _demo, "env": _env}).parse_args(given)
+    set_waiting()
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    level = logging.INFO if first_process() else logging.ERROR
+    logging.basicConfig(level=level, format="neuronllm: %(message)s", stream=sys.stderr)
+    for chatty in ("httpx", "transformers", "matplotlib", "datasets"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    warnings.showwarning = _one_line_warning
+    try:
+        args.run(args)
+    except InputError as error:
+        shared = isinstance(error, SharedError)
+        if not shared or first_process():
+            print(f"neuronllm {args.command}: error: {error}", file=sys.stderr)
+        return leave_together(2) if shared else 2
+    except PeerError as error:
+        print(f"neuronllm {args.command}: error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt as stop:
+        if first_process():
+            print(f"neuronllm: {stop if stop.args else 'interrupted'}", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _one_line_warning(message: Any, category: Any, *place: Any, **more: Any) -> None:
+    if issubclass(category, UserWarning) and first_process():
+        print(f"neuronllm: warning: {message}", file=sys.stderr)
+
+
+# ---- commands ----
+
+
+def _attribute(args: argparse.Namespace) -> None:
+    import torch
+
+    from ..attribution.driver import attribute
+    from ..attribution.dry_run import dry_run
+    from ..attribution.request import checked
+    from ..data.templates import read_templates
+    from ..methods import get_method
+    from ..runs.checkpoint import check_output
+    from ..runs.processes import Ranks
+
+    with Ranks.here() as ranks, ranks.together():
+        if args.output:
+            check_output(args.output, args.resume, args.overwrite)
+        elif not args.dry_run:
+            raise InputError("--output: name a folder for the scores (only --dry-run does without)")
+        # What can be refused without the model is refused before it is loaded.
+        options, template = _options(args.option), _template(args)
+        for flag, value, keep in (("--k", args.k, "topk"), ("--keep-dtype", args.keep_dtype, "all")):
+            if value is not None and args.keep != keep:
+                raise InputError(f"{flag} {value}: it needs --keep {keep}")
+        asked = {name: getattr(args, name) for name in ("objective", "positions", "items", "keep", "batch_size")}
+        asked |= {"k": 100 if args.k is None else args.k, "keep_dtype": getattr(torch, args.keep_dtype or "float32")}
+        checked(get_method(args.method, options), **asked)
+        read_templates(template)
+        questions = _questions(args, args.questions)
+        model, tokenizer = _model(args)
+        asked |= {"orders": args.orders, "template": template, "backend": args.backend, **options}
+    more = {"output": args.output, "resume": args.resume, "overwrite": args.overwrite, "progress": not args.quiet}
+    if args.dry_run:
+        plan = dry_run(model, tokenizer, questions, args.method, **asked, **more)
+        if first_process():
+            print(plan)
+        return
+    scores = attribute(model, tokenizer, questions, args.method, **asked, **more)
+    if not first_process():
+        return
+    good, bad = int((scores.values > 0).sum()), int((scores.values < 0).sum())
+    print(f"{args.output}: {scores.anatomy.n_neurons} neurons scored, {good} help, {bad} hurt")
+
+
+def _find(args: argparse.Namespace) -> None:
+    from ..common.files import check_new_folder
+    from ..results.scores import Scores
+
+    check_new_folder(args.output, "neuron_config.json", args.overwrite)
+    neurons = Scores.load(args.scores).find(args.good, args.bad)
+    neurons.save_pretrained(args.output)
+    good = int((neurons.role == "good").sum())
+    print(f"{args.output}: {good} good and {len(neurons) - good} bad neurons")
+
+
+def _tune(args: argparse.Namespace) -> None:
+    from ..common.files import check_new_folder
+    from ..judging.tune import tune
+    from ..results.neurons import NeuronSet
+
+    check_new_folder(args.output, "neuron_config.json", args.overwrite)
+    neurons, questions = NeuronSet.from_pretrained(args.neurons), _questions(args, args.questions)
+    model, tokenizer = _model(args)
+    tuned = tune(
+        model,
+        tokenizer,
+        neurons,
+        questions,
+        positions=args.positions or ("all", "answer"),
+        criterion=args.criterion,
+        orders=args.orders or "none",
+        template=_template(args),
+        batch_size=args.batch_size,
+        progress=not args.quiet,
+    )
+    tuned.save_pretrained(args.output)
+    chosen = tuned.tuned or {}
+    if len(tuned):
+        print(
+            f"{args.output}: {chosen['k_good']} good x{chosen['good']}, {chosen['k_bad']} bad x{chosen['bad']}, "
+            f"positions {chosen['positions']}; report on other questions than these"
+        )
+    else:
+        print(f"{args.output}: no edit was better than any edit tried")
+
+
+def _evaluate(args: argparse.Namespace) -> None:
+    from ..common.files import check_new_file, write_json
+    from ..judging.evaluate import evaluate
+    from ..results.neurons import NeuronSet
+
+    if args.output:
+        check_new_file(args.output)
+    neurons = NeuronSet.from_pretrained(args.neurons) if args.neurons else None
+    questions = _questions(args, args.questions)
+    unrelated = _questions(args, args.unrelated) if args.unrelated else None
+    model, tokenizer = _model(args)
+    report = evaluate(
+        model,
+        tokenizer,
+        questions,
+        neurons,
+        mode=args.mode,
+        good=args.good,
+        bad=args.bad,
+        positions=args.positions,
+        controls=args.controls,
+        unrelated=unrelated,
+        orders=args.orders or "none",
+        template=_template(args),
+        batch_size=args.batch_size,
+        progress=not args.quiet,
+    )
+    print(report)
+    if args.output:
+        write_json(Path(args.output), report.to_dict())
+
+
+def _bake(args: argparse.Namespace) -> None:
+    from ..common.files import check_new_folder, new_folder, write_json
+    from ..results.neurons import NeuronSet
+    from ..steering.bake import bake
+
+    check_new_folder(args.output, "neuronllm_bake.json", args.overwrite)
+    neurons = NeuronSet.from_pretrained(args.neurons)
+    with new_folder(args.output, "neuronllm_bake.json") as temporary:
+        model, tokenizer = _model(args)
+        bake(model, neurons, args.good, args.bad, mode=args.mode)
+        model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+        good, bad, _ = neurons.factors(args.mode, args.good, args.bad)
+        made = {"mode": args.mode, "good": good, "bad": bad, "provenance": neurons.provenance}
+        write_json(temporary / "neuronllm_bake.json", made)
+    print(f"{args.output}: {len(neurons)} neurons folded into the weights")
+
+
+def _demo(args: argparse.Namespace) -> None:
+    from ..demo.run import run_demo
+
+    run_demo(args.output, args.tasks, progress=not args.quiet)
+
+
+def _select(args: argparse.Namespace) -> None:
+    from .select import run
+
+    run(args)
+
+
+def _bench(given: Sequence[str]) -> int:
+    """`python -m bench`, which stands beside the package in the source tree and is not installed."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / "bench" / "suites.py").is_file():
+        where = "they come with the source tree, not with the installed package: get a clone and run make bench in it"
+        print(f"neuronllm bench: error: no benchmarks here, {where}", file=sys.stderr)
+        return 2
+    sys.path.insert(0, str(root))
+    try:
+        bench = import_module("bench.__main__")
+    finally:
+        sys.path.remove(str(root))
+    return int(bench.main(given, "neuronllm bench"))
+
+
+def _env(args: argparse.Namespace) -> None:
+    from ..common.env import describe
+
+    print(describe())
+
+
+# ---- what the commands share ----
+
+
+def _model(args: argparse.Namespace) -> tuple[Any, Any]:
+    import torch
+    from transformers.utils import logging as transformers_logging
+
+    from ..model.loading import check_weights, load_model
+
+    if args.quiet or not first_process():
+        transformers_logging.disable_progress_bar()
+    dtype = args.dtype if args.dtype == "auto" else getattr(torch, args.dtype)
+    more = {"trust_remote_code": True} if args.trust_remote_code else {}
+    if args.revision:
+        more["revision"] = args.revision
+    model, tokenizer = load_model(args.model, dtype=dtype, device_map=args.device_map, **more)
+    check_weights(model)
+    return model, tokenizer
+
+
+def _questions(args: argparse.Namespace, source: str) -> list[Any]:
+    from ..data.questions import load_questions
+
+    if source.startswith(DEMO):
+        from ..demo import demo_task
+
+        task, _, split = source.removeprefix(DEMO).partition("/")
+        source = demo_task(task, split or "search")
+    return load_questions(source, limit=args.limit)
+
+
+def _template(args: argparse.Namespace) -> Any:
+    """The templates asked for; inside the tokenizer's chat template with --apply-chat-template."""
+    names = args.template or []
+    if args.apply_chat_template:
+        return [f"chat:{name}" for name in names] or "chat"
+    return names or None
+
+
+def _options(pairs: Sequence[str]) -> dict[str, Any]:
+    options: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals or not name:
+            raise InputError(f"--option {pair}: write NAME=VALUE")
+        options[name] = _literal(value)
+    return options
+
+
+def _literal(text: str) -> Any:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+if __name__ == "__main__":
+    sys.exit(main())

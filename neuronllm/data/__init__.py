@@ -1,0 +1,1 @@
+"""Questions, where they come from, and how they become prompts; nothing here knows a model."""

@@ -1,0 +1,1 @@
+"""What an edit is worth: a model judged with and without it, and how strong it had best be."""

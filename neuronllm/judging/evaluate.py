@@ -1,0 +1,131 @@
+"""Judge a model on questions, with and without an edit, beside random neuron sets of the same size per layer.
+
+Accuracy alone hides two ways to fool oneself: a model that answers one letter whatever is asked, and an effect that any
+random edit has. So every report shows the histogram of predicted letters, letter-balanced accuracy, confidence
+intervals by bootstrap over questions, McNemar's exact test on flipped questions, and percentiles of random controls.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Any
+
+from ..common.errors import InputError
+from ..common.statistics import bootstrap_interval, mcnemar, relative_change
+from ..data.prompts import Questions, as_prompts
+from ..engine.answers import Edit
+from ..results.answers import Answers
+from ..results.neurons import NeuronSet
+from .asking import POSITIONS, Asker, template_of, warn_if_one_letter
+from .controls import random_controls
+from .report import Report
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+ENOUGH_CONTROLS = 20
+
+
+def evaluate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    questions: Questions,
+    neurons: NeuronSet | None = None,
+    mode: str | None = None,
+    good: float | None = None,
+    bad: float | None = None,
+    positions: str | None = None,
+    controls: int = 20,
+    *,
+    unrelated: Questions | None = None,
+    orders: str = "none",
+    template: str | list[str] | None = None,
+    batch_size: int | str = "auto",
+    seed: int = 0,
+    progress: bool = True,
+) -> Report:
+    """Accuracy and more on questions; with `neurons`, of the edited model beside the base model and random controls.
+
+    mode: "enhance", "degrade" or "tuned" (what `nl.tune` chose); or give the factors good= and bad= (one alone leaves
+    the other role as it is). positions: "answer" (default) or "all". unrelated: questions for the PCR. orders: the
+    questions as written by default; "rotate" asks each with every order of its choices.
+
+    >>> nl.evaluate(model, tokenizer, questions, neurons, mode="degrade", positions="all")   # doctest: +SKIP
+    """
+    if positions is not None and positions not in POSITIONS:
+        raise InputError(f"positions={positions!r}: known values are {', '.join(POSITIONS)}")
+    if isinstance(controls, bool) or not isinstance(controls, int) or controls < 0:
+        raise InputError(f"controls={controls!r}: give a whole number, 0 or more")
+    change: Edit | None = None
+    edit: dict[str, Any] = {}
+    if neurons is not None:
+        if controls < ENOUGH_CONTROLS:
+            few = f"controls={controls}: with fewer than {ENOUGH_CONTROLS} random sets their band says little"
+            warnings.warn(few, stacklevel=2)
+        change, edit = _planned(model, neurons, mode, good, bad, positions)
+    elif mode or good is not None or bad is not None or unrelated is not None:
+        raise InputError("neurons=None: mode, good, bad and unrelated need a neuron set")
+    template = template_of(neurons, template)
+    prompts = as_prompts(tokenizer, questions, orders, template)
+    warn_if_one_letter(prompts)
+    ask = Asker(model, prompts, batch_size)
+    base = ask(None, "base", progress)
+    if change is None:
+        return Report(**base.summary(), questions=len(base.groups), ci=_intervals(base, None, seed))
+
+    edited = ask(change, edit["mode"] or "edited", progress)
+    report = Report(
+        **edited.summary(), questions=len(edited.groups), ci=_intervals(base, edited, seed), base=base.summary()
+    )
+    report.edit = edit
+    report.rac = relative_change(base.accuracy, edited.accuracy)
+    report.rcc = relative_change(base.mean_p_right, edited.mean_p_right)
+    lost, won = base.question_right & ~edited.question_right, ~base.question_right & edited.question_right
+    report.flips = {"right_to_wrong": int(lost.sum()), "wrong_to_right": int(won.sum())}
+    report.mcnemar = mcnemar(int(lost.sum()), int(won.sum()))
+    if unrelated is not None:
+        other = Asker(model, as_prompts(tokenizer, unrelated, orders, template), batch_size)
+        report.pcr = _pcr(base, edited, other(None, "unrelated", progress), other(change, "unrelated", progress))
+    if controls:
+        report.controls = random_controls(ask, change, edited, controls, seed, progress)
+    if edited.collapsed:
+        top = max(edited.letters, key=lambda letter: edited.letters[letter])
+        warnings.warn(
+            f"letter collapse: the edited model answers {top} in {edited.letters[top]:.0%} of the prompts; "
+            "its accuracy says little",
+            stacklevel=2,
+        )
+    return report
+
+
+def _planned(
+    model: PreTrainedModel, neurons: NeuronSet, mode: str | None, good: Any, bad: Any, positions: str | None
+) -> tuple[Edit, dict[str, Any]]:
+    """The edit that was asked for, and its description."""
+    good, bad, tuned_positions = neurons.factors(mode, good, bad)
+    positions = positions or tuned_positions or "answer"
+    change = Edit(*neurons.edits(model, good, bad), positions)
+    mode = "tuned" if tuned_positions else mode
+    return change, {"mode": mode, "good": good, "bad": bad, "positions": positions, "neurons": len(change.ids)}
+
+
+def _intervals(base: Answers, edited: Answers | None, seed: int) -> dict[str, tuple[float, float]]:
+    """95 % bootstrap intervals over questions; changes are paired."""
+    now = edited or base
+    right, p_right = now.by_question(now.right), now.by_question(now.p_right)
+    intervals = {"accuracy": bootstrap_interval(right, seed), "p_right": bootstrap_interval(p_right, seed)}
+    if edited is not None:
+        before, p_before = base.by_question(base.right), base.by_question(base.p_right)
+        intervals["accuracy_change"] = bootstrap_interval(right - before, seed)
+        intervals["p_right_change"] = bootstrap_interval(p_right - p_before, seed)
+    return intervals
+
+
+def _pcr(base: Answers, edited: Answers, other_base: Answers, other_edited: Answers) -> float | None:
+    """|mean relative change of P(right) here| / |the same on unrelated questions|; None if the latter is 0."""
+
+    def change(before: Answers, after: Answers) -> float:
+        return abs(float(((after.p_right - before.p_right) / before.p_right).mean()))
+
+    elsewhere = change(other_base, other_edited)
+    return change(base, edited) / elsewhere if elsewhere else None

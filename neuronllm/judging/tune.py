@@ -1,0 +1,185 @@
+"""Choose how hard to steer: how many neurons, which factors, which positions, on a validation split.
+
+A coordinate search, because the full grid is large and each point asks every question once:
+
+1. For each of the positions and sizes k: the k best and k worst neurons, under a few plain pairs of factors.
+2. From the best point, one coordinate at a time (factor of the good, factor of the bad, number of each), until
+   nothing improves.
+
+"No edit" takes part, and wins unless the best edit gains more than `margin` standard errors over it, question by
+question: the best of a hundred edits answers a few more questions right by luck alone. Edits that tie are ordered by
+the right option's mean probability. The split that the choice was made on says too much of it: report on another.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from tqdm.auto import tqdm
+
+from ..common.errors import InputError
+from ..data.prompts import Questions, as_prompts
+from ..engine.answers import Edit
+from ..results.answers import Answers
+from ..results.neurons import NeuronSet
+from .asking import POSITIONS, Asker, template_of, warn_if_one_letter
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+FACTORS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
+STARTS = ((2.0, 0.0), (1.5, 0.5), (1.0, 0.0), (1.0, 0.5), (1.5, 1.0))  # factors of (good, bad)
+CRITERIA = ("accuracy", "p_right")
+
+
+class Point(NamedTuple):
+    """A way to steer: the first k neurons of each role, their factors, and where."""
+
+    k_good: int
+    k_bad: int
+    good: float
+    bad: float
+    positions: str
+
+
+NO_EDIT = Point(0, 0, 1.0, 1.0, "all")
+
+
+def tune(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    neurons: NeuronSet,
+    questions: Questions,
+    *,
+    ks: Sequence[int] | None = None,
+    factors: Sequence[float] = FACTORS,
+    positions: Sequence[str] | str = ("all", "answer"),
+    criterion: str = "accuracy",
+    margin: float = 2.0,
+    orders: str = "none",
+    template: str | list[str] | None = None,
+    batch_size: int | str = "auto",
+    progress: bool = True,
+) -> NeuronSet:
+    """The neurons to keep and how to steer with them, chosen on validation questions.
+
+    Returns a neuron set whose `.tuned` holds the factors, the positions and the whole curve that was looked at;
+    `.apply(model)`, `nl.evaluate(..., mode="tuned")` and `nl.bake` use it. It is empty where no edit was best.
+
+    >>> tuned = nl.tune(model, tokenizer, neurons, validation)              # doctest: +SKIP
+    >>> nl.evaluate(model, tokenizer, test, tuned, mode="tuned")            # doctest: +SKIP
+    """
+    positions = (positions,) if isinstance(positions, str) else positions
+    _check(ks, factors, positions, criterion)
+    if isinstance(margin, bool) or not isinstance(margin, (int, float)) or not margin >= 0:
+        raise InputError(f"margin={margin!r}: give a number of standard errors, 0 or more")
+    prompts = as_prompts(tokenizer, questions, orders, template_of(neurons, template))
+    warn_if_one_letter(prompts)
+    search = _Search(Asker(model, prompts, batch_size), neurons, criterion, progress)
+    sizes = {role: int((neurons.role == role).sum()) for role in ("good", "bad")}
+    ks = sorted({min(k, max(sizes.values())) for k in ks or _doubling(max(sizes.values()))})
+
+    best = search.best(NO_EDIT, _starts(ks, sizes, positions))
+    while best != NO_EDIT:
+        better = search.best(best, _neighbours(best, ks, sizes, factors))
+        if better == best:
+            break
+        best = better
+    search.close()
+    gain, error = search.gain(best)
+    if gain <= margin * error:
+        best = NO_EDIT
+    chosen = neurons.top(best.k_good if best.good != 1 else 0, best.k_bad if best.bad != 1 else 0)
+    tuned = {**best._asdict(), "criterion": criterion, "questions": len(search.base.groups), "curve": search.curve()}
+    tuned |= {"margin": margin, "best_gain": gain, "best_gain_stderr": error}
+    return NeuronSet(chosen.ids, chosen.role, chosen.score, chosen.anatomy, {**neurons.provenance, "tuned": tuned})
+
+
+class _Search:
+    """Measures points once each and remembers them."""
+
+    def __init__(self, ask: Asker, neurons: NeuronSet, criterion: str, progress: bool) -> None:
+        self.ask, self.neurons, self.criterion = ask, neurons, criterion
+        self.bar = tqdm(desc="tuning", disable=not progress, unit="edit", leave=False)
+        self.base = ask(None)
+        self.seen: dict[Point, Answers] = {NO_EDIT: self.base}
+
+    def best(self, current: Point, points: Iterator[Point]) -> Point:
+        """The best of the current point and others; the current one wins ties."""
+        for point in points:
+            if point not in self.seen:
+                self.seen[point] = self._measure(point)
+            if self._value(point) > self._value(current):
+                current = point
+        return current
+
+    def _measure(self, point: Point) -> Answers:
+        subset = self.neurons.top(point.k_good, point.k_bad)
+        self.bar.update()
+        return self.ask(Edit(*subset.edits(self.ask.model, point.good, point.bad), point.positions))
+
+    def _value(self, point: Point) -> tuple[float, float]:
+        """Compared in order. An edit that collapses to a letter, or gains nothing over no edit, is never better."""
+        answers = self.seen[point]
+        if answers.collapsed and not self.base.collapsed:
+            return -1.0, 0.0
+        first = answers.accuracy if self.criterion == "accuracy" else answers.mean_p_right
+        return round(first, 9), 1.0 if point == NO_EDIT else answers.mean_p_right
+
+    def gain(self, point: Point) -> tuple[float, float]:
+        """What the point gains over no edit, and the standard error of that, over questions."""
+        after, before = self.seen[point], self.base
+        if self.criterion == "accuracy":
+            gained = after.by_question(after.right) - before.by_question(before.right)
+        else:
+            gained = after.by_question(after.p_right) - before.by_question(before.p_right)
+        return float(gained.mean()), float(gained.std(ddof=1) / len(gained) ** 0.5) if len(gained) > 1 else math.inf
+
+    def curve(self) -> list[dict[str, Any]]:
+        return [
+            {**point._asdict(), "accuracy": answers.accuracy, "p_right": answers.mean_p_right}
+            for point, answers in self.seen.items()
+        ]
+
+    def close(self) -> None:
+        self.bar.close()
+
+
+def _starts(ks: Sequence[int], sizes: dict[str, int], positions: Sequence[str]) -> Iterator[Point]:
+    for where in positions:
+        for k in ks:
+            for good, bad in STARTS:
+                yield Point(min(k, sizes["good"]), min(k, sizes["bad"]), good, bad, where)
+
+
+def _neighbours(point: Point, ks: Sequence[int], sizes: dict[str, int], factors: Sequence[float]) -> Iterator[Point]:
+    """Points that differ in one coordinate."""
+    for factor in factors:
+        yield point._replace(good=factor)
+    for factor in factors:
+        yield point._replace(bad=factor)
+    for k in ks:
+        yield point._replace(k_good=min(k, sizes["good"]))
+        yield point._replace(k_bad=min(k, sizes["bad"]))
+
+
+def _doubling(largest: int) -> list[int]:
+    return [k for k in (2**n for n in range(largest.bit_length())) if k < largest] + [largest]
+
+
+def _check(ks: Sequence[int] | None, factors: Sequence[float], positions: Sequence[str], criterion: str) -> None:
+    if any(isinstance(k, bool) or not isinstance(k, int) or k < 1 for k in ks or ()):
+        raise InputError(f"ks={ks!r}: give a list of whole numbers, 1 or more")
+    if not factors or any(isinstance(f, bool) or not isinstance(f, (int, float)) for f in factors):
+        raise InputError(f"factors={factors!r}: give a list of numbers")
+    if not all(math.isfinite(factor) for factor in factors):
+        raise InputError(f"factors={factors!r}: every factor must be finite")
+    if not positions:
+        raise InputError(f"positions={positions!r}: give one or more of {', '.join(POSITIONS)}")
+    for where in positions:
+        if where not in POSITIONS:
+            raise InputError(f"positions={where!r}: known values are {', '.join(POSITIONS)}")
+    if criterion not in CRITERIA:
+        raise InputError(f"criterion={criterion!r}: known values are {', '.join(CRITERIA)}")

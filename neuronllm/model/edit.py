@@ -1,0 +1,94 @@
+"""Edits on a live model: factors on neurons, in front of the down projections."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import torch
+
+from ..common.errors import InputError
+from .anatomy import Anatomy
+from .hooks import visiting
+from .sites import Site
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Positions: TypeAlias = "str | int | slice | torch.Tensor"
+
+
+@contextmanager
+def edit(
+    model: PreTrainedModel, ids: Any, factors: Any, *, positions: Positions = "all", anatomy: Anatomy | None = None
+) -> Iterator[PreTrainedModel]:
+    """Multiply neurons by factors while the context lasts: 0 silences, 2 doubles.
+
+    `factors` is one number or one a neuron. `positions` is "all", an index or slice into the tokens of every forward
+    pass, or an int64 tensor with one index a row of the batch.
+
+    >>> with edit(model, ids=[3, 17], factors=0.0):   # doctest: +SKIP
+    ...     model.generate(**inputs)
+    """
+    anatomy = anatomy or Anatomy.of(model)
+    _check_positions(positions)
+    by_site = _factors_by_site(anatomy, ids, factors)
+    # The factors move to a site's device and dtype at the first pass and stay there.
+    placed: dict[str, torch.Tensor] = {}
+
+    def scale(site: Site, h: torch.Tensor, routes: torch.Tensor | None) -> torch.Tensor:
+        factor = placed.get(site.down)
+        if factor is None or factor.device != h.device or factor.dtype != h.dtype:
+            factor = placed[site.down] = by_site[site.down].to(h)
+        return _scaled(h, factor if routes is None else factor[routes], positions)
+
+    sites = [site for site in anatomy.sites if site.down in by_site]
+    with visiting(model, sites, scale):
+        yield model
+
+
+def _scaled(h: torch.Tensor, factor: torch.Tensor, positions: Positions) -> torch.Tensor:
+    if isinstance(positions, str):
+        return h * factor
+    out, factor = h.clone(), factor.expand_as(h)
+    try:
+        if isinstance(positions, torch.Tensor):
+            rows = torch.arange(h.shape[0], device=h.device)
+            out[rows, positions.to(h.device)] *= factor[rows, positions.to(h.device)]
+        else:
+            out[:, positions] *= factor[:, positions]
+    except IndexError as error:
+        raise InputError(f"positions do not fit a forward pass of {h.shape[0]} rows of {h.shape[1]} tokens") from error
+    return out
+
+
+def _check_positions(positions: Any) -> None:
+    if isinstance(positions, torch.Tensor):
+        if positions.ndim > 1 or positions.is_floating_point() or positions.dtype == torch.bool:
+            raise InputError("positions: a tensor must be of whole numbers, one index a row of the batch")
+        return
+    index = hasattr(positions, "__index__") and not isinstance(positions, bool)
+    if not index and not isinstance(positions, slice) and positions != "all":
+        hint = " (only nl.evaluate and nl.attribute know the answer position)" if positions == "answer" else ""
+        raise InputError(f'positions={positions!r}: a live edit takes "all", an index, a slice or a tensor{hint}')
+
+
+def _factors_by_site(anatomy: Anatomy, ids: Any, factors: Any) -> dict[str, torch.Tensor]:
+    """Factors of all neurons of every site that holds an edited one: (width,), or (experts, width) of a routed site."""
+    ids = anatomy.checked(ids)
+    factors = torch.as_tensor(factors, dtype=torch.float64).reshape(-1)
+    if factors.numel() not in (1, ids.numel()):
+        raise InputError(f"factors: give one number, or one a neuron: {ids.numel()} neurons, {factors.numel()} factors")
+    factors = factors.expand(ids.numel())
+    if not bool(factors.isfinite().all()):
+        raise InputError("factors: every factor must be a finite number")
+    if ids.unique().numel() != ids.numel():
+        raise InputError("ids: a neuron is named twice; give each neuron one factor")
+    rows = {}
+    for n in anatomy.site_of(ids).unique().tolist():
+        site, here = anatomy.sites[n], anatomy.site_of(ids) == n
+        row = torch.ones(site.size, dtype=torch.float64)
+        row[ids[here] - anatomy.offsets[n]] = factors[here]
+        rows[site.down] = row.unflatten(0, (site.experts, site.width)) if site.experts else row
+    return rows

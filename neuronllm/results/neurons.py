@@ -1,0 +1,280 @@
+"""Neuron sets: chosen neurons with a role, a score and the story of how they were found."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..common.errors import InputError
+from ..common.files import new_folder, read_json, read_tensors, write_json
+from ..model.anatomy import Anatomy
+from ..model.edit import Positions, edit
+from ..model.sites import DENSE
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+CONFIG, TENSORS = "neuron_config.json", "neurons.safetensors"
+ROLES = ("good", "bad")
+MODES = {"enhance": (2.0, 0.0), "degrade": (0.0, 2.0)}  # factors of the good and of the bad neurons
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class NeuronSet:
+    """Neurons of one model, each good (it helps) or bad (it hurts); strongest first within a role.
+
+    >>> neurons = scores.find(good=50, bad=50)            # doctest: +SKIP
+    >>> with neurons.enhance(model):                      # doctest: +SKIP
+    ...     model.generate(**inputs)
+    """
+
+    ids: Tensor  # flat ids, int64
+    role: np.ndarray  # "good" or "bad"
+    score: Tensor  # float32
+    anatomy: Anatomy
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not len(self.ids) == len(self.role) == len(self.score):
+            raise InputError(
+                f"ids, role and score differ in length: {len(self.ids)}, {len(self.role)}, {len(self.score)}"
+            )
+        if self.ids.unique().numel() != len(self.ids):
+            raise InputError("ids: a neuron is named twice")
+        if not np.isin(self.role, ROLES).all():
+            raise InputError(f"role: every role must be one of {', '.join(ROLES)}")
+        self.anatomy.checked(self.ids)
+
+    # ---- what is in it ----
+
+    def __repr__(self) -> str:
+        good, bad = (int((self.role == role).sum()) for role in ROLES)
+        return f"NeuronSet({good} good and {bad} bad neurons of a {self.anatomy.describe()})"
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def layer(self) -> Tensor:
+        return self.anatomy.locate(self.ids)[0]
+
+    @property
+    def expert(self) -> Tensor:
+        return self.anatomy.locate(self.ids)[1]
+
+    @property
+    def index(self) -> Tensor:
+        return self.anatomy.locate(self.ids)[2]
+
+    @property
+    def tuned(self) -> dict[str, Any] | None:
+        """What `nl.tune` chose: factors "good" and "bad", and "positions"; None before."""
+        return self.provenance.get("tuned")
+
+    def take(self, mask: Any) -> NeuronSet:
+        """The neurons where `mask` is true (or at the given places), in the order they have here."""
+        mask = torch.as_tensor(mask)
+        mask = mask if mask.dtype == torch.bool else mask.to(torch.int64)  # an empty list has no type of its own
+        return replace(self, ids=self.ids[mask], role=self.role[mask.numpy()], score=self.score[mask])
+
+    def top(self, good: int | None = None, bad: int | None = None) -> NeuronSet:
+        """The strongest `good` and `bad` neurons of the set; None keeps all of a role."""
+        check_counts(**{role: k for role, k in (("good", good), ("bad", bad)) if k is not None})
+        strongest = self.score.abs().argsort(descending=True, stable=True).numpy()  # a union is not in order
+        keep: list[int] = []
+        for role, k in (("good", good), ("bad", bad)):
+            keep += strongest[self.role[strongest] == role][:k].tolist()
+        return self.take(torch.tensor(keep, dtype=torch.int64))
+
+    # ---- set algebra, on neurons whatever their scores ----
+
+    def __or__(self, other: NeuronSet) -> NeuronSet:
+        """Neurons of either set; one that is in both keeps its role and score from the left."""
+        extra = self._like(other).take(~torch.isin(other.ids, self.ids))
+        return replace(
+            self,
+            ids=torch.cat([self.ids, extra.ids]),
+            role=np.concatenate([self.role, extra.role]),
+            score=torch.cat([self.score, extra.score]),
+            provenance={"union": [self.provenance, other.provenance]},
+        )
+
+    def __and__(self, other: NeuronSet) -> NeuronSet:
+        """Neurons of both sets in the same role."""
+        theirs = dict(zip(self._like(other).ids.tolist(), other.role.tolist(), strict=True))
+        same = [theirs.get(i) == role for i, role in zip(self.ids.tolist(), self.role.tolist(), strict=True)]
+        return self.take(torch.tensor(same, dtype=torch.bool))
+
+    def __sub__(self, other: NeuronSet) -> NeuronSet:
+        """Neurons that are not in the other set, in whatever role."""
+        return self.take(~torch.isin(self.ids, self._like(other).ids))
+
+    def _like(self, other: NeuronSet) -> NeuronSet:
+        if not isinstance(other, NeuronSet):
+            raise InputError(f"a neuron set combines with another neuron set only, not with {type(other).__name__}")
+        if not self.anatomy.same_layout(other.anatomy):
+            raise InputError(
+                f"the neuron sets are of different models: {self.anatomy.describe()}, {other.anatomy.describe()}"
+            )
+        return other
+
+    # ---- steering ----
+
+    @contextmanager
+    def apply(
+        self,
+        model: PreTrainedModel,
+        good: float | None = None,
+        bad: float | None = None,
+        positions: Positions | None = None,
+    ) -> Iterator[PreTrainedModel]:
+        """Multiply good and bad neurons by factors while the context lasts.
+
+        Without factors, those of `nl.tune`. One factor alone leaves the other role as it is. Positions default to
+        "all" (or the tuned ones), which is what baking does.
+        """
+        good, bad, chosen = self.factors(None, good, bad)
+        ids, factors = self.edits(model, good, bad)
+        with edit(model, ids, factors, positions=(chosen or "all") if positions is None else positions):
+            yield model
+
+    def enhance(self, model: PreTrainedModel, good: float = 2.0, bad: float = 0.0, positions: Positions = "all") -> Any:
+        """Context: good neurons doubled, bad ones silenced."""
+        return self.apply(model, good, bad, positions)
+
+    def degrade(self, model: PreTrainedModel, good: float = 0.0, bad: float = 2.0, positions: Positions = "all") -> Any:
+        """Context: good neurons silenced, bad ones doubled."""
+        return self.apply(model, good, bad, positions)
+
+    def factors(
+        self, mode: str | None, good: float | None = None, bad: float | None = None
+    ) -> tuple[float | None, float | None, str | None]:
+        """(good, bad, positions) of a mode: "enhance", "degrade" or "tuned"; factors given by hand win.
+
+        Without mode and factors the tuned ones are meant. Positions are None unless they were tuned.
+        """
+        if mode is not None and mode not in (*MODES, "tuned"):
+            raise InputError(f"mode={mode!r}: known modes are {', '.join((*MODES, 'tuned'))}")
+        if mode in MODES:
+            return (MODES[mode][0] if good is None else good), (MODES[mode][1] if bad is None else bad), None
+        if mode is None and (good is not None or bad is not None):
+            return good, bad, None
+        if self.tuned is None:
+            raise InputError('give mode="enhance" or "degrade", or factors good= and bad=, or run nl.tune first')
+        tuned = self.tuned
+        return (tuned["good"] if good is None else good), (tuned["bad"] if bad is None else bad), tuned["positions"]
+
+    def edits(
+        self, model: PreTrainedModel, good: float | None = None, bad: float | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Flat ids in `model` and their factors; a role without a factor is left out."""
+        anatomy = Anatomy.of(model)
+        if not anatomy.same_layout(self.anatomy):
+            raise InputError(f"the neuron set is of a {self.anatomy.describe()}, the model is a {anatomy.describe()}")
+        factor = {"good": 1.0 if good is None else float(good), "bad": 1.0 if bad is None else float(bad)}
+        for role, value in factor.items():
+            if not math.isfinite(value):
+                raise InputError(f"{role}={value}: a factor must be a finite number")
+        factors = torch.tensor([factor[role] for role in self.role.tolist()], dtype=torch.float64)
+        return self.ids[factors != 1], factors[factors != 1]
+
+    # ---- files ----
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Write neuron_config.json, neurons.safetensors and a README.md, whole or not at all."""
+        from safetensors.torch import save_file
+
+        tensors = {
+            "layer": self.layer.int(),
+            "expert": self.expert.int(),
+            "index": self.index.int(),
+            "good": torch.from_numpy(self.role == "good"),
+            "score": self.score.float(),
+        }
+        config = {"anatomy": self.anatomy.to_dict(), "provenance": self.provenance}
+        with new_folder(folder, CONFIG) as temporary:
+            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary / TENSORS)
+            write_json(temporary / CONFIG, config)
+            (temporary / "README.md").write_text(self._card(Path(folder).name), encoding="utf-8")
+
+    @classmethod
+    def from_pretrained(cls, folder: str | os.PathLike[str]) -> NeuronSet:
+        """Read what `save_pretrained` wrote."""
+        config = read_json(folder, CONFIG, "neuron set")
+        tensors = read_tensors(folder, TENSORS, "neuron set")
+        try:
+            anatomy = Anatomy.from_dict(config["anatomy"])
+            ids = anatomy.flat(tensors["layer"], tensors["expert"], tensors["index"])
+            role = np.where(tensors["good"].numpy(), "good", "bad")
+            return cls(ids, role, tensors["score"], anatomy, config["provenance"])
+        except (KeyError, TypeError) as error:
+            raise InputError(f"{folder}: not a neuron set as written here ({type(error).__name__}: {error})") from error
+
+    @classmethod
+    def from_qrnca(cls, path: str | os.PathLike[str], model: PreTrainedModel) -> NeuronSet:
+        """Read the key neurons that QRNCA's released code writes: JSON Lines with "neurons" and "scores".
+
+        All of them are good; a neuron named for several questions gets the sum of its scores. A line of common
+        neurons is passed over.
+        """
+        totals: dict[tuple[int, int], float] = {}
+        anatomy = Anatomy.of(model)
+        for number, line in _lines(path):
+            try:
+                row = json.loads(line)
+                if "common_neuron" in row:
+                    continue
+                layers, indices = [neuron[0] for neuron in row["neurons"]], [neuron[1] for neuron in row["neurons"]]
+                anatomy.flat(layers, [DENSE] * len(layers), indices)  # refuses what is not in the model
+                for (layer, index), score in zip(row["neurons"], row["scores"], strict=True):
+                    totals[layer, index] = totals.get((layer, index), 0.0) + float(score)
+            except (ValueError, TypeError, KeyError) as error:
+                raise InputError(
+                    f'{path}:{number}: not a line of QRNCA\'s key neurons ({{"neurons": [[layer, index], ...], '
+                    f'"scores": [...]}}): {type(error).__name__} {error}'
+                ) from error
+        ranked = sorted(totals, key=lambda neuron: -totals[neuron])
+        layers, indices = [neuron[0] for neuron in ranked], [neuron[1] for neuron in ranked]
+        ids = anatomy.flat(layers, [DENSE] * len(ranked), indices)
+        score = torch.tensor([totals[neuron] for neuron in ranked], dtype=torch.float32)
+        return cls(ids, np.full(len(ids), "good"), score, anatomy, {"method": "qrnca", "source": Path(path).name})
+
+    def _card(self, name: str) -> str:
+        made = {
+            key: self.provenance[key] for key in ("model", "method", "objective", "positions") if key in self.provenance
+        }
+        facts = "\n".join(f"- {key}: {value}" for key, value in made.items())
+        if self.tuned:
+            facts += "\n- tuned: good x{good:g}, bad x{bad:g}, positions {positions}".format(**self.tuned)
+        steer = "apply" if self.tuned else "enhance"
+        return (
+            f"# {name}\n\n{self!r}, found with neuronllm.\n\n{facts}\n\n```python\nimport neuronllm as nl\n\n"
+            f'neurons = nl.NeuronSet.from_pretrained("{name}")\nwith neurons.{steer}(model):\n    ...\n```\n'
+        )
+
+
+def check_counts(**counts: Any) -> None:
+    for name, k in counts.items():
+        if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 0:
+            raise InputError(f"{name}={k!r}: give a whole number, 0 or more")
+
+
+def _lines(path: str | os.PathLike[str]) -> list[tuple[int, str]]:
+    """The lines that are not blank, with their numbers as an editor counts them."""
+    if not os.path.isfile(path):
+        raise InputError(f"{path}: no such file")
+    try:
+        lines = enumerate(Path(path).read_text(encoding="utf-8").split("\n"), 1)
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 text") from error
+    return [(number, line) for number, line in lines if line.strip()]

@@ -1,0 +1,283 @@
+"""A run on disk: an attribution that writes as it goes, may be killed at any moment, and goes on where it was.
+
+While it is under way, OUTPUT.partial holds
+
+    run.json                    what decides the bytes of the result and the plan of the batches, frozen at the start
+    part-R-NNNNN.safetensors    rows of the prompts that process R has done (keep="topk" and keep="all")
+    state-R.safetensors         what process R has gathered, and how far it is
+
+A file gets its name when it is whole and on the disk, and a part is written before the state that counts it. So the
+state tells the truth whenever the process dies; what came after it is done again, to the same bytes. At the end the
+scores are written beside, what is no longer needed goes, and the folder takes the place of OUTPUT.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+from ..common.errors import InputError
+from ..common.files import check_new_folder, open_tensors, read_json, read_tensors, write_json, write_tensors
+from ..results.per_prompt import PLACES
+from ..results.scores import CONFIG, MANIFEST, PARTIAL, TENSORS, Scores
+from ..results.streaming import Streaming
+from .processes import Ranks
+
+C = TypeVar("C", bound=Streaming)
+EVERY = 64  # prompts between two flushes, unless their rows are large
+PART_BYTES = 2**28
+SAVE_SECONDS = 60.0  # of work that a kill may cost, when prompts are dear
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C during a run on disk; the message says how far it is and how to go on."""
+
+
+class Run:
+    """The folder of a run: new, under way (`manifest` is not None), or `complete`.
+
+    `settings` are what decides the bytes of the result; a run is only taken up again with the same.
+    """
+
+    def __init__(self, output: str | os.PathLike[str], settings: dict[str, Any], resume: bool, ranks: Ranks) -> None:
+        self.target = Path(output)
+        self.folder = partial_folder(output)
+        self._aside = self.target.with_name(f".{self.target.name}.replaced")
+        self.settings, self._ranks = json.loads(json.dumps(settings)), ranks
+        self.manifest: dict[str, Any] | None = None
+        self.complete = False
+        if not resume:
+            return
+        for folder in (self.folder, self.target):
+            if (folder / MANIFEST).is_file():
+                self.manifest = read_json(folder, MANIFEST, "run")
+                check_same(self.manifest.get("settings", {}), self.settings, f"output {folder}: the run was begun with")
+                self.complete = (folder / CONFIG).is_file()
+                return
+        if (self.target / CONFIG).is_file():
+            raise InputError(
+                f"output {self.target}: finished scores, but not of a run that can go on; name a new folder"
+            )
+
+    def freeze(self, plan: dict[str, Any], **facts: Any) -> None:
+        """Write down before the start how the work is cut into batches; of a run under way, check it.
+
+        For all processes together: none may write before the first one is through.
+        """
+        if self.manifest is not None:
+            check_same(self.manifest, facts, f"output {self.folder}: the run was begun with")
+        elif self._ranks.first:
+            self.manifest = {"settings": self.settings, "plan": plan, **facts}
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise InputError(f"output {self.folder}: cannot be made: {error.strerror}") from error
+            write_json(self.folder / MANIFEST, self.manifest)
+        if self._ranks.first:
+            self._sweep(".*")
+
+    def discard(self, work: bool = False) -> None:
+        """Take the folder away again, unless it holds work that was done; with `work`, then too."""
+        if self._ranks.first and (work or not any(self.folder.glob("state-*"))):
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def windows_done(self, rank: int) -> int:
+        """How many windows a process has written down as done."""
+        path = self.folder / state_name(rank)
+        if not path.is_file():
+            return 0
+        with open_tensors(path, "run") as state:
+            return int(state.get_tensor("done")[0])
+
+    def parts(self) -> list[str]:
+        return sorted(path.name for path in self.folder.glob("part-*.safetensors"))
+
+    def read_parts(self) -> dict[str, Tensor]:
+        """The rows of all parts, in the order of the prompts."""
+        parts = [read_tensors(self.folder, name, "run") for name in self.parts()]
+        rows = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        order = rows[PLACES].argsort()
+        return {name: tensor[order] for name, tensor in rows.items()}
+
+    def finish(self, scores: Scores, backoffs: list[Any]) -> None:
+        """Write the scores, then let the folder take the place of OUTPUT."""
+        write_json(self.folder / MANIFEST, {**(self.manifest or {}), "backoffs": backoffs})
+        scores.write_into(self.folder)
+        self.settle()
+
+    def settle(self) -> None:
+        """The last steps of a run whose scores are written, which may have been cut short at any of them."""
+        if (self.folder / CONFIG).is_file():
+            needed = {CONFIG, TENSORS, MANIFEST, *read_json(self.folder, CONFIG, "scores").get("parts", [])}
+            for ours in (".*", "part-*", "state-*"):
+                self._sweep(ours, needed)
+            try:
+                if self.target.exists():
+                    shutil.rmtree(self._aside, ignore_errors=True)
+                    self.target.rename(self._aside)
+                self.folder.rename(self.target)
+            except OSError as error:
+                raise InputError(f"output {self.target}: cannot be replaced: {error.strerror}") from error
+        shutil.rmtree(self._aside, ignore_errors=True)
+
+    def _sweep(self, pattern: str, needed: set[str] | None = None) -> None:
+        for path in self.folder.glob(pattern):
+            if path.name not in (needed or ()):
+                path.unlink()
+
+
+class Progress(Generic[C]):
+    """How far one process is: its collector, the rows that no part holds yet, and how many windows and parts are done.
+
+    Without a run nothing is written and all rows stay here.
+    """
+
+    def __init__(self, collector: C, run: Run | None, rank: int = 0, every: int = EVERY) -> None:
+        self.collector, self.run, self.every = collector, run, every
+        self.windows = self.parts = self.waiting = 0
+        self._rows: list[dict[str, Tensor]] = []
+        self._name = f"{rank}"
+        self._saved = time.monotonic()
+
+    @property
+    def _state(self) -> str:
+        return state_name(self._name)
+
+    def load(self) -> dict[str, Any] | None:
+        """Go on from the last state, if there is one; the plan of the batches as it was then."""
+        if self.run is None or not (self.run.folder / self._state).is_file():
+            return None
+        found = read_tensors(self.run.folder, self._state, "run")
+        self.windows, self.parts, self.waiting = found["done"].tolist()
+        gathered = {name.removeprefix("gathered."): tensor for name, tensor in found.items()}
+        self.collector.load_state(gathered)
+        rows = {name.removeprefix("rows."): tensor for name, tensor in found.items() if name.startswith("rows.")}
+        self._rows = [rows] if rows else []
+        plan: dict[str, Any] = json.loads(bytes(found["plan"].tolist()))
+        return plan
+
+    def add(self, rows: dict[str, Tensor], prompts: int, plan: dict[str, Any]) -> None:
+        """One window more is done: the collector has it, these are the rows to keep of its prompts."""
+        if rows:
+            self._rows.append(rows)
+        self.windows += 1
+        self.waiting += prompts
+        if self.waiting >= self.every:
+            self.flush(plan)
+        elif time.monotonic() - self._saved > SAVE_SECONDS:
+            self.save(plan)
+
+    def flush(self, plan: dict[str, Any]) -> None:
+        """Write the rows that wait as a part, then the state that counts it."""
+        if self.run is None:
+            return
+        if self._rows:
+            name = f"part-{self._name}-{self.parts:05d}.safetensors"
+            self._write(name, self.rows())
+            self._rows = []
+            self.parts += 1
+        self.waiting = 0
+        self.save(plan)
+
+    def save(self, plan: dict[str, Any]) -> None:
+        """Write the state, rows that wait included, so that where the run was stopped leaves no trace in its parts."""
+        if self.run is None:
+            return
+        state = {f"gathered.{name}": tensor for name, tensor in self.collector.state().items()}
+        state |= {f"rows.{name}": tensor for name, tensor in self.rows().items()}
+        state["done"] = torch.tensor([self.windows, self.parts, self.waiting])
+        state["plan"] = torch.frombuffer(bytearray(json.dumps(plan).encode()), dtype=torch.uint8)
+        self._write(self._state, state)
+        self._saved = time.monotonic()
+
+    def _write(self, name: str, tensors: dict[str, Tensor]) -> None:
+        assert self.run is not None
+        try:
+            write_tensors(self.run.folder / name, tensors)
+        except InputError as error:
+            raise InputError(f"{error}; make room and go on with resume=True (--resume)") from error
+
+    def rows(self) -> dict[str, Tensor]:
+        """The rows that wait, below each other."""
+        names = self._rows[0] if self._rows else ()
+        return {name: torch.cat([rows[name] for rows in self._rows]) for name in names}
+
+
+def state_name(rank: int | str) -> str:
+    return f"state-{rank}.safetensors"
+
+
+def partial_folder(output: str | os.PathLike[str]) -> Path:
+    """Where a run is written until it is complete."""
+    return Path(output).with_name(Path(output).name + PARTIAL)
+
+
+def check_output(output: str | os.PathLike[str], resume: bool, overwrite: bool = False) -> None:
+    """Refuse a place for a run that holds something else, before any work is done.
+
+    Finished scores may stand there where they are to be replaced, or are perhaps those of the run to go on with.
+    """
+    if resume and overwrite:
+        raise InputError("overwrite=True with resume=True: the one begins anew, the other goes on; give one of them")
+    check_new_folder(output, CONFIG, replace=resume or overwrite)
+    for above in Path(output).absolute().parents:
+        finished = (above / CONFIG).is_file() and (above / TENSORS).is_file()
+        if finished or (above.name.endswith(PARTIAL) and (above / MANIFEST).is_file()):
+            raise InputError(f"output {output}: {above} holds the scores of another run; name a folder outside it")
+    folder = partial_folder(output)
+    if not os.path.lexists(folder):
+        return
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else {folder.name}
+    if MANIFEST not in names and any(not name.startswith(f".{MANIFEST}") for name in names):
+        raise InputError(f"output {output}: {folder} stands there, which is not ours; name another folder")
+    if MANIFEST in names and not resume:
+        raise InputError(
+            f"output {output}: {folder} is a run under way: go on with resume=True (--resume), or delete it"
+        )
+
+
+def every_prompts(bytes_a_prompt: int) -> int:
+    """How many prompts lie between two flushes: few enough that their rows fit into memory with ease."""
+    return max(1, min(EVERY, PART_BYTES // max(1, bytes_a_prompt)))
+
+
+def check_same(then: dict[str, Any], now: dict[str, Any], what: str) -> None:
+    """Refuse to go on with other settings, and name the first that differs."""
+    for name, value in now.items():
+        before = then.get(name)
+        if isinstance(value, dict) and isinstance(before, dict):
+            check_same(before, value, what)
+        elif before != value:
+            raise InputError(f"{what} {name} {_short(before)}, not {_short(value)}: give the same, or another output")
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:50]}..."
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Ctrl-C waits until the body is through, so that what is counted and what is gathered stay in step."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals reach the main thread only
+        return
+    waiting: list[Any] = []
+    before = signal.signal(signal.SIGINT, lambda *signals: waiting.append(signals))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if waiting and callable(before):
+        before(*waiting[0])

@@ -1,0 +1,85 @@
+"""Where scores come from: what goes into their provenance, and what decides every byte of a run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..common.env import package_version
+from ..data.prompts import Prompt, template_hash
+from ..data.questions import Question, fingerprint
+from ..model.loading import public_name
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+CHUNK = 2**26  # values that are hashed, and brought from their device, at once
+HASHERS = 8  # threads; a tensor's hash is its own, so their number decides nothing
+
+
+def identity(model: PreTrainedModel) -> dict[str, Any]:
+    """Which model it is, by its name."""
+    return {
+        "model": public_name(model.config._name_or_path),
+        "revision": getattr(model.config, "_commit_hash", None),
+        "model_type": model.config.model_type,
+        "dtype": type_name(model.dtype),
+    }
+
+
+def wording(tokenizer: Any, questions: Sequence[Question | Prompt], template: Any) -> dict[str, Any]:
+    """What was asked, and in which words."""
+    asked = [q for q in questions if isinstance(q, Question)]
+    if not asked:
+        return {"question_fingerprint": prompt_hash(questions), "template": None, "template_hash": None}
+    return {
+        "question_fingerprint": fingerprint(asked),
+        "template": list(template) if isinstance(template, tuple) else template,
+        "template_hash": template_hash(template, tokenizer),
+    }
+
+
+def versions(*more: str) -> dict[str, Any]:
+    return {name: package_version(name) for name in ("transformers", "neuronllm", *more)}
+
+
+def prompt_hash(prompts: Sequence[Question | Prompt]) -> str:
+    """SHA-256 of all that the model is shown, and of what counts as right."""
+    content = [(p.input_ids, p.option_ids, p.answer) for p in prompts if isinstance(p, Prompt)]
+    return sha256(repr(content).encode()).hexdigest()
+
+
+def question_hash(groups: Sequence[Sequence[Prompt]]) -> str:
+    """SHA-256 of which prompts are one question."""
+    return sha256(repr([len(group) for group in groups]).encode()).hexdigest()
+
+
+def weights_hash(model: PreTrainedModel) -> str:
+    """SHA-256 of the name, shape, type and bytes of every parameter and buffer: an edit of one value shows.
+
+    >>> model, _ = nl.load_model("demo")
+    >>> weights_hash(model) == weights_hash(model)
+    True
+    """
+    tensors = dict(model.named_parameters()) | dict(model.named_buffers())
+    with ThreadPoolExecutor(min(HASHERS, os.cpu_count() or 1)) as pool:  # hashing lets other threads run
+        hashes = list(pool.map(_tensor_hash, tensors.values()))
+    return sha256(repr(list(zip(tensors, hashes, strict=True))).encode()).hexdigest()
+
+
+def _tensor_hash(tensor: Tensor) -> str:
+    digest = sha256(f"{tuple(tensor.shape)} {tensor.dtype}\n".encode())
+    if not tensor.is_meta:
+        for part in tensor.detach().reshape(-1).split(CHUNK):
+            digest.update(part.cpu().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def type_name(dtype: torch.dtype | None) -> str | None:
+    return None if dtype is None else str(dtype).removeprefix("torch.")

@@ -1,0 +1,1 @@
+"""Edits that stay: neurons baked into a model's weights."""

@@ -1,0 +1,93 @@
+"""Fold a neuron set into the weights: a factor on a neuron is the same factor on its column of the down projection."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..common.errors import InputError
+from ..model.anatomy import Anatomy
+from ..results.neurons import NeuronSet
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+class Baked:
+    """The undo handle of `bake`: it kept the original columns, because dividing cannot restore zeros."""
+
+    def __init__(self) -> None:
+        self._columns: list[tuple[Tensor, bool, tuple[Tensor, ...], Tensor]] = []
+
+    @torch.no_grad()
+    def scale(self, weight: Tensor, transposed: bool, neurons: tuple[Tensor, ...], factors: Tensor) -> None:
+        """Multiply the columns of `neurons`: their indices, after those of their experts where there are any."""
+        columns = _by_neuron(weight, transposed)
+        original = columns[neurons]
+        self._columns.append((weight, transposed, neurons, original))
+        columns[neurons] = original * factors.to(weight)[:, None]
+
+    @torch.no_grad()
+    def undo(self) -> None:
+        """Put the original weights back, bit for bit."""
+        while self._columns:
+            weight, transposed, neurons, original = self._columns.pop()
+            # The model may have been moved or cast in between.
+            _by_neuron(weight, transposed)[tuple(n.to(weight.device) for n in neurons)] = original.to(weight)
+
+
+def _by_neuron(weight: Tensor, transposed: bool) -> Tensor:
+    """The weight of a down projection with the neurons in front: (width, D), or (experts, width, D)."""
+    return weight if transposed else weight.transpose(-1, -2)
+
+
+def bake(
+    model: PreTrainedModel,
+    neurons: NeuronSet,
+    good: float | None = None,
+    bad: float | None = None,
+    *,
+    mode: str | None = None,
+) -> Baked:
+    """Multiply the neurons' columns of the model's weights in place; equals the live edit at all positions.
+
+    Bit for bit for factors that are 0 or powers of two, within rounding otherwise. `mode` is "enhance" or "degrade";
+    without mode and factors, the tuned ones are used. `model.save_pretrained` then writes an ordinary model.
+
+    >>> handle = bake(model, neurons, mode="enhance")   # doctest: +SKIP
+    >>> handle.undo()                                   # doctest: +SKIP
+    """
+    good, bad, positions = neurons.factors(mode, good, bad)
+    if positions not in (None, "all"):
+        raise InputError(
+            "the set was tuned for edits at the answer position, which weights cannot express: "
+            'tune with positions=("all",), or give a mode or factors'
+        )
+    ids, factors = neurons.edits(model, good, bad)
+    anatomy = Anatomy.of(model)
+    where = anatomy.site_of(ids)
+    owners = Counter(parameter for _, parameter in model.named_parameters(remove_duplicate=False))
+    plan = []
+    for n in where.unique().tolist():
+        site = anatomy.sites[n]
+        module: Any = model.get_submodule(site.down)
+        weight = module.down_proj if site.experts else module.weight
+        if weight.dtype not in DTYPES or weight.ndim != (3 if site.experts else 2):
+            raise InputError(
+                f"{site.down}: quantised weights cannot be baked, use the live edit or unquantised weights"
+            )
+        if owners[weight] > 1:
+            raise InputError(f"{site.down}: its weight is shared with another module, use the live edit")
+        within = (ids[where == n] - anatomy.offsets[n]).to(weight.device)
+        neurons_here = (within // site.width, within % site.width) if site.experts else (within,)
+        plan.append((weight, site.transposed, neurons_here, factors[where == n]))
+    handle = Baked()
+    for step in plan:
+        handle.scale(*step)
+    return handle
