@@ -68,14 +68,12 @@ test-gpu: $(VENV)/.dev-stamp
 	$(NINJA_BUILD)
 	$(BIN)/python -m pytest -m gpu
 
-# On a rented machine torch and the others are there already: nothing but this package is installed, and where there is no
-# .venv it goes where PYTHON is. GPU holds further arguments: make gpu GPU="--out run --from engine".
+# On a rented machine torch and the others are there already: nothing is installed, and building is a stage of its own.
+# Without a .venv PYTHON is taken. GPU holds further arguments: make gpu GPU="--out run --from engine".
 MINUTES ?= 8
 GPU ?=
-GPU_PYTHON := $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 gpu:
-	$(GPU_PYTHON) -m pip install --quiet --no-build-isolation --no-deps -e .
-	$(GPU_PYTHON) tools/gpu_hour.py --minutes $(MINUTES) $(GPU)
+	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) tools/gpu_hour.py --minutes $(MINUTES) $(GPU)
 
 # A quick look: two rounds, no peak memory, JSON under .benchmarks/ and so out of the tree; then single steps, which
 # pytest-benchmark compares with an earlier commit: make bench COMPARE=--benchmark-compare.
