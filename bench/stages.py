@@ -27,14 +27,14 @@ import torch
 # Each stage and the functions that are it: "module:name" or "module:Class.name".
 STAGES: dict[str, tuple[str, ...]] = {
     "loading": ("neuronllm.cli.main:_model",),
-    "tokenising": ("neuronllm.cli.main:_questions", "neuronllm.attribution.request:as_prompts"),
-    "hashing": ("neuronllm.attribution.request:Job.settings",),
+    "tokenising": ("neuronllm.cli.main:_questions", "neuronllm.attribution.job:as_prompts"),
+    "hashing": ("neuronllm.attribution.job:Job.settings",),
     "planning and self-check": ("neuronllm.engine.fast:FastEngine.unusable", "neuronllm.engine.fast:FastEngine.fit"),
     "scoring": ("neuronllm.attribution.driver:raw_scores",),
     "aggregation": (
         "neuronllm.methods.base:Collector.add",
         "neuronllm.methods.base:Collector.summary",
-        "neuronllm.attribution.request:Job.rows",
+        "neuronllm.attribution.job:Job.rows",
     ),
     "selection": ("neuronllm.results.scores:Scores.find",),
     "writing": (

@@ -25,13 +25,14 @@ from ..engine import open_engine
 from ..engine.answers import option_logprobs
 from ..engine.batching import Plan
 from ..engine.borrowed import plain_types
-from ..methods import Collector, get_method
+from ..methods import Collector
 from ..results.answers import answered_right
 from ..results.per_prompt import PLACES, Parts, Top
 from ..results.scores import Scores
-from ..runs.checkpoint import Interrupted, Progress, Run, check_output, check_same, every_prompts, undisturbed
+from ..runs.checkpoint import Interrupted, Progress, Run, check_same, every_prompts, undisturbed
 from ..runs.processes import Ranks, share_out
-from .request import Job
+from .job import Job
+from .request import Request
 from .shares import Share, share_of, windows_of
 
 if TYPE_CHECKING:
@@ -40,28 +41,27 @@ if TYPE_CHECKING:
     from ..engine.reference import ReferenceEngine
 
 
-@torch.inference_mode(False)  # a caller's inference mode would forbid gradients
 def attribute(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase | None,
     questions: Questions,
-    method: str = "ace",
+    method: str = Request.method,
     *,
-    objective: str | None = None,
-    positions: str = "answer",
-    orders: str | None = None,
-    template: str | list[str] | None = None,
-    items: str = "all",
-    keep: str = "mean",
-    k: int = 100,
-    keep_dtype: torch.dtype = torch.float32,
-    batch_size: int | str = "auto",
-    backend: str = "fast",
-    dtype: torch.dtype | None = None,
-    progress: bool = True,
-    output: str | os.PathLike[str] | None = None,
-    resume: bool = False,
-    overwrite: bool = False,
+    objective: str | None = Request.objective,
+    positions: str = Request.positions,
+    orders: str | None = Request.orders,
+    template: str | Sequence[str] | None = Request.template,
+    items: str = Request.items,
+    keep: str = Request.keep,
+    k: int = Request.k,
+    keep_dtype: torch.dtype = Request.keep_dtype,
+    batch_size: int | str = Request.batch_size,
+    backend: str = Request.backend,
+    dtype: torch.dtype | None = Request.dtype,
+    progress: bool = Request.progress,
+    output: str | os.PathLike[str] | None = Request.output,
+    resume: bool = Request.resume,
+    overwrite: bool = Request.overwrite,
     **method_options: Any,
 ) -> Scores:
     """Score every FFN neuron of a model by how much it helps (+) or hurts (-) the right answers.
@@ -84,26 +84,41 @@ def attribute(
     >>> scores = nl.attribute(model, tokenizer, questions, method="gradient")   # doctest: +SKIP
     >>> scores.find(good=50, bad=50)                                            # doctest: +SKIP
     """
-    asked = (objective, positions, orders, template, items, keep, k, keep_dtype, batch_size, backend, dtype)
+    request = Request(
+        method,
+        objective=objective,
+        positions=positions,
+        orders=orders,
+        template=template,
+        items=items,
+        keep=keep,
+        k=k,
+        keep_dtype=keep_dtype,
+        batch_size=batch_size,
+        backend=backend,
+        dtype=dtype,
+        progress=progress,
+        output=output,
+        resume=resume,
+        overwrite=overwrite,
+        options=method_options,
+    )
+    return attributed(model, tokenizer, questions, request)
+
+
+@torch.inference_mode(False)  # a caller's inference mode would forbid gradients
+def attributed(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, questions: Questions, request: Request
+) -> Scores:
+    """What `attribute` does, with all that was asked in one object."""
     with Ranks.here() as ranks:
         with ranks.together():
-            job = Job(model, tokenizer, questions, get_method(method, method_options), *asked)
-            check_place(output, resume, overwrite)
-            job.check()
-        return _attributed(job, ranks, progress, output, resume)
+            job = Job.of(model, tokenizer, questions, request)
+        return _attributed(job, ranks)
 
 
-def check_place(output: str | os.PathLike[str] | None, resume: bool, overwrite: bool) -> None:
-    if output is not None:
-        check_output(output, resume, overwrite)
-    elif resume:
-        raise InputError("resume=True: there is nothing to go on with without output=, the folder of the run")
-    elif overwrite:
-        raise InputError("overwrite=True: there is nothing to replace without output=, a folder")
-
-
-def _attributed(job: Job, ranks: Ranks, show: bool, output: str | os.PathLike[str] | None, resume: bool) -> Scores:
-    run = None
+def _attributed(job: Job, ranks: Ranks) -> Scores:
+    run, output, resume = None, job.request.output, job.request.resume
     if output is not None or ranks.size > 1:
         settings = job.settings(ranks.size)
         first = ranks.gather(settings)[0]
@@ -115,7 +130,7 @@ def _attributed(job: Job, ranks: Ranks, show: bool, output: str | os.PathLike[st
             run.settle()
         ranks.wait()
         return Scores.load(run.target)
-    show = show and ranks.first
+    show = job.request.progress and ranks.first
     chosen = run.manifest["chosen"] if run is not None and run.manifest else _chosen(job, ranks, show)
     groups = job.groups if chosen is None else [job.groups[number] for number in chosen]
     progress, plan, engine = _scored(job, groups, chosen, run, ranks, show)
@@ -137,9 +152,9 @@ def _attributed(job: Job, ranks: Ranks, show: bool, output: str | os.PathLike[st
         return _with_rows(scores, job, ranks.rows(progress.rows()))
     with ranks.together(), undisturbed():
         if ranks.first:
-            if job.keep == "all":
+            if job.request.keep == "all":
                 scores.per_prompt = Parts(run.folder, run.parts())
-            elif job.keep == "topk":
+            elif job.request.keep == "topk":
                 scores = _with_rows(scores, job, run.read_parts())
             run.finish(scores, [plan["backoffs"] for plan in plans])
     return Scores.load(run.target)
@@ -150,7 +165,7 @@ def _scored(
 ) -> tuple[Progress[Collector], Plan, dict[str, Any]]:
     """Score this process's share of the questions; what was gathered, the plan with what was learnt, and the engine."""
     n_neurons, manifest = job.anatomy.n_neurons, run.manifest if run is not None else None
-    every = every_prompts(n_neurons * job.keep_dtype.itemsize)
+    every = every_prompts(n_neurons * job.request.keep_dtype.itemsize)
     progress = Progress(job.how.collector(n_neurons), run, ranks.rank, every)
     plan = Plan.from_dict(manifest["plan"]) if manifest else None
     begun = False
@@ -228,12 +243,13 @@ def _through(
 
 
 def raw_scores(job: Job, engine: ReferenceEngine, prompts: Sequence[Prompt]) -> Tensor:
-    return job.how.score(engine, prompts, job.objective or "", job.positions)
+    return job.how.score(engine, prompts, job.request.objective or "", job.request.positions)
 
 
 def engine_of(job: Job, plan: Plan | None = None) -> AbstractContextManager[ReferenceEngine]:
-    more: dict[str, Any] = {"dtype": job.dtype, "batch_size": job.batch_size, "plan": plan}
-    return open_engine(job.model, job.anatomy, job.prompts, job.backend, **more)
+    asked = job.request
+    more: dict[str, Any] = {"dtype": asked.dtype, "batch_size": asked.batch_size, "plan": plan}
+    return open_engine(job.model, job.anatomy, job.prompts, asked.backend, **more)
 
 
 def _with_rows(scores: Scores, job: Job, rows: dict[str, Tensor]) -> Scores:
@@ -242,7 +258,7 @@ def _with_rows(scores: Scores, job: Job, rows: dict[str, Tensor]) -> Scores:
         order = rows[PLACES].argsort()
         ordered = {name: tensor[order] for name, tensor in rows.items()}
         scores.per_prompt = ordered.get("scores")
-        scores.top = Top.of_tensors(ordered) if job.keep == "topk" else None
+        scores.top = Top.of_tensors(ordered) if job.request.keep == "topk" else None
     return scores
 
 
@@ -255,7 +271,7 @@ def _warn_of_post_norms(job: Job, engine: ReferenceEngine) -> None:
         warnings.warn(
             f"{type(job.model).__name__} normalises what its FFNs put out, which undoes the scaling of a whole layer "
             f'that integrated gradients ({job.how.name}) rest on; use method="gradient" or "exact"',
-            stacklevel=6,  # past the functions of this file and the decorator
+            stacklevel=7,  # past the functions of this file and the decorator
         )
 
 
@@ -266,19 +282,18 @@ def _answered(scores: list[Tensor], prompts: Sequence[Prompt]) -> Tensor:
 
 def _chosen(job: Job, ranks: Ranks, progress: bool) -> list[int] | None:
     """The numbers of the questions that the model answers as `items` says; None: all of them."""
-    if job.items == "all":
+    items = job.request.items
+    if items == "all":
         return None
     share = share_out([sum(len(p.input_ids) for p in group) for group in job.groups], ranks.size)[ranks.rank]
     flat = [prompt for number in share for prompt in job.groups[number]]
     mine: list[int] = []
     if flat:
-        logprobs = option_logprobs(job.model, flat, batch_size=job.batch_size, progress=progress)
+        logprobs = option_logprobs(job.model, flat, batch_size=job.request.batch_size, progress=progress)
         right = answered_right(logprobs, [job.groups[number] for number in share]).tolist()
-        mine = [number for number, is_right in zip(share, right, strict=True) if is_right == (job.items == "right")]
+        mine = [number for number, is_right in zip(share, right, strict=True) if is_right == (items == "right")]
     chosen = sorted(number for numbers in ranks.gather(mine) for number in numbers)
     with ranks.together():
         if not chosen:
-            raise InputError(
-                f'items="{job.items}": the model answers none of the {len(job.groups)} questions {job.items}'
-            )
+            raise InputError(f'items="{items}": the model answers none of the {len(job.groups)} questions {items}')
     return chosen
