@@ -38,8 +38,8 @@ STAGES: dict[str, tuple[str, ...]] = {
     ),
     "selection": ("neuronllm.results.scores:Scores.find",),
     "writing": (
-        "neuronllm.runs.checkpoint:Progress.add",
-        "neuronllm.runs.checkpoint:Progress.flush",
+        "neuronllm.runs.stores:DiskStore.add",
+        "neuronllm.runs.stores:DiskStore.end",
         "neuronllm.runs.checkpoint:Run.freeze",
         "neuronllm.runs.checkpoint:Run.finish",
         "neuronllm.results.scores:Scores.load",
