@@ -128,7 +128,7 @@ def run(model: str, questions: str, folder: Path, device_map: str | None = None)
         ["attribute", "--quiet", "--model", model, "--questions", questions, "--output", str(folder / "scores")],
         ["find", str(folder / "scores"), "--output", str(folder / "neurons")],
     ]
-    commands[0] += ["--method", "gradient", "--orders", "none"]
+    commands[0] += ["--method", "gradient", "--positions", "answer", "--orders", "none"]
     commands[0] += ["--device-map", device_map] if device_map else []
     with watched() as clock:
         for command in commands:

@@ -25,7 +25,7 @@ FIELDS = {field.name: field for field in fields(Request)}
 OTHERS = {
     "method": ("exact", {}),
     "objective": ("margin", {}),
-    "positions": ("all", {"method": "gradient"}),
+    "positions": ("answer", {}),
     "orders": ("none", {}),
     "template": (["brief"], {}),
     "items": ("wrong", {}),

@@ -48,7 +48,7 @@ def attribute(
     method: str = Request.method,
     *,
     objective: str | None = Request.objective,
-    positions: str = Request.positions,
+    positions: str | None = Request.positions,
     orders: str | None = Request.orders,
     template: str | Sequence[str] | None = Request.template,
     items: str = Request.items,
@@ -67,9 +67,10 @@ def attribute(
     """Score every FFN neuron of a model by how much it helps (+) or hurts (-) the right answers.
 
     questions: `nl.load_questions(...)`, or rendered `nl.Prompt`s (then tokenizer, orders and template are not used).
-    method: see `neuronllm.methods`; None for objective, orders and template means the method's own default.
-    positions: "answer", or "all" for methods that can. items: "wrong" or "right" scores only the questions that the
-    model answers so. dtype: judge a copy of the model in this type. Further keywords are options of the method.
+    method: see `neuronllm.methods`; "ace" is that of the NeuronLLM paper. None for objective, positions, orders and
+    template means the method's own default; for positions that is "all" where the method can, else "answer".
+    items: "wrong" or "right" scores only the questions that the model answers so. dtype: judge a copy of the model in
+    this type. Further keywords are options of the method.
 
     keep: beside the mean, "topk" keeps each prompt's k highest and k lowest scores (`scores.top`), "all" all of them
     (`scores.per_prompt`), in keep_dtype: torch.float32 or torch.bfloat16.
@@ -81,7 +82,7 @@ def attribute(
     Inside torch.distributed (torchrun, or a group of your own) every process calls this with the same arguments, takes
     a share of the questions, and gets the same scores.
 
-    >>> scores = nl.attribute(model, tokenizer, questions, method="gradient")   # doctest: +SKIP
+    >>> scores = nl.attribute(model, tokenizer, questions)   # doctest: +SKIP
     >>> scores.find(good=50, bad=50)                                            # doctest: +SKIP
     """
     request = Request(
@@ -212,7 +213,7 @@ def _through(job: Job, engine: ReferenceEngine, windows: list[list[Share]], stor
 
 
 def raw_scores(job: Job, engine: ReferenceEngine, prompts: Sequence[Prompt]) -> Tensor:
-    return job.how.score(engine, prompts, job.request.objective or "", job.request.positions)
+    return job.how.score(engine, prompts, job.request.objective or "", job.request.positions or "")
 
 
 def engine_of(job: Job, plan: Plan | None = None) -> AbstractContextManager[ReferenceEngine]:

@@ -41,10 +41,13 @@ class Request:
     'default'
     """
 
-    method: str = _argument("ace", "how to score")
+    method: str = _argument("gradient", "how to score")
     objective: str | None = _argument(None, "what to explain", when_none="the method's own")
-    positions: str = _argument(
-        "answer", "score h at the answer position, or its sum over all positions", choices=POSITIONS
+    positions: str | None = _argument(
+        None,
+        "score h at the answer position, or its sum over all positions",
+        choices=POSITIONS,
+        when_none="all, where the method can",
     )
     orders: str | None = _argument(
         None, "how choices are permuted", choices=("rotate", "shuffle3", "none"), when_none="the method's own"
@@ -103,6 +106,7 @@ class Request:
         return replace(
             self,
             objective=self._checked_objective(),
+            positions=own.default_positions if self.positions is None else self.positions,
             orders=own.orders if self.orders is None else self.orders,
             template=own.template if self.template is None else self.template,
         )
@@ -116,7 +120,7 @@ class Request:
             raise InputError("overwrite=True: there is nothing to replace without output=, a folder")
 
     def _check_values(self) -> None:
-        if self.positions not in self.how.positions:
+        if self.positions is not None and self.positions not in self.how.positions:
             takes = " or ".join(map(repr, self.how.positions))
             raise InputError(f"positions={self.positions!r}: method {self.how.name!r} takes {takes}")
         for name, known in (("items", ITEMS), ("keep", KEEPS), ("backend", BACKENDS)):

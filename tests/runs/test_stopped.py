@@ -133,7 +133,7 @@ def test_ctrl_c_before_anything_is_done_leaves_nothing(model, tmp_path):
 
 def test_ctrl_c_without_output_just_ends_it(model):
     with in_window(1, ctrl_c), pytest.raises(KeyboardInterrupt) as stop:
-        nl.attribute(model, None, quiz(30), "gradient", batch_size=2, progress=False)
+        nl.attribute(model, None, quiz(30), "gradient", positions="answer", batch_size=2, progress=False)
     assert not stop.value.args
 
 
