@@ -40,6 +40,7 @@ def run(model: Any, output: Path, keep: str = "all", questions: int = 8, every: 
             None,
             quiz(questions),
             METHOD[keep],
+            positions="answer",
             keep=keep,
             k=3,
             batch_size=2,

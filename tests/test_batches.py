@@ -229,8 +229,11 @@ def test_angles_that_depend_on_the_longest_prompt_are_left_to_the_judge():
     with FastEngine(model) as engine:
         assert "rotary angles depend" in (engine.unusable(prompts) or "")
         assert engine.unusable(prompts[:2]) is None
-    together = attribute(model, None, prompts, "gradient", keep="all", progress=False).per_prompt
-    apart = [attribute(model, None, [p], "gradient", keep="all", progress=False).per_prompt for p in prompts]
+    together = attribute(model, None, prompts, "gradient", positions="answer", keep="all", progress=False).per_prompt
+    apart = [
+        attribute(model, None, [p], "gradient", positions="answer", keep="all", progress=False).per_prompt
+        for p in prompts
+    ]
     assert torch.allclose(together, torch.cat(apart), rtol=1e-5, atol=1e-9)
 
 

@@ -123,10 +123,12 @@ def test_a_model_out_of_reach_is_left_to_the_judge_with_a_reason(name, caplog):
     engines._told.clear()
     with caplog.at_level(logging.INFO, "neuronllm"):
         for _ in range(2):
-            scores = attribute(model, None, prompts, "gradient", keep="all", progress=False)
+            scores = attribute(model, None, prompts, "gradient", positions="answer", keep="all", progress=False)
     told = [record.getMessage() for record in caplog.records if "fast -> reference" in record.getMessage()]
     assert len(told) == 1 and OUT_OF_REACH[name] in told[0]
-    judged = attribute(model, None, prompts, "gradient", keep="all", backend="reference", progress=False)
+    judged = attribute(
+        model, None, prompts, "gradient", positions="answer", keep="all", backend="reference", progress=False
+    )
     assert torch.equal(scores.per_prompt, judged.per_prompt)
 
 
@@ -153,10 +155,13 @@ def test_an_error_of_a_users_hook_is_no_reason_for_the_slow_path(everywhere, cap
     with caplog.at_level(logging.INFO, "neuronllm"):
         if everywhere:
             with untouched(model), pytest.raises(RuntimeError, match="^my hook is not finished$"):
-                attribute(model, None, prompts, "gradient", progress=False)
+                attribute(model, None, prompts, "gradient", positions="answer", progress=False)
             assert not caplog.records
         else:
-            assert attribute(model, None, prompts, "gradient", progress=False).provenance["engine"] == "reference"
+            assert (
+                attribute(model, None, prompts, "gradient", positions="answer", progress=False).provenance["engine"]
+                == "reference"
+            )
             assert "RuntimeError: my hook is not finished" in caplog.text
 
 
@@ -165,7 +170,7 @@ def test_a_prompt_of_one_token_is_left_to_the_judge():
     prompts = [Prompt(input_ids=[5], option_ids=[[3], [4]], answer=0), *random_prompts(1)]
     with FastEngine(model) as fast:
         assert "one token" in (fast.unusable(prompts) or "")
-    assert attribute(model, None, prompts, progress=False).values.isfinite().all()
+    assert attribute(model, None, prompts, "ace", progress=False).values.isfinite().all()
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])
@@ -257,7 +262,12 @@ def test_exact_effects_of_a_16_bit_model_are_those_of_its_weights_in_float32(nam
 def test_noise_is_told_with_exact_effects():
     scores = attribute(tiny("llama", torch.float32), None, random_prompts(2), "exact", progress=False)
     assert 0 < scores.provenance["noise"] < 1e-4
-    assert "noise" not in attribute(tiny("llama"), None, random_prompts(2), "gradient", progress=False).provenance
+    assert (
+        "noise"
+        not in attribute(
+            tiny("llama"), None, random_prompts(2), "gradient", positions="answer", progress=False
+        ).provenance
+    )
 
 
 @pytest.mark.parametrize("name", ["llama", "falcon"])

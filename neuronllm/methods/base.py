@@ -74,6 +74,11 @@ class Method(ABC):
     def check_objective(self, objective: str) -> None:  # noqa: B027 - most methods take every objective
         """Refuse an objective that the method cannot explain."""
 
+    @property
+    def default_positions(self) -> str:
+        """All of them where the method can: scores and edits at all positions are the stronger control."""
+        return "all" if "all" in self.positions else "answer"
+
     @classmethod
     def options(cls) -> list[str]:
         return [field.name for field in fields(cls)]

@@ -13,6 +13,7 @@ the sum and the normaliser, what survives is rounded to six decimals, and no com
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
@@ -105,4 +106,9 @@ class Clusters(Collector):
         score = self.na / questions * torch.log(questions / (self.members.double() + 1))
         if self.method.compat == RELEASED:
             return score
+        if self.stats.count == 1:
+            warnings.warn(
+                "qrnca of one question scores nothing, since every neuron of its only cluster is common; give more",
+                stacklevel=8,  # past the driver and the decorator, to the caller of attribute
+            )
         return torch.where(self.members > self.method.common * questions, 0.0, score)
