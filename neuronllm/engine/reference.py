@@ -24,6 +24,7 @@ from .borrowed import DoublePrecision, answer_logits, borrowed, check_prompts, i
 from .objective import objective_value, option_scores, wide
 from .relp import relp_rules, watching_ups
 from .stream import float32_stream
+from .verdicts import verdicts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -156,6 +157,12 @@ class ReferenceEngine:
     @torch.no_grad()
     def post_normed(self, prompt: Prompt) -> bool:
         """True if a block's output is not linear in h, as behind a norm of the FFN's output; one block of each kind."""
+        known, asked = verdicts(self.model), ("post norms", self.dtype)
+        if asked not in known:
+            known[asked] = self._post_normed(prompt)
+        return bool(known[asked])
+
+    def _post_normed(self, prompt: Prompt) -> bool:
         clean = self._clean(prompt)
         kinds = {site.expert: site for site in reversed(self.anatomy.sites)}  # the first one of each
         return any(self._not_linear(prompt, site, clean[site.down][0]) for site in kinds.values())
