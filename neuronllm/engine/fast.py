@@ -21,6 +21,7 @@ from ..model.hooks import visiting
 from ..model.sites import Site
 from .answer import answer_pass, watching_gradients
 from .attention import branch_attention
+from .base import Engine, summed
 from .batching import Plan, batch_size, fit, make_plan, roomy, run_batches
 from .borrowed import DRIVING_ERRORS, answer_logits, check_prompts, input_device, quietly, rope_limit
 from .branch import Batch
@@ -32,7 +33,6 @@ from .integrals import integral
 from .memory import available, peak_memory
 from .objective import Choices, needs_vocabulary, only_options, wide
 from .prefill import prefill, prefill_root
-from .reference import ReferenceEngine, summed
 from .relp import relp_rules, watching_ups
 from .selfcheck import Blocks, Differs, Verdict, clean_branch, head_can_be_cut, try_blocks
 from .stream import HALVES, float32_stream
@@ -48,7 +48,7 @@ Score = Callable[[Sequence["Prompt"]], Tensor]
 GRAPH = 3  # answer tokens without a graph that weigh as much as one whose graph is kept for the way back
 
 
-class FastEngine(ReferenceEngine):
+class FastEngine(Engine):
     """The reference's answers, without running what comes before the answer again for every edit."""
 
     name = "fast"
@@ -62,9 +62,8 @@ class FastEngine(ReferenceEngine):
         batch_size: int | str = "auto",
         plan: Plan | None = None,
     ) -> None:
-        super().__init__(model, anatomy, dtype=dtype, batch_size=batch_size)
+        super().__init__(model, anatomy, dtype=dtype, batch_size=batch_size, plan=plan)
         self._planned = plan is not None
-        self.plan = plan or self.plan
         self._roots: dict[bool, tuple[list[int], Level]] = {}  # by whether they are computed in float32
         self._ready: dict[bool, tuple[list[Prompt], Prefix]] = {}  # of the self-check, likewise
         self._blocks: Blocks | None = None  # what the self-check found of them
@@ -171,7 +170,7 @@ class FastEngine(ReferenceEngine):
         }
         self.plan = fitted
 
-    # ---- the reference's questions, answered in batches ----
+    # ---- the verbs, in batches ----
 
     @torch.no_grad()
     def option_scores(self, prompts: Sequence[Prompt]) -> list[Tensor]:
