@@ -230,10 +230,10 @@ def test_blocks_that_only_add_are_told_from_others():
     for name, count in {"llama": 2, "gpt2": 2, "opt": 2, "phi": 2, "gemma2": 0, "granite": 0, "mixtral": 0}.items():
         with FastEngine(tiny(name)) as fast:
             assert fast.unusable(ragged()) is None
-            assert len(fast._plain or ()) == count, name
+            assert len(fast._blocks.plain) == count, name
     with FastEngine(tiny("deepseek_v3")) as fast:
         assert fast.unusable(ragged()) is None
-        assert fast._plain == {"model.layers.0"}  # the dense one
+        assert fast._blocks.plain == {"model.layers.0"}  # the dense one
 
 
 def ranks(values: torch.Tensor) -> torch.Tensor:

@@ -38,7 +38,7 @@ from .shares import Share, share_of, windows_of
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from ..engine.reference import ReferenceEngine
+    from ..engine.base import Engine
 
 
 def attribute(
@@ -177,7 +177,7 @@ def _scored(
         return engine.plan, worked
 
 
-def _described(engine: ReferenceEngine) -> dict[str, Any]:
+def _described(engine: Engine) -> dict[str, Any]:
     """Which engine does the work, why where it is not the one that was asked for, and what else may turn a rounding."""
     reason = engine.reason
     found: dict[str, Any] = {"engine": engine.name} | ({"engine_reason": reason} if reason else {})
@@ -188,7 +188,7 @@ def _described(engine: ReferenceEngine) -> dict[str, Any]:
     return found
 
 
-def _through(job: Job, engine: ReferenceEngine, windows: list[list[Share]], store: Store[Collector], bar: Any) -> None:
+def _through(job: Job, engine: Engine, windows: list[list[Share]], store: Store[Collector], bar: Any) -> None:
     """Score window after window, from the first that is not done."""
     bar.update(sum(len(window) for window in windows[: store.windows]))
     try:
@@ -212,11 +212,11 @@ def _through(job: Job, engine: ReferenceEngine, windows: list[list[Share]], stor
         raise store.stopped(stop, engine.plan.to_dict(), said) from None
 
 
-def raw_scores(job: Job, engine: ReferenceEngine, prompts: Sequence[Prompt]) -> Tensor:
+def raw_scores(job: Job, engine: Engine, prompts: Sequence[Prompt]) -> Tensor:
     return job.how.score(engine, prompts, job.request.objective or "", job.request.positions or "")
 
 
-def engine_of(job: Job, plan: Plan | None = None) -> AbstractContextManager[ReferenceEngine]:
+def engine_of(job: Job, plan: Plan | None = None) -> AbstractContextManager[Engine]:
     asked = job.request
     more: dict[str, Any] = {"dtype": asked.dtype, "batch_size": asked.batch_size, "plan": plan}
     return open_engine(job.model, job.anatomy, job.prompts, asked.backend, **more)
@@ -226,7 +226,7 @@ def _label(job: Job, ranks: Ranks) -> str:
     return job.how.name if ranks.size == 1 else f"{job.how.name} (first of {ranks.size} processes)"
 
 
-def _warn_of_post_norms(job: Job, engine: ReferenceEngine) -> None:
+def _warn_of_post_norms(job: Job, engine: Engine) -> None:
     if job.how.integrates and engine.post_normed(job.prompts[0]):
         warnings.warn(
             f"{type(job.model).__name__} normalises what its FFNs put out, which undoes the scaling of a whole layer "

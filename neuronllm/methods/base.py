@@ -16,7 +16,7 @@ from ..results.streaming import Statistics, Streaming
 
 if TYPE_CHECKING:
     from ..data.prompts import Prompt
-    from ..engine.reference import ReferenceEngine
+    from ..engine.base import Engine
 
 
 class Summary(NamedTuple):
@@ -64,7 +64,7 @@ class Method(ABC):
     integrates: ClassVar[bool] = False  # integrated gradients: degenerate behind a post-FFN norm
 
     @abstractmethod
-    def score(self, engine: ReferenceEngine, prompts: Sequence[Prompt], objective: str, positions: str) -> Tensor:
+    def score(self, engine: Engine, prompts: Sequence[Prompt], objective: str, positions: str) -> Tensor:
         """Raw scores of prompts, (prompts, n_neurons): what to compute, in the engine's words."""
 
     def collector(self, n_neurons: int) -> Collector:

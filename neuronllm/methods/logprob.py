@@ -16,7 +16,7 @@ from .base import Method
 
 if TYPE_CHECKING:
     from ..data.prompts import Prompt
-    from ..engine.reference import ReferenceEngine
+    from ..engine.base import Engine
 
 
 @dataclass(frozen=True)
@@ -30,5 +30,5 @@ class LogProb(Method):
     name: ClassVar[str] = "logprob"
     dear: ClassVar[bool] = True
 
-    def score(self, engine: ReferenceEngine, prompts: Sequence[Prompt], objective: str, positions: str) -> Tensor:
+    def score(self, engine: Engine, prompts: Sequence[Prompt], objective: str, positions: str) -> Tensor:
         return engine.direct(prompts, objective)

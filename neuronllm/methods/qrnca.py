@@ -28,7 +28,7 @@ from .base import Collector, Method, above_share_of_max, empty_counts, in_range,
 
 if TYPE_CHECKING:
     from ..data.prompts import Prompt
-    from ..engine.reference import ReferenceEngine
+    from ..engine.base import Engine
 
 RELEASED = "released-code"
 
@@ -64,7 +64,7 @@ class QRNCA(Method):
             object.__setattr__(self, "quadrature", "endpoints")
             object.__setattr__(self, "objective", BARE_LETTER)
 
-    def score(self, engine: ReferenceEngine, prompts: Sequence[Prompt], objective: str, positions: str) -> Tensor:
+    def score(self, engine: Engine, prompts: Sequence[Prompt], objective: str, positions: str) -> Tensor:
         return engine.integrate(prompts, objective, *quadrature(self.quadrature, self.steps))
 
     def check_objective(self, objective: str) -> None:
