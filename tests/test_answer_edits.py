@@ -46,20 +46,19 @@ def halved_answer(model: Any, start: Any = None) -> Any:
 
 
 @contextmanager
-def edited_columns(model: Any) -> Iterator[list[set[tuple[int, int]]]]:
-    """For every forward pass the (row, column) of tokens of which the first down projection, or the first experts, give
-    other numbers than they gave before: under hooks of theirs, or with other weights."""
+def watched(model: Any) -> Iterator[list[tuple[torch.Tensor, int, torch.Tensor]]]:
+    """For every forward pass its tokens, the place of the first, and which are edited: those for which the first down
+    projection, or the first experts, give other numbers than they gave before, by hooks of theirs or other weights."""
     module = model.get_submodule(Anatomy.of(model).sites[0].down)
-    clean, given, passes, shapes = copy.deepcopy(module), [], [], []
-
-    def look(module: Any, args: Any, output: Any) -> None:
-        (rows, width), begin = shapes[-1]
-        differs = (output - clean(*given[-1])).abs().amax(-1).reshape(rows, width) > 1e-12
-        passes.append({(row, begin + column) for row, column in differs.nonzero().tolist()})
+    clean, given, passes, begun = copy.deepcopy(module), [], [], []
 
     def begin(module: Any, args: Any, kwargs: Any) -> None:
         cache = kwargs.get("past_key_values")
-        shapes.append((kwargs["input_ids"].shape, 0 if cache is None else int(cache.get_seq_length())))
+        begun.append((kwargs["input_ids"], int(cache.get_seq_length()) if hasattr(cache, "get_seq_length") else 0))
+
+    def look(module: Any, args: Any, output: Any) -> None:
+        tokens, place = begun[-1]
+        passes.append((tokens, place, (output - clean(*given[-1])).abs().amax(-1).reshape(tokens.shape) > 1e-12))
 
     handles = [
         module.register_forward_pre_hook(lambda module, args: given.append(args)),  # before any edit
@@ -71,6 +70,27 @@ def edited_columns(model: Any) -> Iterator[list[set[tuple[int, int]]]]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+class edited_columns:
+    """The (row, column) of every edited token, pass by pass."""
+
+    def __init__(self, model: Any) -> None:
+        self._watched = watched(model)
+
+    def __enter__(self) -> edited_columns:
+        self._passes = self._watched.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._watched.__exit__(*error)
+
+    def __iter__(self) -> Iterator[set[tuple[int, int]]]:
+        for _, place, differs in self._passes:
+            yield {(row, place + column) for row, column in differs.nonzero().tolist()}
+
+    def clear(self) -> None:
+        self._passes.clear()
 
 
 def whole(first: list[int], mask: torch.Tensor, total: int) -> set[tuple[int, int]]:
@@ -94,7 +114,7 @@ def test_the_same_tokens_with_and_without_padding_and_cache(name, side, cache):
     model, inputs = tiny(name), padded_prompts(side)
     with edited_columns(model) as passes, untouched(model), halved_answer(model):
         model.generate(**inputs, **GREEDY, use_cache=cache)
-    assert len(passes) == NEW
+    assert len(list(passes)) == NEW
     for step, columns in enumerate(passes):
         expected = whole(first_of(side), inputs["attention_mask"], PROMPT + step)
         if cache and step:
@@ -206,7 +226,7 @@ def test_padding_that_generate_finds_by_itself():
     model, ids = tiny("llama"), padded_prompts("right")["input_ids"]
     with edited_columns(model) as passes, halved_answer(model):
         model.generate(ids, **GREEDY)
-    assert without_padding(passes[0], (ids != 0).long()) == {(0, PROMPT - 1), (1, SHORT - 1)}
+    assert without_padding(next(iter(passes)), (ids != 0).long()) == {(0, PROMPT - 1), (1, SHORT - 1)}
 
 
 # ---- plain forward passes ----
@@ -238,7 +258,7 @@ def test_a_plain_pass_is_edited_from_the_place_on(name, start, first):
                 assert torch.equal(model(ids).logits[row], found[row])
     with torch.no_grad(), edited_columns(model) as passes, halved_answer(model, start):
         model(input_ids=ids)
-    assert passes == [{(row, column) for row in range(ROWS) for column in range(first[row], PROMPT)}]
+    assert list(passes) == [{(row, column) for row in range(ROWS) for column in range(first[row], PROMPT)}]
 
 
 def test_a_loop_of_ones_own_with_a_cache():
@@ -247,7 +267,7 @@ def test_a_loop_of_ones_own_with_a_cache():
     with torch.no_grad(), edited_columns(model) as passes, halved_answer(model, 5):
         out = model(input_ids=ids)
         model(input_ids=ids[:, :1], past_key_values=out.past_key_values)
-        assert passes == [{(0, 5), (0, 6), (1, 5), (1, 6)}, {(0, 7), (1, 7)}]
+        assert list(passes) == [{(0, 5), (0, 6), (1, 5), (1, 6)}, {(0, 7), (1, 7)}]
         passes.clear()
         model.generate(ids, **GREEDY, num_return_sequences=2, num_beams=2)
     assert set().union(*passes) == {(row, column) for row in range(4) for column in range(5, PROMPT + NEW - 1)}
