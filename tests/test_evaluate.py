@@ -16,7 +16,7 @@ from neuronllm.common.statistics import bootstrap_interval, mcnemar, percent_of,
 from neuronllm.data.prompts import Prompt
 from neuronllm.judging.controls import random_like
 from neuronllm.model.anatomy import Anatomy
-from neuronllm.results.neurons import NeuronSet
+from neuronllm.results.neurons import MODES, NeuronSet
 from tests.checks import Fuse, blow_after, letter_model, lived_in, quiz, refused, untouched, with_every_letter
 from tests.tiny import DENSE, tiny
 from tests.tiny_tokenizers import byte_level
@@ -144,17 +144,38 @@ def test_every_number_of_an_edit(model, mode, positions):
         return abs(np.mean([(b - a) / a for a, b in zip(first, then, strict=True)]))
 
     assert report.pcr == pytest.approx(change(prompts) / change(unrelated), rel=1e-3)
-    assert report.edit == {"mode": mode, "good": good, "bad": bad, "positions": positions, "neurons": 6}
+    asked = {"mode": mode, "good": good, "bad": bad, "positions": positions, "positions_from": "as asked for"}
+    assert report.edit == {**asked, "neurons": 6}
     json.dumps(report.to_dict())
     assert "RAC" in str(report)
 
 
-def test_the_answer_position_is_the_default_and_differs(model):
-    prompts, neurons = quiz(), some_neurons(model)
+@pytest.mark.parametrize(
+    ("provenance", "positions", "source"),
+    [
+        ({"positions": "answer"}, "answer", "where the set was found or tuned"),
+        ({"positions": "all"}, "all", "where the set was found or tuned"),
+        ({"positions": "all", "learned": {"positions": "answer"}}, "answer", "where the set was found or tuned"),
+        ({"positions": "all", "tuned": {"positions": "answer"}}, "answer", "where the set was found or tuned"),
+        ({}, "all", "the set names none"),
+    ],
+)
+def test_a_set_is_judged_where_it_was_found(model, provenance, positions, source):
+    prompts, neurons = quiz(), some_neurons(model, **provenance)
     default = evaluate(model, prompts, neurons, "degrade", controls=0)
-    assert default.edit["positions"] == "answer"
-    assert default.p_right == evaluate(model, prompts, neurons, "degrade", positions="answer", controls=0).p_right
-    assert default.p_right != evaluate(model, prompts, neurons, "degrade", positions="all", controls=0).p_right
+    assert default.edit["positions"] == positions and default.edit["positions_from"] == source
+    assert f"positions {positions}, {source}" in str(default)
+    other = "all" if positions == "answer" else "answer"
+    values = {}
+    for where in (positions, other):  # what is asked for wins
+        asked = evaluate(model, prompts, neurons, "degrade", positions=where, controls=0)
+        values[where] = asked.p_right
+        assert asked.edit["positions"] == where and asked.edit["positions_from"] == "as asked for"
+        same(
+            asked,
+            work_out(prompts, ask(model, prompts, {n: MODES["degrade"][r == "bad"] for n, r in EDITED.items()}, where)),
+        )
+    assert default.p_right == values[positions] != values[other]
 
 
 @pytest.mark.parametrize("name", DENSE)

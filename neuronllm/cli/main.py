@@ -155,7 +155,7 @@ def _tune(args: argparse.Namespace) -> None:
         tokenizer,
         neurons,
         questions,
-        positions=args.positions or ("all", "answer"),
+        positions=args.positions,
         criterion=args.criterion,
         orders=args.orders or "none",
         template=_template(args),
@@ -208,17 +208,19 @@ def _evaluate(args: argparse.Namespace) -> None:
 def _bake(args: argparse.Namespace) -> None:
     from ..common.files import check_new_folder, new_folder, write_json
     from ..results.neurons import NeuronSet
-    from ..steering.bake import bake
+    from ..steering.bake import bake, check_positions
 
     check_new_folder(args.output, "neuronllm_bake.json", args.overwrite)
     neurons = NeuronSet.from_pretrained(args.neurons)
+    check_positions(neurons, args.positions)
     with new_folder(args.output, "neuronllm_bake.json") as temporary:
         model, tokenizer = _model(args)
-        bake(model, neurons, args.good, args.bad, mode=args.mode)
+        bake(model, neurons, args.good, args.bad, mode=args.mode, positions=args.positions)
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
-        good, bad, _ = neurons.factors(args.mode, args.good, args.bad)
-        made = {"mode": args.mode, "good": good, "bad": bad, "provenance": neurons.provenance}
+        good, bad = neurons.factors(args.mode, args.good, args.bad)
+        where = {"positions": "all", "positions_of_the_set": neurons.positions}
+        made = {"mode": args.mode, "good": good, "bad": bad, **where, "provenance": neurons.provenance}
         write_json(temporary / "neuronllm_bake.json", made)
     print(f"{args.output}: {len(neurons)} neurons folded into the weights")
 

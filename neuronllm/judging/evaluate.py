@@ -15,8 +15,8 @@ from ..common.statistics import bootstrap_interval, mcnemar, relative_change
 from ..data.prompts import Questions, as_prompts
 from ..engine.answers import Edit
 from ..results.answers import Answers
-from ..results.neurons import NeuronSet
-from .asking import POSITIONS, Asker, template_of, warn_if_one_letter
+from ..results.neurons import POSITIONS, NeuronSet
+from .asking import Asker, template_of, warn_if_one_letter
 from .controls import random_controls
 from .report import Report
 
@@ -47,10 +47,11 @@ def evaluate(
     """Accuracy and more on questions; with `neurons`, of the edited model beside the base model and random controls.
 
     mode: "enhance", "degrade" or "tuned" (what `nl.tune` chose); or give the factors good= and bad= (one alone leaves
-    the other role as it is). positions: "answer" (default) or "all". unrelated: questions for the PCR. orders: the
-    questions as written by default; "rotate" asks each with every order of its choices.
+    the other role as it is). positions: "answer" or "all"; by default those that the set was found, learned or tuned
+    with, so that it is judged where it will be lived with, and "all" where it does not say. unrelated: questions for
+    the PCR. orders: the questions as written by default; "rotate" asks each with every order of its choices.
 
-    >>> nl.evaluate(model, tokenizer, questions, neurons, mode="degrade", positions="all")   # doctest: +SKIP
+    >>> nl.evaluate(model, tokenizer, questions, neurons, mode="degrade")   # doctest: +SKIP
     """
     if positions is not None and positions not in POSITIONS:
         raise InputError(f"positions={positions!r}: known values are {', '.join(POSITIONS)}")
@@ -102,11 +103,15 @@ def _planned(
     model: PreTrainedModel, neurons: NeuronSet, mode: str | None, good: Any, bad: Any, positions: str | None
 ) -> tuple[Edit, dict[str, Any]]:
     """The edit that was asked for, and its description."""
-    good, bad, tuned_positions = neurons.factors(mode, good, bad)
-    positions = positions or tuned_positions or "answer"
+    if mode is None and good is None and bad is None and neurons.tuned:
+        mode = "tuned"
+    good, bad = neurons.factors(mode, good, bad)
+    source = "where the set was found or tuned" if neurons.positions else "the set names none"
+    source = "as asked for" if positions else source
+    positions = positions or neurons.positions or "all"
     change = Edit(*neurons.edits(model, good, bad), positions)
-    mode = "tuned" if tuned_positions else mode
-    return change, {"mode": mode, "good": good, "bad": bad, "positions": positions, "neurons": len(change.ids)}
+    described = {"mode": mode, "good": good, "bad": bad, "positions": positions, "positions_from": source}
+    return change, {**described, "neurons": len(change.ids)}
 
 
 def _intervals(base: Answers, edited: Answers | None, seed: int) -> dict[str, tuple[float, float]]:

@@ -70,7 +70,8 @@ def report_lines(report: Report) -> list[str]:
 
 def _edit(edit: dict[str, Any]) -> str:
     what = edit.get("mode") or "edited"
-    return f"{what}: {edit['neurons']} neurons, good x{edit['good']}, bad x{edit['bad']}, positions {edit['positions']}"
+    text = f"{what}: {edit['neurons']} neurons, good x{edit['good']}, bad x{edit['bad']}, positions {edit['positions']}"
+    return text if edit["positions_from"] == "as asked for" else f"{text}, {edit['positions_from']}"
 
 
 def _control(controls: dict[str, Any] | None, name: str) -> str:

@@ -23,8 +23,8 @@ from ..common.errors import InputError
 from ..data.prompts import Questions, as_prompts
 from ..engine.answers import Edit
 from ..results.answers import Answers
-from ..results.neurons import NeuronSet
-from .asking import POSITIONS, Asker, template_of, warn_if_one_letter
+from ..results.neurons import POSITIONS, NeuronSet
+from .asking import Asker, template_of, warn_if_one_letter
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -55,7 +55,7 @@ def tune(
     *,
     ks: Sequence[int] | None = None,
     factors: Sequence[float] = FACTORS,
-    positions: Sequence[str] | str = ("all", "answer"),
+    positions: Sequence[str] | str | None = None,
     criterion: str = "accuracy",
     margin: float = 2.0,
     orders: str = "none",
@@ -67,10 +67,13 @@ def tune(
 
     Returns a neuron set whose `.tuned` holds the factors, the positions and the whole curve that was looked at;
     `.apply(model)`, `nl.evaluate(..., mode="tuned")` and `nl.bake` use it. It is empty where no edit was best.
+    positions: those to try, "all" and "answer"; by default those that the set was found with ("all" where it does not
+    say), and the tuned set is judged and lived with at the chosen ones.
 
     >>> tuned = nl.tune(model, tokenizer, neurons, validation)              # doctest: +SKIP
     >>> nl.evaluate(model, tokenizer, test, tuned, mode="tuned")            # doctest: +SKIP
     """
+    positions = (neurons.positions or "all",) if positions is None else positions
     positions = (positions,) if isinstance(positions, str) else positions
     _check(ks, factors, positions, criterion)
     if isinstance(margin, bool) or not isinstance(margin, (int, float)) or not margin >= 0:

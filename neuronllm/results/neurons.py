@@ -6,7 +6,7 @@ import json
 import math
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 CONFIG, TENSORS = "neuron_config.json", "neurons.safetensors"
 ROLES = ("good", "bad")
+POSITIONS = ("answer", "all")  # where a set is found, tuned, judged and lived with
 MODES = {"enhance": (2.0, 0.0), "degrade": (0.0, 2.0)}  # factors of the good and of the bad neurons
 
 
@@ -80,6 +81,14 @@ class NeuronSet:
     def tuned(self) -> dict[str, Any] | None:
         """What `nl.tune` chose: factors "good" and "bad", and "positions"; None before."""
         return self.provenance.get("tuned")
+
+    @property
+    def positions(self) -> str | None:
+        """Where the set was tuned, learned or found, "answer" or "all": it is judged and lived with there.
+
+        None where nothing says so, or where sets of both kinds were united; edits are at "all" then.
+        """
+        return _positions_of(self.provenance)
 
     def take(self, mask: Any) -> NeuronSet:
         """The neurons where `mask` is true (or at the given places), in the order they have here."""
@@ -137,42 +146,57 @@ class NeuronSet:
         good: float | None = None,
         bad: float | None = None,
         positions: Positions | None = None,
+        answer_start: Any = None,
     ) -> Iterator[PreTrainedModel]:
         """Multiply good and bad neurons by factors while the context lasts.
 
         Without factors, those of `nl.tune`. One factor alone leaves the other role as it is. Positions default to
-        "all" (or the tuned ones), which is what baking does.
+        those of the set, or to "all". At "answer", `model.generate` edits the last prompt token and what follows it; a
+        plain forward pass needs `answer_start`, the place of the first edited token, one for all rows or one a row.
         """
-        good, bad, chosen = self.factors(None, good, bad)
-        ids, factors = self.edits(model, good, bad)
-        with edit(model, ids, factors, positions=(chosen or "all") if positions is None else positions):
+        ids, factors = self.edits(model, *self.factors(None, good, bad))
+        where = (self.positions or "all") if positions is None else positions
+        with edit(model, ids, factors, positions=where, answer_start=answer_start):
             yield model
 
-    def enhance(self, model: PreTrainedModel, good: float = 2.0, bad: float = 0.0, positions: Positions = "all") -> Any:
-        """Context: good neurons doubled, bad ones silenced."""
-        return self.apply(model, good, bad, positions)
+    def enhance(
+        self,
+        model: PreTrainedModel,
+        good: float = 2.0,
+        bad: float = 0.0,
+        positions: Positions | None = None,
+        answer_start: Any = None,
+    ) -> AbstractContextManager[PreTrainedModel]:
+        """Context: good neurons doubled, bad ones silenced, where `apply` says."""
+        return self.apply(model, good, bad, positions, answer_start)
 
-    def degrade(self, model: PreTrainedModel, good: float = 0.0, bad: float = 2.0, positions: Positions = "all") -> Any:
-        """Context: good neurons silenced, bad ones doubled."""
-        return self.apply(model, good, bad, positions)
+    def degrade(
+        self,
+        model: PreTrainedModel,
+        good: float = 0.0,
+        bad: float = 2.0,
+        positions: Positions | None = None,
+        answer_start: Any = None,
+    ) -> AbstractContextManager[PreTrainedModel]:
+        """Context: good neurons silenced, bad ones doubled, where `apply` says."""
+        return self.apply(model, good, bad, positions, answer_start)
 
     def factors(
         self, mode: str | None, good: float | None = None, bad: float | None = None
-    ) -> tuple[float | None, float | None, str | None]:
-        """(good, bad, positions) of a mode: "enhance", "degrade" or "tuned"; factors given by hand win.
+    ) -> tuple[float | None, float | None]:
+        """(good, bad) of a mode: "enhance", "degrade" or "tuned"; factors given by hand win.
 
-        Without mode and factors the tuned ones are meant. Positions are None unless they were tuned.
+        Without mode and factors the tuned ones are meant.
         """
         if mode is not None and mode not in (*MODES, "tuned"):
             raise InputError(f"mode={mode!r}: known modes are {', '.join((*MODES, 'tuned'))}")
-        if mode in MODES:
-            return (MODES[mode][0] if good is None else good), (MODES[mode][1] if bad is None else bad), None
         if mode is None and (good is not None or bad is not None):
-            return good, bad, None
-        if self.tuned is None:
+            return good, bad
+        if mode not in MODES and self.tuned is None:
             raise InputError('give mode="enhance" or "degrade", or factors good= and bad=, or run nl.tune first')
-        tuned = self.tuned
-        return (tuned["good"] if good is None else good), (tuned["bad"] if bad is None else bad), tuned["positions"]
+        tuned = self.tuned or {}
+        chosen = MODES[mode] if mode in MODES else (tuned["good"], tuned["bad"])
+        return (chosen[0] if good is None else good), (chosen[1] if bad is None else bad)
 
     def edits(
         self, model: PreTrainedModel, good: float | None = None, bad: float | None = None
@@ -261,6 +285,14 @@ class NeuronSet:
             f"# {name}\n\n{self!r}, found with neuronllm.\n\n{facts}\n\n```python\nimport neuronllm as nl\n\n"
             f'neurons = nl.NeuronSet.from_pretrained("{name}")\nwith neurons.{steer}(model):\n    ...\n```\n'
         )
+
+
+def _positions_of(provenance: dict[str, Any]) -> str | None:
+    for made in (provenance.get("tuned"), provenance.get("learned"), provenance):
+        if isinstance(made, dict) and made.get("positions") in POSITIONS:
+            return str(made["positions"])
+    united = {_positions_of(part) for part in provenance.get("union", ())}
+    return united.pop() if len(united) == 1 else None
 
 
 def check_counts(**counts: Any) -> None:
