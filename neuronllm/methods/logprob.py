@@ -28,7 +28,7 @@ class LogProb(Method):
     """
 
     name: ClassVar[str] = "logprob"
-    dear: ClassVar[bool] = True
+    expensive: ClassVar[bool] = True
 
     def score(self, engine: ReferenceEngine, prompts: Sequence[Prompt], objective: str, positions: str) -> Tensor:
         return engine.direct(prompts, objective)
