@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 class Exact(Method):
     """F(clean) - F(neuron times factor), really run.
 
-    >>> Exact.options()  # doctest: +ELLIPSIS
-    [...]
+    >>> Exact.options()
+    ['factor']
     """
 
     name: ClassVar[str] = "exact"
