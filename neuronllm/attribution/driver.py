@@ -169,7 +169,7 @@ def _scored(
         first = ranks.gather(engine.plan.to_dict())[0]
         worked = _described(engine)
         _warn_of_post_norms(job, engine)
-        window = frozen["window"] if frozen else (1 if job.how.dear else engine.at_once)
+        window = frozen["window"] if frozen else (1 if job.how.expensive else engine.at_once)
         engine.plan = Plan.from_dict(store.begin(first, engine=engine.name, window=window, chosen=chosen))
         share = share_of(groups, ranks.rank, ranks.size)
         with tqdm(total=len(share), desc=_label(job, ranks), disable=not show, unit="question") as bar:

@@ -36,8 +36,8 @@ MASKS = ("consistent", "ambiguous", "none")
 class ACE(Method):
     """The contrastive scores of NeuronLLM: integrated gradients, masked by the agreement of questions.
 
-    >>> ACE.options()  # doctest: +ELLIPSIS
-    [...]
+    >>> ACE.options()
+    ['steps', 'quadrature', 'mask', 'tau', 'z']
     """
 
     name: ClassVar[str] = "ace"

@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 class Exact(Method):
     """F(clean) - F(neuron times factor), really run.
 
-    >>> Exact.options()  # doctest: +ELLIPSIS
-    [...]
+    >>> Exact.options()
+    ['factor']
     """
 
     name: ClassVar[str] = "exact"
-    dear: ClassVar[bool] = True
+    expensive: ClassVar[bool] = True
 
     factor: float = 0.0  # 0 silences: + means the neuron helps
 

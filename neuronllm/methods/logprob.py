@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 class LogProb(Method):
     """F(unembed(r + h v)) - F(unembed(r)).
 
-    >>> LogProb.options()  # doctest: +ELLIPSIS
-    [...]
+    >>> LogProb.options()
+    []
     """
 
     name: ClassVar[str] = "logprob"
-    dear: ClassVar[bool] = True
+    expensive: ClassVar[bool] = True
 
     def score(self, engine: Engine, prompts: Sequence[Prompt], objective: str, positions: str) -> Tensor:
         return engine.direct(prompts, objective)
