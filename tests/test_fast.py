@@ -12,7 +12,7 @@ from neuronllm.attribution.driver import attribute
 from neuronllm.data.prompts import Prompt
 from neuronllm.engine.batching import Plan
 from neuronllm.engine.fast import FastEngine
-from neuronllm.engine.objective import BARE_LETTER, OBJECTIVES
+from neuronllm.engine.head import BARE_LETTER, OBJECTIVES
 from neuronllm.engine.quadrature import quadrature
 from neuronllm.engine.reference import ReferenceEngine
 from tests.checks import untouched

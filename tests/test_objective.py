@@ -9,7 +9,7 @@ import torch
 
 from neuronllm.common.errors import InputError
 from neuronllm.data.prompts import Prompt
-from neuronllm.engine.objective import BARE_LETTER, OBJECTIVES, check_objective, objective_value, option_scores
+from neuronllm.engine.head import BARE_LETTER, OBJECTIVES, check_objective, objective_value, option_scores
 from neuronllm.engine.reference import ReferenceEngine
 from tests import plain
 from tests.tiny import tiny

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from neuronllm.engine.borrowed import answer_logits
-from neuronllm.engine.objective import OBJECTIVES, objective_value
+from neuronllm.engine.head import OBJECTIVES, objective_value
 from neuronllm.engine.quadrature import QUADRATURES, quadrature
 from neuronllm.engine.reference import ReferenceEngine
 from neuronllm.model.anatomy import Anatomy

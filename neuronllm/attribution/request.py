@@ -14,7 +14,7 @@ from ..common.errors import InputError
 from ..data.prompts import Prompt, Questions, as_prompts, group_by_question
 from ..engine.answers import check_batch_size
 from ..engine.borrowed import check_prompts
-from ..engine.objective import check_objective
+from ..engine.head import check_objective
 from ..methods import Method
 from ..model.anatomy import Anatomy
 from ..results.per_prompt import PLACES, top_of

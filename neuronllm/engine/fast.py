@@ -29,9 +29,9 @@ from .direct import direct
 from .effects import effects, rounding
 from .full import full_pass, recomputing
 from .fused import glu_score_wanted, summed_products
+from .head import Choices, needs_vocabulary, only_options, wide
 from .integrals import integral
 from .memory import available, peak_memory
-from .objective import Choices, needs_vocabulary, only_options, wide
 from .prefill import prefill, prefill_root
 from .relp import relp_rules, watching_ups
 from .selfcheck import Blocks, Differs, Verdict, clean_branch, head_can_be_cut, try_blocks

@@ -18,7 +18,7 @@ from ..model.hooks import visiting
 from ..model.sites import Site
 from .base import TOKENS, Engine, summed
 from .borrowed import answer_logits, check_prompts, input_device
-from .objective import objective_value, option_scores, wide
+from .head import objective_value, option_scores, wide
 from .relp import relp_rules, watching_ups
 from .stream import float32_stream
 from .verdicts import verdicts

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ..common.errors import InputError
-from ..engine.objective import BARE_LETTER
+from ..engine.head import BARE_LETTER
 from ..engine.quadrature import quadrature
 from .base import Collector, Method, above_share_of_max, empty_counts, in_range, one_of
 

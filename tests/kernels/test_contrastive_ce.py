@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from neuronllm.engine.objective import NEVER, OBJECTIVES
+from neuronllm.engine.head import NEVER, OBJECTIVES
 from neuronllm.kernels.contrastive_ce import reference
 from neuronllm.ops import ContrastiveCE, contrastive_ce
 from tests.kernels.lanes import DEVICE, DTYPES, bits, only_interpreted, poisoned, same_bits, watched, within_budget
