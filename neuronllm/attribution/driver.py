@@ -25,7 +25,8 @@ from ..engine import open_engine
 from ..engine.answers import option_logprobs
 from ..engine.batching import Plan
 from ..engine.borrowed import plain_types
-from ..methods import Collector, get_method
+from ..engine.objectives import NO_OBJECTIVE, AnyObjective, get_objective
+from ..methods import Collector, Method, get_method
 from ..results.answers import answered_right
 from ..results.per_prompt import PLACES, Parts, Top
 from ..results.scores import Scores
@@ -45,9 +46,9 @@ def attribute(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase | None,
     questions: Questions,
-    method: str = "ace",
+    method: str | Method = "ace",
     *,
-    objective: str | None = None,
+    objective: AnyObjective | None = None,
     positions: str = "answer",
     orders: str | None = None,
     template: str | list[str] | None = None,
@@ -67,7 +68,8 @@ def attribute(
     """Score every FFN neuron of a model by how much it helps (+) or hurts (-) the right answers.
 
     questions: `nl.load_questions(...)`, or rendered `nl.Prompt`s (then tokenizer, orders and template are not used).
-    method: see `neuronllm.methods`; None for objective, orders and template means the method's own default.
+    method, objective: by name, see `neuronllm.methods` and `neuronllm.objectives`, or as objects. None for objective,
+    orders and template means the method's own default.
     positions: "answer", or "all" for methods that can. items: "wrong" or "right" scores only the questions that the
     model answers so. dtype: judge a copy of the model in this type. Further keywords are options of the method.
 
@@ -226,7 +228,7 @@ def _through(job: Job, engine: Engine, windows: list[list[Share]], progress: Pro
 
 
 def raw_scores(job: Job, engine: Engine, prompts: Sequence[Prompt]) -> Tensor:
-    return job.how.score(engine, prompts, job.objective or "", job.positions)
+    return job.how.score(engine, prompts, get_objective(job.objective or NO_OBJECTIVE), job.positions)
 
 
 def engine_of(job: Job, plan: Plan | None = None) -> AbstractContextManager[Engine]:

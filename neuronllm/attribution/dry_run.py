@@ -10,7 +10,7 @@ import torch
 
 from ..data.prompts import Questions
 from ..engine.batching import Plan
-from ..methods import get_method
+from ..methods import Method, get_method
 from ..runs.checkpoint import Run
 from ..runs.processes import Ranks
 from .driver import check_place, engine_of, raw_scores
@@ -26,7 +26,7 @@ def dry_run(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase | None,
     questions: Questions,
-    method: str = "ace",
+    method: str | Method = "ace",
     **arguments: Any,
 ) -> str:
     """What `attribute` would do with the same arguments, in a few lines: how much work, in which batches, how large.

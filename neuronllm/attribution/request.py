@@ -14,7 +14,7 @@ from ..common.errors import InputError
 from ..data.prompts import Prompt, Questions, as_prompts, group_by_question
 from ..engine.answers import check_batch_size
 from ..engine.borrowed import check_prompts
-from ..engine.head import check_objective
+from ..engine.objectives import NO_OBJECTIVE, AnyObjective, Objective, get_objective
 from ..methods import Method
 from ..model.anatomy import Anatomy
 from ..results.per_prompt import PLACES, top_of
@@ -36,7 +36,7 @@ class Job:
     tokenizer: PreTrainedTokenizerBase | None
     questions: Questions
     how: Method
-    objective: str | None = None
+    objective: AnyObjective | None = None  # after `check`, an Objective
     positions: str = "answer"
     orders: str | None = None
     template: Any = None
@@ -87,7 +87,7 @@ class Job:
     def asked(self) -> dict[str, Any]:
         rendered = not isinstance(self.questions[0], Prompt)  # of given prompts, the caller chose the order
         return {
-            "objective": self.objective,
+            "objective": self.objective.name if isinstance(self.objective, Objective) else self.objective,
             "positions": self.positions,
             "orders": self.orders if rendered else None,
             "items": self.items,
@@ -134,7 +134,7 @@ class Job:
 
 def checked(
     how: Method,
-    objective: str | None = None,
+    objective: AnyObjective | None = None,
     positions: str = "answer",
     items: str = "all",
     keep: str = "mean",
@@ -142,11 +142,11 @@ def checked(
     keep_dtype: torch.dtype = torch.float32,
     batch_size: int | str = "auto",
     dtype: torch.dtype | None = None,
-) -> str:
+) -> Objective:
     """The objective, after refusing what the method cannot do and values that are not known; it takes no model.
 
     >>> from neuronllm.methods import get_method
-    >>> checked(get_method("gradient"), "margin", positions="all")
+    >>> checked(get_method("gradient"), "margin", positions="all").name
     'margin'
     """
     if positions not in how.positions:
@@ -164,8 +164,8 @@ def checked(
         raise InputError(f"dtype={dtype!r}: give a floating type of torch, such as torch.float64")
     if how.objective is None:
         if objective is not None:
-            raise InputError(f"objective={objective!r}: method {how.name!r} explains no objective, leave it out")
-        return ""
-    objective = check_objective(how.objective if objective is None else objective)
-    how.check_objective(objective)
-    return objective
+            raise InputError(f"objective={str(objective)!r}: method {how.name!r} explains no objective, leave it out")
+        return NO_OBJECTIVE
+    explained = get_objective(how.objective if objective is None else objective)
+    how.check_objective(explained)
+    return explained
