@@ -25,7 +25,8 @@ from ..engine import open_engine
 from ..engine.answers import option_logprobs
 from ..engine.batching import Plan
 from ..engine.borrowed import plain_types
-from ..methods import Collector
+from ..engine.objectives import AnyObjective
+from ..methods import Collector, Method
 from ..results.answers import answered_right
 from ..results.scores import Scores
 from ..runs.checkpoint import undisturbed
@@ -45,9 +46,9 @@ def attribute(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase | None,
     questions: Questions,
-    method: str = Request.method,
+    method: str | Method = Request.method,
     *,
-    objective: str | None = Request.objective,
+    objective: AnyObjective | None = Request.objective,
     positions: str | None = Request.positions,
     orders: str | None = Request.orders,
     template: str | Sequence[str] | None = Request.template,
@@ -67,8 +68,9 @@ def attribute(
     """Score every FFN neuron of a model by how much it helps (+) or hurts (-) the right answers.
 
     questions: `nl.load_questions(...)`, or rendered `nl.Prompt`s (then tokenizer, orders and template are not used).
-    method: see `neuronllm.methods`; "ace" is that of the NeuronLLM paper. None for objective, positions, orders and
-    template means the method's own default; for positions that is "all" where the method can, else "answer".
+    method, objective: by name, see `neuronllm.methods` and `neuronllm.objectives`, or as objects; method "ace" is that
+    of the NeuronLLM paper. None for objective, positions, orders and template means the method's own default; for
+    positions that is "all" where the method can, else "answer".
     items: "wrong" or "right" scores only the questions that the model answers so. dtype: judge a copy of the model in
     this type. Further keywords are options of the method.
 
@@ -213,7 +215,7 @@ def _through(job: Job, engine: Engine, windows: list[list[Share]], store: Store[
 
 
 def raw_scores(job: Job, engine: Engine, prompts: Sequence[Prompt]) -> Tensor:
-    return job.how.score(engine, prompts, job.request.objective or "", job.request.positions or "")
+    return job.how.score(engine, prompts, job.request.explained, job.request.positions or "")
 
 
 def engine_of(job: Job, plan: Plan | None = None) -> AbstractContextManager[Engine]:

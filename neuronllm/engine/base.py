@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from ..data.prompts import Prompt
+    from .objectives import AnyObjective
 
 TOKENS = 4096  # of a pass, where nobody plans for more
 E = TypeVar("E", bound="Engine")
@@ -97,7 +98,7 @@ class Engine(ABC):
     def gradients(
         self,
         prompts: Sequence[Prompt],
-        objective: str,
+        objective: AnyObjective,
         *,
         positions: str = "answer",
         weight: str = "activation",
@@ -113,7 +114,7 @@ class Engine(ABC):
         """(prompts, options, n_neurons): h times the gradient of every option's score; 0 where there is no option."""
 
     @abstractmethod
-    def integrate(self, prompts: Sequence[Prompt], objective: str, alphas: Tensor, weights: Tensor) -> Tensor:
+    def integrate(self, prompts: Sequence[Prompt], objective: AnyObjective, alphas: Tensor, weights: Tensor) -> Tensor:
         """Integrated gradients at the answer position, a layer's whole h scaled together by each alpha.
 
         Shared and routed experts of a layer are scaled together, because its routing does not depend on h.
@@ -121,7 +122,7 @@ class Engine(ABC):
 
     @abstractmethod
     def effects(
-        self, prompts: Sequence[Prompt], objective: str, *, ids: Tensor | None = None, factor: float = 0.0
+        self, prompts: Sequence[Prompt], objective: AnyObjective, *, ids: Tensor | None = None, factor: float = 0.0
     ) -> Tensor:
         """F(clean) - F(neuron times factor) at the answer position, every neuron or those of `ids`, really run.
 
@@ -129,7 +130,7 @@ class Engine(ABC):
         """
 
     @abstractmethod
-    def direct(self, prompts: Sequence[Prompt], objective: str) -> Tensor:
+    def direct(self, prompts: Sequence[Prompt], objective: AnyObjective) -> Tensor:
         """F(unembed(r + h_i v_i)) - F(unembed(r)): a neuron's own push on the logits, no later layer in between."""
 
     @abstractmethod

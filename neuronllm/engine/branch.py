@@ -23,7 +23,7 @@ from ..model.hooks import visiting
 from ..model.sites import Site
 from .answer import answer_pass
 from .attention import branch_attention
-from .objective import wide
+from .head import wide
 from .tree import Prefix
 
 if TYPE_CHECKING:

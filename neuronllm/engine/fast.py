@@ -29,9 +29,10 @@ from .direct import direct
 from .effects import effects, rounding
 from .full import full_pass, recomputing
 from .fused import glu_score_wanted, summed_products
+from .head import Choices, only_options, wide
 from .integrals import integral
 from .memory import available, peak_memory
-from .objective import Choices, needs_vocabulary, only_options, wide
+from .objectives import AnyObjective, Objective, get_objective
 from .prefill import prefill, prefill_root
 from .relp import relp_rules, watching_ups
 from .selfcheck import Blocks, Differs, Verdict, clean_branch, head_can_be_cut, try_blocks
@@ -191,15 +192,17 @@ class FastEngine(Engine):
     def gradients(
         self,
         prompts: Sequence[Prompt],
-        objective: str,
+        objective: AnyObjective,
         *,
         positions: str = "answer",
         weight: str = "activation",
         rules: str | None = None,
     ) -> Tensor:
+        explained = get_objective(objective)
+
         def score(batch: Sequence[Prompt]) -> Tensor:
-            with self._asking(batch, objective) as choices:
-                value = lambda logits: choices.value(objective, logits)  # noqa: E731
+            with self._asking(batch, explained) as choices:
+                value = lambda logits: choices.value(explained, logits)  # noqa: E731
                 return self._gradient(batch, value, 1, positions == "all", weight, rules)[:, 0]
 
         return self._batched(prompts, score)
@@ -215,23 +218,25 @@ class FastEngine(Engine):
 
         return self._batched(prompts, score)
 
-    def integrate(self, prompts: Sequence[Prompt], objective: str, alphas: Tensor, weights: Tensor) -> Tensor:
+    def integrate(self, prompts: Sequence[Prompt], objective: AnyObjective, alphas: Tensor, weights: Tensor) -> Tensor:
+        explained = get_objective(objective)
+
         def score(batch: Sequence[Prompt]) -> Tensor:
-            with self._asking(batch, objective) as choices:
-                return integral(self._batch(batch, lambda logits: choices.value(objective, logits)), alphas, weights)
+            with self._asking(batch, explained) as choices:
+                return integral(self._batch(batch, lambda logits: choices.value(explained, logits)), alphas, weights)
 
         blocks = {site.block for site in self.anatomy.sites}
         return self._batched(prompts, score, GRAPH * (1 + len(alphas) * len(blocks)))
 
     @torch.no_grad()
     def effects(
-        self, prompts: Sequence[Prompt], objective: str, *, ids: Tensor | None = None, factor: float = 0.0
+        self, prompts: Sequence[Prompt], objective: AnyObjective, *, ids: Tensor | None = None, factor: float = 0.0
     ) -> Tensor:
-        ids = None if ids is None else self.anatomy.checked(ids)
+        ids, explained = None if ids is None else self.anatomy.checked(ids), get_objective(objective)
 
         def score(prompts: Sequence[Prompt]) -> Tensor:
-            with self._in_float32(), self._asking(prompts, objective) as choices:
-                batch = self._batch(prompts, lambda logits: choices.value(objective, logits))
+            with self._in_float32(), self._asking(prompts, explained) as choices:
+                batch = self._batch(prompts, lambda logits: choices.value(explained, logits))
                 self.plan.noise = max(self.plan.noise, rounding(batch))
                 return effects(batch, ids, factor, self._trial)
 
@@ -239,10 +244,12 @@ class FastEngine(Engine):
         return self._batched(prompts, score, rows)
 
     @torch.no_grad()
-    def direct(self, prompts: Sequence[Prompt], objective: str) -> Tensor:
+    def direct(self, prompts: Sequence[Prompt], objective: AnyObjective) -> Tensor:
+        explained = get_objective(objective)
+
         def score(prompts: Sequence[Prompt]) -> Tensor:
-            with self._asking(prompts, objective) as choices:
-                batch = self._batch(prompts, lambda logits: choices.value(objective, logits))
+            with self._asking(prompts, explained) as choices:
+                batch = self._batch(prompts, lambda logits: choices.value(explained, logits))
                 return direct(batch, self._unembed_rows)
 
         return self._batched(prompts, score, max(site.width for site in self.anatomy.sites))
@@ -373,10 +380,10 @@ class FastEngine(Engine):
             self._widened = False
 
     @contextmanager
-    def _asking(self, prompts: Sequence[Prompt], objective: str = "") -> Iterator[Choices]:
+    def _asking(self, prompts: Sequence[Prompt], objective: Objective | None = None) -> Iterator[Choices]:
         """The choices of a batch, with a head that computes their logits alone where that is enough."""
-        choices = Choices.of(prompts, objective)
-        if needs_vocabulary(objective) or not self.options_head:
+        choices = Choices.of(prompts, objective.forms if objective else None)
+        if (objective and objective.vocabulary) or not self.options_head:
             yield choices
         else:
             ids, choices = choices.columns()

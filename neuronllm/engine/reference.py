@@ -18,7 +18,8 @@ from ..model.hooks import visiting
 from ..model.sites import Site
 from .base import TOKENS, Engine, summed
 from .borrowed import answer_logits, check_prompts, input_device
-from .objective import objective_value, option_scores, wide
+from .head import objective_value, option_scores, wide
+from .objectives import AnyObjective
 from .relp import relp_rules, watching_ups
 from .stream import float32_stream
 from .verdicts import verdicts
@@ -54,7 +55,7 @@ class ReferenceEngine(Engine):
     def gradients(
         self,
         prompts: Sequence[Prompt],
-        objective: str,
+        objective: AnyObjective,
         *,
         positions: str = "answer",
         weight: str = "activation",
@@ -77,19 +78,19 @@ class ReferenceEngine(Engine):
 
         return self._each(prompts, one)
 
-    def integrate(self, prompts: Sequence[Prompt], objective: str, alphas: Tensor, weights: Tensor) -> Tensor:
+    def integrate(self, prompts: Sequence[Prompt], objective: AnyObjective, alphas: Tensor, weights: Tensor) -> Tensor:
         return self._each(prompts, lambda p: self._integrate(p, objective, alphas, weights))
 
     @torch.no_grad()
     def effects(
-        self, prompts: Sequence[Prompt], objective: str, *, ids: Tensor | None = None, factor: float = 0.0
+        self, prompts: Sequence[Prompt], objective: AnyObjective, *, ids: Tensor | None = None, factor: float = 0.0
     ) -> Tensor:
         with float32_stream(self.model):
             self.plan.noise = max([self.plan.noise, *(self._rounding(p, objective) for p in prompts)])
             return self._each(prompts, lambda p: self._effects(p, objective, ids, factor))
 
     @torch.no_grad()
-    def direct(self, prompts: Sequence[Prompt], objective: str) -> Tensor:
+    def direct(self, prompts: Sequence[Prompt], objective: AnyObjective) -> Tensor:
         return self._each(prompts, lambda p: self._direct(p, objective))
 
     @torch.no_grad()
@@ -185,7 +186,7 @@ class ReferenceEngine(Engine):
             scores[site.down] = summed(site, wide(scale(h)) * wide(grads[site.down][0]), routes)
         return self._joined(scores)
 
-    def _integrate(self, prompt: Prompt, objective: str, alphas: Tensor, weights: Tensor) -> Tensor:
+    def _integrate(self, prompt: Prompt, objective: AnyObjective, alphas: Tensor, weights: Tensor) -> Tensor:
         scores, clean = {}, self._clean(prompt)
         for sites in self.anatomy.blocks.values():
             scaled = {}
@@ -201,7 +202,7 @@ class ReferenceEngine(Engine):
                 scores[site.down] = site.spread(mean.to(wide(h).dtype) * wide(h), routes)
         return self._joined(scores)
 
-    def _effects(self, prompt: Prompt, objective: str, ids: Tensor | None, factor: float) -> Tensor:
+    def _effects(self, prompt: Prompt, objective: AnyObjective, ids: Tensor | None, factor: float) -> Tensor:
         ids = torch.arange(self.anatomy.n_neurons) if ids is None else self.anatomy.checked(ids)
         where, clean = self.anatomy.site_of(ids), self._clean(prompt)
         effects = torch.zeros(len(ids), dtype=wide(next(iter(clean.values()))[0]).dtype)
@@ -219,7 +220,7 @@ class ReferenceEngine(Engine):
                 effects[part] = (value[-1] - value[:-1]).cpu()
         return effects
 
-    def _rounding(self, prompt: Prompt, objective: str) -> float:
+    def _rounding(self, prompt: Prompt, objective: AnyObjective) -> float:
         site = self.anatomy.sites[0]
         h = self._clean(prompt)[site.down][0]
         generator = torch.Generator().manual_seed(0)
@@ -228,7 +229,7 @@ class ReferenceEngine(Engine):
         value = objective_value(objective, self._edited(prompt, {site.down: rows}), prompt)
         return float((value[:-1] - value[-1]).abs().max())
 
-    def _direct(self, prompt: Prompt, objective: str) -> Tensor:
+    def _direct(self, prompt: Prompt, objective: AnyObjective) -> Tensor:
         scores, clean = {}, self._clean(prompt)
         for block, sites in self.anatomy.blocks.items():
             for site in sites:

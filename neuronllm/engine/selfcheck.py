@@ -22,7 +22,7 @@ from .answer import answer_pass
 from .attention import branch_attention
 from .borrowed import DRIVING_ERRORS
 from .branch import Batch, leaving, sweep, vectors
-from .objective import Choices, only_options, wide
+from .head import Choices, only_options, wide
 
 HALF, NONE, TWICE = 0.5, 0.0, 2.0  # what h of a site is multiplied with
 Trials = dict[str, list[tuple[Site, float]]]  # the edited copies of each block
