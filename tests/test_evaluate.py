@@ -16,7 +16,8 @@ from neuronllm.common.statistics import bootstrap_interval, mcnemar, percent_of,
 from neuronllm.data.prompts import Prompt
 from neuronllm.judging.controls import random_like
 from neuronllm.model.anatomy import Anatomy
-from neuronllm.results.neurons import MODES, NeuronSet
+from neuronllm.results.factors import FACTORS
+from neuronllm.results.neurons import NeuronSet
 from tests.checks import Fuse, blow_after, letter_model, lived_in, quiz, refused, untouched, with_every_letter
 from tests.tiny import DENSE, tiny
 from tests.tiny_tokenizers import byte_level
@@ -144,7 +145,14 @@ def test_every_number_of_an_edit(model, mode, positions):
         return abs(np.mean([(b - a) / a for a, b in zip(first, then, strict=True)]))
 
     assert report.pcr == pytest.approx(change(prompts) / change(unrelated), rel=1e-3)
-    asked = {"mode": mode, "good": good, "bad": bad, "positions": positions, "positions_from": "as asked for"}
+    asked = {
+        "mode": mode,
+        "good": good,
+        "bad": bad,
+        "positions": positions,
+        "positions_from": "as asked for",
+        "own": {},
+    }
     assert report.edit == {**asked, "neurons": 6}
     json.dumps(report.to_dict())
     assert "RAC" in str(report)
@@ -171,10 +179,8 @@ def test_a_set_is_judged_where_it_was_found(model, provenance, positions, source
         asked = evaluate(model, prompts, neurons, "degrade", positions=where, controls=0)
         values[where] = asked.p_right
         assert asked.edit["positions"] == where and asked.edit["positions_from"] == "as asked for"
-        same(
-            asked,
-            work_out(prompts, ask(model, prompts, {n: MODES["degrade"][r == "bad"] for n, r in EDITED.items()}, where)),
-        )
+        factors = {neuron: FACTORS["degrade"][role == "bad"] for neuron, role in EDITED.items()}
+        same(asked, work_out(prompts, ask(model, prompts, factors, where)))
     assert default.p_right == values[positions] != values[other]
 
 

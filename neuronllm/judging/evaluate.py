@@ -46,10 +46,11 @@ def evaluate(
 ) -> Report:
     """Accuracy and more on questions; with `neurons`, of the edited model beside the base model and random controls.
 
-    mode: "enhance", "degrade" or "tuned" (what `nl.tune` chose); or give the factors good= and bad= (one alone leaves
-    the other role as it is). positions: "answer" or "all"; by default those that the set was found, learned or tuned
-    with, so that it is judged where it will be lived with, and "all" where it does not say. unrelated: questions for
-    the PCR. orders: the questions as written by default; "rotate" asks each with every order of its choices.
+    mode: "enhance", "degrade", "own" (the neurons' own factors) or "tuned" (what `nl.tune` chose); or give the factors
+    good= and bad= (one alone leaves the other role as it is); by default the own factors, else the tuned ones.
+    positions: "answer" or "all"; by default those that the set was found, learned or tuned with, so that it is judged
+    where it will be lived with, and "all" where it does not say. unrelated: questions for the PCR. orders: the
+    questions as written by default; "rotate" asks each with every order of its choices.
 
     >>> nl.evaluate(model, tokenizer, questions, neurons, mode="degrade")   # doctest: +SKIP
     """
@@ -103,15 +104,13 @@ def _planned(
     model: PreTrainedModel, neurons: NeuronSet, mode: str | None, good: Any, bad: Any, positions: str | None
 ) -> tuple[Edit, dict[str, Any]]:
     """The edit that was asked for, and its description."""
-    if mode is None and good is None and bad is None and neurons.tuned:
-        mode = "tuned"
-    good, bad = neurons.factors(mode, good, bad)
+    how = neurons.steering(mode, good, bad)
     source = "where the set was found or tuned" if neurons.positions else "the set names none"
     source = "as asked for" if positions else source
     positions = positions or neurons.positions or "all"
-    change = Edit(*neurons.edits(model, good, bad), positions)
-    described = {"mode": mode, "good": good, "bad": bad, "positions": positions, "positions_from": source}
-    return change, {**described, "neurons": len(change.ids)}
+    change = Edit(*neurons.edits(model, how), positions)
+    where = {"positions": positions, "positions_from": source}
+    return change, {**neurons.steered_by(how), **where, "neurons": len(change.ids)}
 
 
 def _intervals(base: Answers, edited: Answers | None, seed: int) -> dict[str, tuple[float, float]]:

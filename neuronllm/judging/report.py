@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ..common.tables import show
+from ..results.factors import show_factor
 
 
 @dataclass
@@ -70,7 +71,8 @@ def report_lines(report: Report) -> list[str]:
 
 def _edit(edit: dict[str, Any]) -> str:
     what = edit.get("mode") or "edited"
-    text = f"{what}: {edit['neurons']} neurons, good x{edit['good']}, bad x{edit['bad']}, positions {edit['positions']}"
+    good, bad = (f"{role} {show_factor(edit[role], edit['own'].get(role))}" for role in ("good", "bad"))
+    text = f"{what}: {edit['neurons']} neurons, {good}, {bad}, positions {edit['positions']}"
     return text if edit["positions_from"] == "as asked for" else f"{text}, {edit['positions_from']}"
 
 
