@@ -110,10 +110,11 @@ def test_without_neurons_the_model_is_described(model):
         report = nl.evaluate(model, None, prompts, progress=False)
     same(report, work_out(prompts, ask(model, prompts)))
     assert report.questions == 10 and 0 < report.accuracy < 1
-    for name in ("base", "rac", "rcc", "flips", "mcnemar", "pcr", "controls"):
+    for name in ("base", "rac", "rcc", "flips", "flipped", "mcnemar", "pcr", "controls"):
         assert getattr(report, name) is None
-    low, high = report.ci["accuracy"]
-    assert set(report.ci) == {"accuracy", "p_right"} and low <= report.accuracy <= high
+    assert set(report.ci) == {"base"} and set(report.ci["base"]) == {"accuracy", "p_right"}
+    low, high = report.ci["base"]["accuracy"]
+    assert low <= report.accuracy <= high
     json.dumps(report.to_dict())
     assert "10 questions" in str(report)
 
@@ -137,6 +138,10 @@ def test_every_number_of_an_edit(model, mode, positions):
     pairs = list(zip(before["votes"], after["votes"], strict=True))
     lost, won = pairs.count((True, False)), pairs.count((False, True))
     assert report.flips == {"right_to_wrong": lost, "wrong_to_right": won}
+    for direction, pair in (("right_to_wrong", (True, False)), ("wrong_to_right", (False, True))):
+        places = [n for n, seen in enumerate(pairs) if seen == pair]
+        expected = [{"number": n, "id": f"q3-{n}", "question": None} for n in places]
+        assert report.flipped[direction] == expected
     assert report.mcnemar == pytest.approx(mcnemar(lost, won))
     assert lost + won > 0 or mode, "the strong edit must flip something, or this shows nothing"
 
@@ -398,7 +403,12 @@ def test_changes_are_paired():
     prompts = [Prompt([3], [[4], [5]], 0) for _ in range(40)]
     before = torch.linspace(0.1, 0.8, 40)
     base, edited = (Answers(prompts, torch.stack([p, 1 - p], 1).log()) for p in (before, before + 0.1))
-    low, high = _intervals(base, edited, 0)["p_right_change"]
+    found = _intervals(base, edited, 0)
+    assert list(found) == ["base", "edited", "change"]
+    low, high = found["change"]["p_right"]
     assert low == pytest.approx(0.1, abs=1e-6) and high == pytest.approx(0.1, abs=1e-6)
-    low, high = _intervals(base, edited, 0)["p_right"]
-    assert high - low > 0.1
+    for whose, answers in (("base", base), ("edited", edited)):
+        assert found[whose]["p_right"] == bootstrap_interval(answers.p_right)
+        low, high = found[whose]["p_right"]
+        assert high - low > 0.1 and low < answers.mean_p_right < high
+    assert found["edited"]["p_right"][0] > found["base"]["p_right"][0] + 0.09

@@ -10,6 +10,8 @@ from __future__ import annotations
 import warnings
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from ..common.errors import InputError
 from ..common.statistics import bootstrap_interval, mcnemar, relative_change
 from ..data.prompts import Questions, as_prompts
@@ -18,7 +20,7 @@ from ..results.answers import Answers
 from ..results.neurons import POSITIONS, NeuronSet
 from .asking import Asker, template_of, warn_if_one_letter
 from .controls import random_controls
-from .report import Report
+from .report import Intervals, Report, named
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -84,6 +86,10 @@ def evaluate(
     report.rcc = relative_change(base.mean_p_right, edited.mean_p_right)
     lost, won = base.question_right & ~edited.question_right, ~base.question_right & edited.question_right
     report.flips = {"right_to_wrong": int(lost.sum()), "wrong_to_right": int(won.sum())}
+    report.flipped = {
+        "right_to_wrong": named(questions, base.groups, lost),
+        "wrong_to_right": named(questions, base.groups, won),
+    }
     report.mcnemar = mcnemar(int(lost.sum()), int(won.sum()))
     if unrelated is not None:
         other = Asker(model, as_prompts(tokenizer, unrelated, orders, template), batch_size)
@@ -113,16 +119,20 @@ def _planned(
     return change, {**neurons.steered_by(how), **where, "neurons": len(change.ids)}
 
 
-def _intervals(base: Answers, edited: Answers | None, seed: int) -> dict[str, tuple[float, float]]:
-    """95 % bootstrap intervals over questions; changes are paired."""
-    now = edited or base
-    right, p_right = now.by_question(now.right), now.by_question(now.p_right)
-    intervals = {"accuracy": bootstrap_interval(right, seed), "p_right": bootstrap_interval(p_right, seed)}
+def _intervals(base: Answers, edited: Answers | None, seed: int) -> Intervals:
+    """95 % bootstrap intervals over questions: of the base model, of the edited one, and of the paired change."""
+
+    def by_question(answers: Answers) -> dict[str, np.ndarray]:
+        return {"accuracy": answers.by_question(answers.right), "p_right": answers.by_question(answers.p_right)}
+
+    values = {"base": by_question(base)}
     if edited is not None:
-        before, p_before = base.by_question(base.right), base.by_question(base.p_right)
-        intervals["accuracy_change"] = bootstrap_interval(right - before, seed)
-        intervals["p_right_change"] = bootstrap_interval(p_right - p_before, seed)
-    return intervals
+        values["edited"] = by_question(edited)
+        values["change"] = {name: value - values["base"][name] for name, value in values["edited"].items()}
+    return {
+        whose: {name: bootstrap_interval(value, seed) for name, value in named.items()}
+        for whose, named in values.items()
+    }
 
 
 def _pcr(base: Answers, edited: Answers, other_base: Answers, other_edited: Answers) -> float | None:
