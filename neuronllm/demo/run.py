@@ -79,7 +79,7 @@ def _task(model: Any, tokenizer: Any, name: str, progress: bool) -> Task:
     scores = attribute(model, tokenizer, search, "gradient", positions="all", template=TEMPLATE, progress=progress)
     neurons = _quietly(scores.find, FOUND, FOUND)
     faithfulness = _faithfulness(model, tokenizer, search, progress)
-    tuned = tune(model, tokenizer, neurons, validation, ks=KS, positions=("all",), template=TEMPLATE, progress=progress)
+    tuned = tune(model, tokenizer, neurons, validation, ks=KS, template=TEMPLATE, progress=progress)
     reports = {}
     for mode in ("base", "enhance", "degrade", "tuned"):
         chosen, how = (tuned, "tuned") if mode == "tuned" else (neurons.top(KS[1], KS[1]), mode)
@@ -90,7 +90,6 @@ def _task(model: Any, tokenizer: Any, name: str, progress: bool) -> Task:
             test,
             None if mode == "base" else chosen,
             mode=None if mode == "base" else how,
-            positions=None if mode == "base" else "all",
             template=TEMPLATE,
             progress=progress,
         )
