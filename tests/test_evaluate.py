@@ -16,7 +16,8 @@ from neuronllm.common.statistics import bootstrap_interval, mcnemar, percent_of,
 from neuronllm.data.prompts import Prompt
 from neuronllm.judging.controls import random_like
 from neuronllm.model.anatomy import Anatomy
-from neuronllm.results.neurons import MODES, NeuronSet
+from neuronllm.results.factors import FACTORS
+from neuronllm.results.neurons import NeuronSet
 from tests.checks import Fuse, blow_after, letter_model, lived_in, quiz, refused, untouched, with_every_letter
 from tests.tiny import DENSE, tiny
 from tests.tiny_tokenizers import byte_level
@@ -109,10 +110,11 @@ def test_without_neurons_the_model_is_described(model):
         report = nl.evaluate(model, None, prompts, progress=False)
     same(report, work_out(prompts, ask(model, prompts)))
     assert report.questions == 10 and 0 < report.accuracy < 1
-    for name in ("base", "rac", "rcc", "flips", "mcnemar", "pcr", "controls"):
+    for name in ("base", "rac", "rcc", "flips", "flipped", "mcnemar", "pcr", "controls"):
         assert getattr(report, name) is None
-    low, high = report.ci["accuracy"]
-    assert set(report.ci) == {"accuracy", "p_right"} and low <= report.accuracy <= high
+    assert set(report.ci) == {"base"} and set(report.ci["base"]) == {"accuracy", "p_right"}
+    low, high = report.ci["base"]["accuracy"]
+    assert low <= report.accuracy <= high
     json.dumps(report.to_dict())
     assert "10 questions" in str(report)
 
@@ -136,6 +138,10 @@ def test_every_number_of_an_edit(model, mode, positions):
     pairs = list(zip(before["votes"], after["votes"], strict=True))
     lost, won = pairs.count((True, False)), pairs.count((False, True))
     assert report.flips == {"right_to_wrong": lost, "wrong_to_right": won}
+    for direction, pair in (("right_to_wrong", (True, False)), ("wrong_to_right", (False, True))):
+        places = [n for n, seen in enumerate(pairs) if seen == pair]
+        expected = [{"number": n, "id": f"q3-{n}", "question": None} for n in places]
+        assert report.flipped[direction] == expected
     assert report.mcnemar == pytest.approx(mcnemar(lost, won))
     assert lost + won > 0 or mode, "the strong edit must flip something, or this shows nothing"
 
@@ -144,7 +150,14 @@ def test_every_number_of_an_edit(model, mode, positions):
         return abs(np.mean([(b - a) / a for a, b in zip(first, then, strict=True)]))
 
     assert report.pcr == pytest.approx(change(prompts) / change(unrelated), rel=1e-3)
-    asked = {"mode": mode, "good": good, "bad": bad, "positions": positions, "positions_from": "as asked for"}
+    asked = {
+        "mode": mode,
+        "good": good,
+        "bad": bad,
+        "positions": positions,
+        "positions_from": "as asked for",
+        "own": {},
+    }
     assert report.edit == {**asked, "neurons": 6}
     json.dumps(report.to_dict())
     assert "RAC" in str(report)
@@ -171,10 +184,8 @@ def test_a_set_is_judged_where_it_was_found(model, provenance, positions, source
         asked = evaluate(model, prompts, neurons, "degrade", positions=where, controls=0)
         values[where] = asked.p_right
         assert asked.edit["positions"] == where and asked.edit["positions_from"] == "as asked for"
-        same(
-            asked,
-            work_out(prompts, ask(model, prompts, {n: MODES["degrade"][r == "bad"] for n, r in EDITED.items()}, where)),
-        )
+        factors = {neuron: FACTORS["degrade"][role == "bad"] for neuron, role in EDITED.items()}
+        same(asked, work_out(prompts, ask(model, prompts, factors, where)))
     assert default.p_right == values[positions] != values[other]
 
 
@@ -392,7 +403,12 @@ def test_changes_are_paired():
     prompts = [Prompt([3], [[4], [5]], 0) for _ in range(40)]
     before = torch.linspace(0.1, 0.8, 40)
     base, edited = (Answers(prompts, torch.stack([p, 1 - p], 1).log()) for p in (before, before + 0.1))
-    low, high = _intervals(base, edited, 0)["p_right_change"]
+    found = _intervals(base, edited, 0)
+    assert list(found) == ["base", "edited", "change"]
+    low, high = found["change"]["p_right"]
     assert low == pytest.approx(0.1, abs=1e-6) and high == pytest.approx(0.1, abs=1e-6)
-    low, high = _intervals(base, edited, 0)["p_right"]
-    assert high - low > 0.1
+    for whose, answers in (("base", base), ("edited", edited)):
+        assert found[whose]["p_right"] == bootstrap_interval(answers.p_right)
+        low, high = found[whose]["p_right"]
+        assert high - low > 0.1 and low < answers.mean_p_right < high
+    assert found["edited"]["p_right"][0] > found["base"]["p_right"][0] + 0.09

@@ -172,8 +172,8 @@ def test_a_set_of_the_answer_position_is_baked_only_by_name(provenance):
     for arguments in ways:
         with untouched(model), refused("the set is for edits at the answer position", 'positions="all"'):
             nl.bake(model, neurons, **arguments)
-        good, bad = neurons.factors(arguments.get("mode"), arguments.get("good"))
-        with neurons.apply(model, good, bad, positions="all"):
+        how = neurons.steering(arguments.get("mode"), arguments.get("good"))
+        with neurons.apply(model, how.good, how.bad, positions="all"):
             expected = logits(model)
         handle = nl.bake(model, neurons, **arguments, positions="all")
         assert torch.allclose(logits(model), expected, rtol=0, atol=1e-12)

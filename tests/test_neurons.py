@@ -174,20 +174,22 @@ def test_live_edits_are_where_the_set_was_found(model):
 
 def test_factors_by_default_by_mode_and_by_hand(model):
     neurons = make(model, good=[1], bad=[2])
-    assert neurons.factors("enhance") == (2.0, 0.0)
-    assert neurons.factors("degrade") == (0.0, 2.0)
-    assert neurons.factors("enhance", good=4.0) == (4.0, 0.0)
-    assert neurons.factors("degrade", bad=0.0) == (0.0, 0.0)  # 0 is a factor, not a missing one
-    assert neurons.factors(None, bad=0.5) == (None, 0.5)
-    with refused("mode='boost'", "enhance, degrade, tuned"):
-        neurons.factors("boost")
+    assert neurons.steering("enhance") == ("enhance", 2.0, 0.0, ())
+    assert neurons.steering("degrade") == ("degrade", 0.0, 2.0, ())
+    assert neurons.steering("enhance", good=4.0) == ("enhance", 4.0, 0.0, ())
+    assert neurons.steering("degrade", bad=0.0) == ("degrade", 0.0, 0.0, ())  # 0 is a factor, not a missing one
+    assert neurons.steering(None, bad=0.5) == (None, None, 0.5, ())
+    with refused("mode='boost'", "enhance, degrade, own, tuned"):
+        neurons.steering("boost")
     for arguments in ((None,), ("tuned",)):
-        with refused("nl.tune"):
-            neurons.factors(*arguments)
+        with refused("nl.tune", "with_factors"):
+            neurons.steering(*arguments)
+    with refused('mode="own"', "with_factors"):
+        neurons.steering("own")
     tuned = make(model, good=[1], bad=[2], tuned={"good": 1.5, "bad": 0.25, "positions": "answer"})
-    assert tuned.factors(None) == tuned.factors("tuned") == (1.5, 0.25)
-    assert tuned.factors("tuned", bad=0.0) == (1.5, 0.0)
-    assert tuned.factors("enhance") == (2.0, 0.0)
+    assert tuned.steering() == tuned.steering("tuned") == ("tuned", 1.5, 0.25, ())
+    assert tuned.steering("tuned", bad=0.0) == ("tuned", 1.5, 0.0, ())
+    assert tuned.steering("enhance") == ("enhance", 2.0, 0.0, ())
 
 
 def test_steering_edits_what_it_says(model):

@@ -162,7 +162,8 @@ def _neurons_flag(sub: argparse.ArgumentParser, required: bool = True) -> None:
 
 
 def _factor_flags(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--mode", choices=("enhance", "degrade", "tuned"), help="default: tuned, where the set is tuned")
+    default = "default: own, where neurons have factors of their own, else tuned, where the set is tuned"
+    sub.add_argument("--mode", choices=("enhance", "degrade", "own", "tuned"), help=default)
     sub.add_argument("--good", type=float, metavar="X", help="factor of the good neurons")
     sub.add_argument("--bad", type=float, metavar="X", help="factor of the bad neurons")
 

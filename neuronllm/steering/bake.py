@@ -58,15 +58,16 @@ def bake(
 ) -> Baked:
     """Multiply the neurons' columns of the model's weights in place; equals the live edit at all positions.
 
-    Bit for bit for factors that are 0 or powers of two, within rounding otherwise. `mode` is "enhance" or "degrade";
-    without mode and factors, the tuned ones are used. `model.save_pretrained` then writes an ordinary model. Weights
-    know no answer position: a set that was found or tuned there is refused unless positions="all" is given.
+    Bit for bit for factors that are 0 or powers of two, within rounding otherwise. `mode` is "enhance", "degrade",
+    "own" or "tuned"; without mode and factors the neurons' own factors are used, else the tuned ones.
+    `model.save_pretrained` then writes an ordinary model. Weights know no answer position: a set that was found or
+    tuned there is refused unless positions="all" is given.
 
     >>> handle = bake(model, neurons, mode="enhance")   # doctest: +SKIP
     >>> handle.undo()                                   # doctest: +SKIP
     """
     check_positions(neurons, positions)
-    ids, factors = neurons.edits(model, *neurons.factors(mode, good, bad))
+    ids, factors = neurons.edits(model, neurons.steering(mode, good, bad))
     anatomy = Anatomy.of(model)
     where = anatomy.site_of(ids)
     owners = Counter(parameter for _, parameter in model.named_parameters(remove_duplicate=False))

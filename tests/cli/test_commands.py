@@ -75,6 +75,25 @@ def test_a_set_is_judged_tuned_and_baked_where_it_was_found(model_folder, questi
     assert (record["positions"], record["positions_of_the_set"]) == ("all", "answer")
 
 
+def test_own_factors_are_shown_and_recorded(model_folder, questions, tmp_path, capsys):
+    scores, neurons, report, baked = (tmp_path / name for name in ("scores", "own", "report.json", "baked"))
+    run(*asked(model_folder, questions, "--positions", "all", "--output", scores))
+    Scores.load(scores).find(2, 2).with_factors([0.5, 1.5, 3.0, 3.0]).save_pretrained(neurons)
+    common = ("--model", model_folder, "--neurons", neurons, "--quiet")
+    capsys.readouterr()
+    assert run("evaluate", *common, "--questions", questions, "--controls", 0, "--output", report) == 0
+    out = capsys.readouterr().out
+    assert "own: 4 neurons, good x0.5 to x1.5, their own, bad x3, their own, positions all" in out
+    saved = json.loads(report.read_text())
+    assert saved["edit"]["own"] == {"good": [0.5, 1.5], "bad": [3.0, 3.0]}
+    assert set(saved["ci"]) == {"base", "edited", "change"} and set(saved["flipped"]) == set(saved["flips"])
+    assert run("bake", *common, "--output", baked) == 0
+    record = json.loads((baked / "neuronllm_bake.json").read_text())
+    assert record["mode"] == "own" and record["own"] == saved["edit"]["own"] and record["positions"] == "all"
+    assert run("evaluate", *common, "--questions", questions, "--controls", 0, "--mode", "enhance") == 0
+    assert "enhance: 4 neurons, good x2, bad x0" in capsys.readouterr().out
+
+
 def test_env_says_what_runs(capsys):
     assert run("env") == 0
     assert "engine" in capsys.readouterr().out
