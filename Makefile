@@ -14,12 +14,14 @@ NINJA_BUILD := $(BIN)/python setup.py --quiet build_ext --inplace
 CXX_SOURCES := $(wildcard csrc/*.h csrc/*.cpp csrc/cuda/* tests/csrc/*.cpp bench/*.cpp)
 # One thread a process: the tests are tiny, and threads of several processes would only wait for each other.
 TEST_ENV := OMP_NUM_THREADS=1
+PYTEST := NEURONLLM_BUILD_EXT=1 $(TEST_ENV) $(BIN)/python -m pytest -n $(JOBS) --durations=15 --durations-min=1
 
-.PHONY: help demo real test test-noext test-gpu gpu sanitize fuzz bench bench-full style format env clean
+.PHONY: help demo real test test-slow test-all test-noext test-gpu gpu sanitize fuzz bench bench-full style format env clean
 help:
 	@echo "make demo        find, steer and judge neurons of the bundled model (installs first)"
 	@echo "make real        a small real model, SmolLM2-135M-Instruct, as a folder: $(REAL)"
-	@echo "make test        the whole test suite, extension required (installs first)"
+	@echo "make test        the tests, extension required (installs first)"
+	@echo "make test-all    with the slow ones: kernels interpreted and compiled, builds, kills (test-slow: these alone)"
 	@echo "make test-noext  a short run without the extension"
 	@echo "make test-gpu    the tests that need a CUDA device"
 	@echo "make gpu         everything that needs a GPU, checked and measured in MINUTES=8 (docs/gpu.md)"
@@ -58,7 +60,16 @@ $(REAL): | $(VENV)/.demo-stamp
 
 test: $(VENV)/.dev-stamp
 	NEURONLLM_BUILD_EXT=1 $(NINJA_BUILD)
-	NEURONLLM_BUILD_EXT=1 $(TEST_ENV) $(BIN)/python -m pytest -n $(JOBS) --durations=15 --durations-min=1
+	$(PYTEST) -m "not slow"
+
+# What `make test` leaves out: kernels interpreted and compiled ahead of time, builds, kills, whole commands and models.
+test-slow: $(VENV)/.dev-stamp
+	NEURONLLM_BUILD_EXT=1 $(NINJA_BUILD)
+	$(PYTEST) -m slow
+
+test-all: $(VENV)/.dev-stamp
+	NEURONLLM_BUILD_EXT=1 $(NINJA_BUILD)
+	$(PYTEST)
 
 # A second environment borrows the packages of .venv through a path file. The path files of .venv itself do not count
 # there, so its editable installation, which would find the sources and their extension, is out of reach; the package is
