@@ -49,6 +49,7 @@ def snapshot(model: Any) -> dict[str, Any]:
         "training": {name: module.training for name, module in modules.items()},
         "classes": {name: type(module) for name, module in modules.items()},
         "forwards": [name for name, module in modules.items() if "forward" in vars(module)],
+        "generate": id(vars(model).get("generate")),
         "hooks": {
             name: {key: len(value) for key, value in vars(module).items() if key.endswith("hooks")}
             for name, module in modules.items()

@@ -15,8 +15,8 @@ from neuronllm.engine.answers import Questionnaire, option_logprobs, padded
 from neuronllm.engine.batching import Plan, in_batches, run_batches
 from neuronllm.engine.borrowed import rope_limit
 from neuronllm.engine.fast import FastEngine
+from neuronllm.engine.head import option_scores
 from neuronllm.engine.memory import available, peak_memory
-from neuronllm.engine.objective import option_scores
 from neuronllm.engine.prefill import prefill, prefill_root
 from neuronllm.engine.quadrature import quadrature
 from neuronllm.engine.reference import ReferenceEngine

@@ -16,6 +16,7 @@ from neuronllm.common.statistics import bootstrap_interval, mcnemar, percent_of,
 from neuronllm.data.prompts import Prompt
 from neuronllm.judging.controls import random_like
 from neuronllm.model.anatomy import Anatomy
+from neuronllm.results.factors import FACTORS
 from neuronllm.results.neurons import NeuronSet
 from tests.checks import Fuse, blow_after, letter_model, lived_in, quiz, refused, untouched, with_every_letter
 from tests.tiny import DENSE, tiny
@@ -109,10 +110,11 @@ def test_without_neurons_the_model_is_described(model):
         report = nl.evaluate(model, None, prompts, progress=False)
     same(report, work_out(prompts, ask(model, prompts)))
     assert report.questions == 10 and 0 < report.accuracy < 1
-    for name in ("base", "rac", "rcc", "flips", "mcnemar", "pcr", "controls"):
+    for name in ("base", "rac", "rcc", "flips", "flipped", "mcnemar", "pcr", "controls"):
         assert getattr(report, name) is None
-    low, high = report.ci["accuracy"]
-    assert set(report.ci) == {"accuracy", "p_right"} and low <= report.accuracy <= high
+    assert set(report.ci) == {"base"} and set(report.ci["base"]) == {"accuracy", "p_right"}
+    low, high = report.ci["base"]["accuracy"]
+    assert low <= report.accuracy <= high
     json.dumps(report.to_dict())
     assert "10 questions" in str(report)
 
@@ -136,6 +138,10 @@ def test_every_number_of_an_edit(model, mode, positions):
     pairs = list(zip(before["votes"], after["votes"], strict=True))
     lost, won = pairs.count((True, False)), pairs.count((False, True))
     assert report.flips == {"right_to_wrong": lost, "wrong_to_right": won}
+    for direction, pair in (("right_to_wrong", (True, False)), ("wrong_to_right", (False, True))):
+        places = [n for n, seen in enumerate(pairs) if seen == pair]
+        expected = [{"number": n, "id": f"q3-{n}", "question": None} for n in places]
+        assert report.flipped[direction] == expected
     assert report.mcnemar == pytest.approx(mcnemar(lost, won))
     assert lost + won > 0 or mode, "the strong edit must flip something, or this shows nothing"
 
@@ -144,17 +150,43 @@ def test_every_number_of_an_edit(model, mode, positions):
         return abs(np.mean([(b - a) / a for a, b in zip(first, then, strict=True)]))
 
     assert report.pcr == pytest.approx(change(prompts) / change(unrelated), rel=1e-3)
-    assert report.edit == {"mode": mode, "good": good, "bad": bad, "positions": positions, "neurons": 6}
+    asked = {
+        "mode": mode,
+        "good": good,
+        "bad": bad,
+        "positions": positions,
+        "positions_from": "as asked for",
+        "own": {},
+    }
+    assert report.edit == {**asked, "neurons": 6}
     json.dumps(report.to_dict())
     assert "RAC" in str(report)
 
 
-def test_the_answer_position_is_the_default_and_differs(model):
-    prompts, neurons = quiz(), some_neurons(model)
+@pytest.mark.parametrize(
+    ("provenance", "positions", "source"),
+    [
+        ({"positions": "answer"}, "answer", "where the set was found or tuned"),
+        ({"positions": "all"}, "all", "where the set was found or tuned"),
+        ({"positions": "all", "learned": {"positions": "answer"}}, "answer", "where the set was found or tuned"),
+        ({"positions": "all", "tuned": {"positions": "answer"}}, "answer", "where the set was found or tuned"),
+        ({}, "all", "the set names none"),
+    ],
+)
+def test_a_set_is_judged_where_it_was_found(model, provenance, positions, source):
+    prompts, neurons = quiz(), some_neurons(model, **provenance)
     default = evaluate(model, prompts, neurons, "degrade", controls=0)
-    assert default.edit["positions"] == "answer"
-    assert default.p_right == evaluate(model, prompts, neurons, "degrade", positions="answer", controls=0).p_right
-    assert default.p_right != evaluate(model, prompts, neurons, "degrade", positions="all", controls=0).p_right
+    assert default.edit["positions"] == positions and default.edit["positions_from"] == source
+    assert f"positions {positions}, {source}" in str(default)
+    other = "all" if positions == "answer" else "answer"
+    values = {}
+    for where in (positions, other):  # what is asked for wins
+        asked = evaluate(model, prompts, neurons, "degrade", positions=where, controls=0)
+        values[where] = asked.p_right
+        assert asked.edit["positions"] == where and asked.edit["positions_from"] == "as asked for"
+        factors = {neuron: FACTORS["degrade"][role == "bad"] for neuron, role in EDITED.items()}
+        same(asked, work_out(prompts, ask(model, prompts, factors, where)))
+    assert default.p_right == values[positions] != values[other]
 
 
 @pytest.mark.parametrize("name", DENSE)
@@ -371,7 +403,12 @@ def test_changes_are_paired():
     prompts = [Prompt([3], [[4], [5]], 0) for _ in range(40)]
     before = torch.linspace(0.1, 0.8, 40)
     base, edited = (Answers(prompts, torch.stack([p, 1 - p], 1).log()) for p in (before, before + 0.1))
-    low, high = _intervals(base, edited, 0)["p_right_change"]
+    found = _intervals(base, edited, 0)
+    assert list(found) == ["base", "edited", "change"]
+    low, high = found["change"]["p_right"]
     assert low == pytest.approx(0.1, abs=1e-6) and high == pytest.approx(0.1, abs=1e-6)
-    low, high = _intervals(base, edited, 0)["p_right"]
-    assert high - low > 0.1
+    for whose, answers in (("base", base), ("edited", edited)):
+        assert found[whose]["p_right"] == bootstrap_interval(answers.p_right)
+        low, high = found[whose]["p_right"]
+        assert high - low > 0.1 and low < answers.mean_p_right < high
+    assert found["edited"]["p_right"][0] > found["base"]["p_right"][0] + 0.09

@@ -7,7 +7,7 @@ import torch
 
 import neuronllm as nl
 from neuronllm.engine.borrowed import answer_logits
-from neuronllm.engine.objective import objective_value
+from neuronllm.engine.head import objective_value
 from neuronllm.engine.quadrature import quadrature
 from neuronllm.engine.reference import ReferenceEngine
 from neuronllm.methods import METHODS

@@ -163,13 +163,25 @@ def test_the_tuned_factors_are_the_default():
         handle.undo()
 
 
-def test_a_set_tuned_for_the_answer_position_is_refused():
+@pytest.mark.parametrize("provenance", [{}, {"positions": "answer"}, {"positions": "all"}])
+def test_a_set_of_the_answer_position_is_baked_only_by_name(provenance):
     model = tiny("llama")
-    neurons = some_neurons(model, tuned={"good": 1.5, "bad": 0.25, "positions": "answer"})
-    for arguments in ({}, {"mode": "tuned"}, {"mode": "tuned", "good": 2.0}):
-        with untouched(model), refused("answer position", 'positions=("all",)'):
+    provenance = {**provenance, "tuned": {"good": 1.5, "bad": 0.25, "positions": "answer"}}
+    neurons = some_neurons(model, **provenance)
+    ways = ({}, {"mode": "tuned"}, {"mode": "tuned", "good": 2.0}, {"mode": "enhance"}, {"good": 2.0})
+    for arguments in ways:
+        with untouched(model), refused("the set is for edits at the answer position", 'positions="all"'):
             nl.bake(model, neurons, **arguments)
-    nl.bake(model, neurons, mode="enhance")  # named factors are the user's own choice
+        how = neurons.steering(arguments.get("mode"), arguments.get("good"))
+        with neurons.apply(model, how.good, how.bad, positions="all"):
+            expected = logits(model)
+        handle = nl.bake(model, neurons, **arguments, positions="all")
+        assert torch.allclose(logits(model), expected, rtol=0, atol=1e-12)
+        handle.undo()
+    everywhere = some_neurons(model, positions="all")
+    for where, part in (("answer", "positions='answer', which weights cannot hold"), ("last", "positions='last'")):
+        with untouched(model), refused(part):
+            nl.bake(model, everywhere, mode="enhance", positions=where)
 
 
 class Quantised(nn.Linear):

@@ -125,25 +125,71 @@ def test_nonsense_is_refused(model, ids, role, score, parts):
         NeuronSet(torch.tensor(ids), np.array(role), torch.tensor(score), Anatomy.of(model))
 
 
+# ---- positions ----
+
+
+def test_a_set_says_where_it_is_lived_with(model):
+    """Tuning is later than learning, and that later than finding; a union says it only where both halves agree."""
+    found, tuned = {"positions": "answer"}, {"positions": "all", "good": 1.0, "bad": 0.0}
+    for provenance, expected in (
+        ({}, None),
+        ({"positions": None}, None),
+        ({"positions": "last"}, None),
+        (found, "answer"),
+        ({"positions": "all"}, "all"),
+        (found | {"learned": {"positions": "all"}}, "all"),
+        (found | {"tuned": tuned}, "all"),
+        (found | {"learned": found, "tuned": tuned}, "all"),
+    ):
+        assert make(model, [1], **provenance).positions == expected
+    answer, everywhere, unsaid = make(model, [1], **found), make(model, [2], positions="all"), make(model, [3])
+    assert (answer | make(model, [4], **found)).positions == "answer"
+    assert ((everywhere | make(model, [4], positions="all")) | everywhere).positions == "all"
+    assert (answer | everywhere).positions is (answer | unsaid).positions is None
+    assert answer.top(1).positions == (answer - everywhere).positions == "answer"
+
+
+def test_live_edits_are_where_the_set_was_found(model):
+    def asked(neurons, **keywords):
+        with neurons.apply(model, good=3.0, **keywords):
+            return logits(model)
+
+    everywhere, unsaid, answer = (make(model, [1, 40], positions=p) for p in ("all", None, "answer"))
+    assert torch.equal(asked(everywhere), asked(unsaid)) and torch.equal(asked(answer, positions="all"), asked(unsaid))
+    assert torch.equal(asked(unsaid, positions="answer", answer_start=4), asked(answer, answer_start=4))
+    assert not torch.equal(asked(answer, answer_start=4), asked(everywhere))
+    for steer in (answer.enhance, answer.degrade):
+        with steer(model), refused("answer_start="):
+            logits(model)
+        with steer(model, positions="all"):
+            logits(model)
+        with steer(model, answer_start=4):
+            logits(model)
+    with refused("answer_start"), everywhere.enhance(model, answer_start=4):
+        pytest.fail("the body ran")
+
+
 # ---- factors ----
 
 
 def test_factors_by_default_by_mode_and_by_hand(model):
     neurons = make(model, good=[1], bad=[2])
-    assert neurons.factors("enhance") == (2.0, 0.0, None)
-    assert neurons.factors("degrade") == (0.0, 2.0, None)
-    assert neurons.factors("enhance", good=4.0) == (4.0, 0.0, None)
-    assert neurons.factors("degrade", bad=0.0) == (0.0, 0.0, None)  # 0 is a factor, not a missing one
-    assert neurons.factors(None, bad=0.5) == (None, 0.5, None)
-    with refused("mode='boost'", "enhance, degrade, tuned"):
-        neurons.factors("boost")
+    assert neurons.steering("enhance") == ("enhance", 2.0, 0.0, ())
+    assert neurons.steering("degrade") == ("degrade", 0.0, 2.0, ())
+    assert neurons.steering("enhance", good=4.0) == ("enhance", 4.0, 0.0, ())
+    assert neurons.steering("degrade", bad=0.0) == ("degrade", 0.0, 0.0, ())  # 0 is a factor, not a missing one
+    assert neurons.steering(None, bad=0.5) == (None, None, 0.5, ())
+    with refused("mode='boost'", "enhance, degrade, own, tuned"):
+        neurons.steering("boost")
     for arguments in ((None,), ("tuned",)):
-        with refused("nl.tune"):
-            neurons.factors(*arguments)
+        with refused("nl.tune", "with_factors"):
+            neurons.steering(*arguments)
+    with refused('mode="own"', "with_factors"):
+        neurons.steering("own")
     tuned = make(model, good=[1], bad=[2], tuned={"good": 1.5, "bad": 0.25, "positions": "answer"})
-    assert tuned.factors(None) == tuned.factors("tuned") == (1.5, 0.25, "answer")
-    assert tuned.factors("tuned", bad=0.0) == (1.5, 0.0, "answer")
-    assert tuned.factors("enhance") == (2.0, 0.0, None)
+    assert tuned.steering() == tuned.steering("tuned") == ("tuned", 1.5, 0.25, ())
+    assert tuned.steering("tuned", bad=0.0) == ("tuned", 1.5, 0.0, ())
+    assert tuned.steering("enhance") == ("enhance", 2.0, 0.0, ())
 
 
 def test_steering_edits_what_it_says(model):
@@ -176,8 +222,12 @@ def test_apply_takes_the_tuned_factors_and_positions(model):
     with edit(model, [1, 40, 2], [1.5, 1.5, 0.25]):
         assert torch.equal(logits(model), steered)
     answer = make(model, good=[1], tuned=tuned | {"positions": "answer"})
-    with refused("answer", "nl.evaluate"), answer.apply(model):
-        pytest.fail("a live edit cannot know the answer position")
+    with answer.apply(model), refused("answer_start="):
+        logits(model)
+    with answer.apply(model, answer_start=10):
+        begun = logits(model)
+    with edit(model, [1], 1.5, positions=slice(10, None)):
+        assert torch.equal(logits(model), begun)
     with answer.apply(model, positions=-1):
         last = logits(model)
     with edit(model, [1], 1.5, positions=-1):

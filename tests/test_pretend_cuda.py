@@ -237,14 +237,17 @@ def test_steering(tmp_path: Any) -> None:
         for where in ("answer", "all"):
             report = nl.evaluate(model, None, prompts, neurons, "enhance", positions=where, controls=2, progress=False)
             found.append(torch.tensor([report.accuracy, report.p_right]))
-        tuned = nl.tune(model, None, neurons, prompts, ks=[2], factors=[0.0, 2.0], progress=False)
+        asked = {"ks": [2], "factors": [0.0, 2.0], "positions": ("all", "answer")}
+        tuned = nl.tune(model, None, neurons, prompts, **asked, progress=False)
         found.append(torch.tensor([point["p_right"] for point in tuned.tuned["curve"]]))
-        handle = nl.bake(model, neurons, mode="degrade")
+        handle = nl.bake(model, neurons, mode="degrade", positions="all")
         found.append(model(ids).logits.detach().flatten().cpu())
         handle.undo()
         for positions in ("all", -1, slice(2, 4), torch.tensor([1])):
             with nl.edit(model, neurons.ids, 0.5, positions=positions):
                 found.append(model(ids).logits.detach().flatten().cpu())
+        with nl.edit(model, neurons.ids, 0.5, positions="answer", answer_start=2):
+            found.append(model(ids).logits.detach().flatten().cpu())
         return torch.cat(found)
 
     found, right, _ = on_both(work, lambda: tiny("qwen3_moe", torch.float32))

@@ -271,7 +271,6 @@ def test_nothing_chosen_changes_nothing():
         (([56], 2.0), ["0..55", "llama"]),
         (([-1], 2.0), ["0..55"]),
         (([1.7], 2.0), ["whole numbers"]),
-        (([3], 2.0, "answer"), ["positions='answer'", "nl.evaluate"]),
         (([3], 2.0, "first"), ["positions='first'"]),
         (([3], 2.0, None), ["positions=None"]),
         (([3], 2.0, 1.5), ["positions=1.5"]),

@@ -38,9 +38,9 @@ def labelled(prompts, answers):
     return [dataclasses.replace(p, answer=a) for p, a in zip(prompts, answers, strict=True)]
 
 
-def a_set(model, good=(), bad=()) -> NeuronSet:
+def a_set(model, good=(), bad=(), **provenance) -> NeuronSet:
     ids, role = torch.tensor([*good, *bad]), np.array(["good"] * len(good) + ["bad"] * len(bad), dtype="<U4")
-    return NeuronSet(ids, role, torch.zeros(len(ids)), Anatomy.of(model), {"method": "by hand"})
+    return NeuronSet(ids, role, torch.zeros(len(ids)), Anatomy.of(model), {"method": "by hand", **provenance})
 
 
 def harmed():
@@ -83,7 +83,7 @@ def test_the_planted_culprit_is_silenced():
 def test_the_choice_is_the_best_of_the_curve_and_the_curve_is_true(criterion):
     model, prompts = harmed()
     neurons = a_set(model, good=[2, 9, 40], bad=[7, CULPRIT, 50, 11])
-    tuned = tune(model, prompts, neurons, criterion=criterion, ks=[1, 4])
+    tuned = tune(model, prompts, neurons, criterion=criterion, ks=[1, 4], positions=("all", "answer"))
     curve, chosen = tuned.tuned["curve"], tuned.tuned
     points = [tuple(point[key] for key in ("k_good", "k_bad", "good", "bad", "positions")) for point in curve]
     assert points[0] == (0, 0, 1.0, 1.0, "all") and len(set(points)) == len(points)
@@ -164,9 +164,19 @@ def test_positions_are_those_asked_for(positions):
     assert {point["positions"] for point in tuned.tuned["curve"][1:]} == asked
     assert tuned.tuned["positions"] in asked and len(tuned)
     if asked == {"answer"}:
-        with refused("answer position"):
+        with refused("answer position", 'positions="all"'):
             nl.bake(model, tuned)
         assert nl.evaluate(model, None, prompts, tuned, controls=0, progress=False).edit["positions"] == "answer"
+
+
+@pytest.mark.parametrize(("found", "tried"), [("answer", "answer"), ("all", "all"), (None, "all")])
+def test_positions_are_those_that_the_set_was_found_with(found, tried):
+    model, prompts = harmed()
+    tuned = tune(model, prompts, a_set(model, good=[2], bad=[CULPRIT], positions=found))
+    assert {point["positions"] for point in tuned.tuned["curve"][1:]} == {tried} == {tuned.positions}
+    other = "all" if tried == "answer" else "answer"
+    again = tune(model, prompts, tuned, positions=other)
+    assert again.positions == other and tune(model, prompts, again).positions == other
 
 
 def test_sizes_and_factors_are_those_asked_for():

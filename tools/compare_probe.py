@@ -185,7 +185,8 @@ def reports(subject: Subject, record: Record) -> None:
     for where in POSITIONS:
         for mode, chosen in (("enhance", subject.neurons), ("degrade", subject.neurons), ("tuned", tuned)):
             record.data[f"{mode}/{where}"] = subject.evaluate(chosen, mode=mode, positions=where).to_dict()
-    other = subject.evaluate(subject.neurons, good=1.5, bad=0.3, seed=0, controls=0, unrelated=subject.unrelated)
+    asked = {"good": 1.5, "bad": 0.3, "seed": 0, "controls": 0, "positions": "answer", "unrelated": subject.unrelated}
+    other = subject.evaluate(subject.neurons, **asked)
     record.data["factors"] = other.to_dict()
 
 

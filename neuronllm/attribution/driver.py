@@ -25,7 +25,8 @@ from ..engine import open_engine
 from ..engine.answers import option_logprobs
 from ..engine.batching import Plan
 from ..engine.borrowed import plain_types
-from ..methods import Collector
+from ..engine.objectives import AnyObjective
+from ..methods import Collector, Method
 from ..results.answers import answered_right
 from ..results.scores import Scores
 from ..runs.checkpoint import undisturbed
@@ -38,16 +39,16 @@ from .shares import Share, share_of, windows_of
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from ..engine.reference import ReferenceEngine
+    from ..engine.base import Engine
 
 
 def attribute(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase | None,
     questions: Questions,
-    method: str = Request.method,
+    method: str | Method = Request.method,
     *,
-    objective: str | None = Request.objective,
+    objective: AnyObjective | None = Request.objective,
     positions: str | None = Request.positions,
     orders: str | None = Request.orders,
     template: str | Sequence[str] | None = Request.template,
@@ -67,8 +68,9 @@ def attribute(
     """Score every FFN neuron of a model by how much it helps (+) or hurts (-) the right answers.
 
     questions: `nl.load_questions(...)`, or rendered `nl.Prompt`s (then tokenizer, orders and template are not used).
-    method: see `neuronllm.methods`; "ace" is that of the NeuronLLM paper. None for objective, positions, orders and
-    template means the method's own default; for positions that is "all" where the method can, else "answer".
+    method, objective: by name, see `neuronllm.methods` and `neuronllm.objectives`, or as objects; method "ace" is that
+    of the NeuronLLM paper. None for objective, positions, orders and template means the method's own default; for
+    positions that is "all" where the method can, else "answer".
     items: "wrong" or "right" scores only the questions that the model answers so. dtype: judge a copy of the model in
     this type. Further keywords are options of the method.
 
@@ -177,7 +179,7 @@ def _scored(
         return engine.plan, worked
 
 
-def _described(engine: ReferenceEngine) -> dict[str, Any]:
+def _described(engine: Engine) -> dict[str, Any]:
     """Which engine does the work, why where it is not the one that was asked for, and what else may turn a rounding."""
     reason = engine.reason
     found: dict[str, Any] = {"engine": engine.name} | ({"engine_reason": reason} if reason else {})
@@ -188,9 +190,7 @@ def _described(engine: ReferenceEngine) -> dict[str, Any]:
     return found
 
 
-def _score_windows(
-    job: Job, engine: ReferenceEngine, windows: list[list[Share]], store: Store[Collector], bar: Any
-) -> None:
+def _score_windows(job: Job, engine: Engine, windows: list[list[Share]], store: Store[Collector], bar: Any) -> None:
     """Score window after window, from the first that is not done."""
     bar.update(sum(len(window) for window in windows[: store.windows]))
     try:
@@ -214,11 +214,11 @@ def _score_windows(
         raise store.stopped(stop, engine.plan.to_dict(), said) from None
 
 
-def raw_scores(job: Job, engine: ReferenceEngine, prompts: Sequence[Prompt]) -> Tensor:
-    return job.how.score(engine, prompts, job.request.objective or "", job.request.positions or "")
+def raw_scores(job: Job, engine: Engine, prompts: Sequence[Prompt]) -> Tensor:
+    return job.how.score(engine, prompts, job.request.explained, job.request.positions or "")
 
 
-def engine_of(job: Job, plan: Plan | None = None) -> AbstractContextManager[ReferenceEngine]:
+def engine_of(job: Job, plan: Plan | None = None) -> AbstractContextManager[Engine]:
     request = job.request
     more: dict[str, Any] = {"dtype": request.dtype, "batch_size": request.batch_size, "plan": plan}
     return open_engine(job.model, job.anatomy, job.prompts, request.backend, **more)
@@ -228,7 +228,7 @@ def _label(job: Job, ranks: Ranks) -> str:
     return job.how.name if ranks.size == 1 else f"{job.how.name} (first of {ranks.size} processes)"
 
 
-def _warn_of_post_norms(job: Job, engine: ReferenceEngine) -> None:
+def _warn_of_post_norms(job: Job, engine: Engine) -> None:
     if job.how.integrates and engine.post_normed(job.prompts[0]):
         warnings.warn(
             f"{type(job.model).__name__} normalises what its FFNs put out, which undoes the scaling of a whole layer "

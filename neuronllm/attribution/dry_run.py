@@ -9,6 +9,7 @@ import torch
 
 from ..data.prompts import Questions
 from ..engine.batching import Plan
+from ..methods import Method
 from ..runs.checkpoint import Run
 from ..runs.processes import Ranks
 from .driver import engine_of, raw_scores
@@ -24,7 +25,7 @@ def dry_run(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase | None,
     questions: Questions,
-    method: str = Request.method,
+    method: str | Method = Request.method,
     **arguments: Any,
 ) -> str:
     """What `attribute` would do with the same arguments, in a few lines: how much work, in which batches, how large.

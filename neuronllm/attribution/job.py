@@ -88,7 +88,7 @@ class Job:
         return {
             "method": self.how.name,
             "options": {name: getattr(self.how, name) for name in self.how.options()},
-            "objective": self.request.objective or "",
+            "objective": self.request.explained.name,
             "positions": self.request.positions,
             "orders": self.request.orders if rendered else None,
             "items": self.request.items,

@@ -18,7 +18,7 @@ import torch
 from ..common.errors import InputError
 from ..engine import BACKENDS
 from ..engine.answers import check_batch_size
-from ..engine.objective import check_objective
+from ..engine.objectives import NO_OBJECTIVE, AnyObjective, Objective, get_objective
 from ..methods import Method, get_method
 from ..runs.checkpoint import check_output
 
@@ -41,8 +41,8 @@ class Request:
     'default'
     """
 
-    method: str = _argument("gradient", "how to score")
-    objective: str | None = _argument(None, "what to explain", when_none="the method's own")
+    method: str | Method = _argument("gradient", "how to score")
+    objective: AnyObjective | None = _argument(None, "what to explain", when_none="the method's own")
     positions: str | None = _argument(
         None,
         "score h at the answer position, or its sum over all positions",
@@ -98,6 +98,11 @@ class Request:
         """The method with its options."""
         return get_method(self.method, dict(self.options))
 
+    @property
+    def explained(self) -> Objective:
+        """The objective of a request that was checked, as a method is handed it."""
+        return NO_OBJECTIVE if self.objective is None else get_objective(self.objective)
+
     def checked(self) -> Request:
         """The request with the method's defaults filled in, after refusing what cannot be done; it needs no model."""
         self._check_place()
@@ -135,14 +140,14 @@ class Request:
         if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
             raise InputError(f"dtype={dtype!r}: give a floating type of torch, such as torch.float64")
 
-    def _checked_objective(self) -> str | None:
+    def _checked_objective(self) -> Objective | None:
         """The objective to explain; None for a method that explains none."""
         if self.how.objective is None:
             if self.objective is not None:
                 raise InputError(
-                    f"objective={self.objective!r}: method {self.how.name!r} explains no objective, leave it out"
+                    f"objective={str(self.objective)!r}: method {self.how.name!r} explains no objective, leave it out"
                 )
             return None
-        objective = check_objective(self.how.objective if self.objective is None else self.objective)
+        objective = get_objective(self.how.objective if self.objective is None else self.objective)
         self.how.check_objective(objective)
         return objective

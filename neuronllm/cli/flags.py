@@ -85,7 +85,7 @@ def parser(run: Mapping[str, Command], attribute: bool = False) -> argparse.Argu
     _question_flags(sub)
     _wording_flags(sub)
     _neurons_flag(sub)
-    sub.add_argument("--positions", nargs="+", choices=("all", "answer"), help="positions to try (default: both)")
+    sub.add_argument("--positions", nargs="+", choices=("all", "answer"), help="to try (default: the set's)")
     sub.add_argument("--criterion", default="accuracy", choices=("accuracy", "p_right"))
     sub.add_argument("--output", required=True, metavar="DIR", help="a new folder for the tuned set")
     _overwrite_flag(sub)
@@ -96,7 +96,8 @@ def parser(run: Mapping[str, Command], attribute: bool = False) -> argparse.Argu
     _wording_flags(sub)
     _neurons_flag(sub, required=False)
     _factor_flags(sub)
-    sub.add_argument("--positions", choices=("answer", "all"), help="where to edit (default: answer, or as tuned)")
+    where = "where to edit (default: where the set was found or tuned; all where it does not say)"
+    sub.add_argument("--positions", choices=("answer", "all"), help=where)
     sub.add_argument("--controls", type=count, default=20, metavar="N", help="random sets beside the edit")
     sub.add_argument("--unrelated", metavar="FILE", help="unrelated questions, for the PCR")
     sub.add_argument("--output", metavar="FILE", help="a new file for the report, as JSON")
@@ -105,6 +106,8 @@ def parser(run: Mapping[str, Command], attribute: bool = False) -> argparse.Argu
     _model_flags(sub)
     _neurons_flag(sub)
     _factor_flags(sub)
+    where = "all bakes a set that was found or tuned at the answer position for every token"
+    sub.add_argument("--positions", choices=("answer", "all"), help=where)
     sub.add_argument("--output", required=True, metavar="DIR", help="a new folder for the model")
     _overwrite_flag(sub)
 
@@ -159,7 +162,8 @@ def _neurons_flag(sub: argparse.ArgumentParser, required: bool = True) -> None:
 
 
 def _factor_flags(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--mode", choices=("enhance", "degrade", "tuned"), help="default: tuned, where the set is tuned")
+    default = "default: own, where neurons have factors of their own, else tuned, where the set is tuned"
+    sub.add_argument("--mode", choices=("enhance", "degrade", "own", "tuned"), help=default)
     sub.add_argument("--good", type=float, metavar="X", help="factor of the good neurons")
     sub.add_argument("--bad", type=float, metavar="X", help="factor of the bad neurons")
 

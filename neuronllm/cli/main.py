@@ -145,6 +145,7 @@ def _find(args: argparse.Namespace) -> None:
 def _tune(args: argparse.Namespace) -> None:
     from ..common.files import check_new_folder
     from ..judging.tune import tune
+    from ..results.factors import ROLES, own_range, show_factor
     from ..results.neurons import NeuronSet
 
     check_new_folder(args.output, "neuron_config.json", args.overwrite)
@@ -155,7 +156,7 @@ def _tune(args: argparse.Namespace) -> None:
         tokenizer,
         neurons,
         questions,
-        positions=args.positions or ("all", "answer"),
+        positions=args.positions,
         criterion=args.criterion,
         orders=args.orders or "none",
         template=_template(args),
@@ -165,10 +166,10 @@ def _tune(args: argparse.Namespace) -> None:
     tuned.save_pretrained(args.output)
     chosen = tuned.tuned or {}
     if len(tuned):
-        print(
-            f"{args.output}: {chosen['k_good']} good x{chosen['good']}, {chosen['k_bad']} bad x{chosen['bad']}, "
-            f"positions {chosen['positions']}; report on other questions than these"
-        )
+        own = own_range(tuned.role, tuned.factor)
+        good, bad = (f"{chosen[f'k_{role}']} {role} {show_factor(chosen[role], own.get(role))}" for role in ROLES)
+        where = f"positions {chosen['positions']}"
+        print(f"{args.output}: {good}; {bad}; {where}; report on other questions than these")
     else:
         print(f"{args.output}: no edit was better than any edit tried")
 
@@ -208,17 +209,18 @@ def _evaluate(args: argparse.Namespace) -> None:
 def _bake(args: argparse.Namespace) -> None:
     from ..common.files import check_new_folder, new_folder, write_json
     from ..results.neurons import NeuronSet
-    from ..steering.bake import bake
+    from ..steering.bake import bake, check_positions
 
     check_new_folder(args.output, "neuronllm_bake.json", args.overwrite)
     neurons = NeuronSet.from_pretrained(args.neurons)
+    check_positions(neurons, args.positions)
     with new_folder(args.output, "neuronllm_bake.json") as temporary:
         model, tokenizer = _model(args)
-        bake(model, neurons, args.good, args.bad, mode=args.mode)
+        bake(model, neurons, args.good, args.bad, mode=args.mode, positions=args.positions)
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
-        good, bad, _ = neurons.factors(args.mode, args.good, args.bad)
-        made = {"mode": args.mode, "good": good, "bad": bad, "provenance": neurons.provenance}
+        made = neurons.steered_by(neurons.steering(args.mode, args.good, args.bad))
+        made |= {"positions": "all", "positions_of_the_set": neurons.positions, "provenance": neurons.provenance}
         write_json(temporary / "neuronllm_bake.json", made)
     print(f"{args.output}: {len(neurons)} neurons folded into the weights")
 

@@ -25,7 +25,8 @@ from ..judging.controls import random_like
 from ..judging.evaluate import evaluate
 from ..judging.tune import tune
 from ..model.loading import load_model
-from ..results.neurons import MODES, NeuronSet
+from ..results.factors import FACTORS
+from ..results.neurons import NeuronSet
 from ..results.scores import Scores
 from . import demo_task, demo_tasks
 from .report import Task, markdown, print_summary, print_task, record
@@ -78,7 +79,7 @@ def _task(model: Any, tokenizer: Any, name: str, progress: bool) -> Task:
     scores = attribute(model, tokenizer, search, "gradient", positions="all", template=TEMPLATE, progress=progress)
     neurons = _quietly(scores.find, FOUND, FOUND)
     faithfulness = _faithfulness(model, tokenizer, search, progress)
-    tuned = tune(model, tokenizer, neurons, validation, ks=KS, positions=("all",), template=TEMPLATE, progress=progress)
+    tuned = tune(model, tokenizer, neurons, validation, ks=KS, template=TEMPLATE, progress=progress)
     reports = {}
     for mode in ("base", "enhance", "degrade", "tuned"):
         chosen, how = (tuned, "tuned") if mode == "tuned" else (neurons.top(KS[1], KS[1]), mode)
@@ -89,7 +90,6 @@ def _task(model: Any, tokenizer: Any, name: str, progress: bool) -> Task:
             test,
             None if mode == "base" else chosen,
             mode=None if mode == "base" else how,
-            positions=None if mode == "base" else "all",
             template=TEMPLATE,
             progress=progress,
         )
@@ -128,8 +128,8 @@ def _curves(model: Any, tokenizer: Any, test: list[Question], neurons: NeuronSet
     curves: dict[str, list[float]] = {name: [] for name in ("enhance", "degrade", "random low", "random high")}
     for k in CURVE:
         subset, drawn = neurons.top(k, k), []
-        for mode, (good, bad) in MODES.items():
-            change = Edit(*subset.edits(model, good, bad), "all")
+        for mode in FACTORS:
+            change = Edit(*subset.edits(model, subset.steering(mode)), "all")
             curves[mode].append(ask(change).accuracy)
             for _ in range(RANDOM_CURVES):
                 drawn.append(ask(change._replace(ids=random_like(change.ids, ask.anatomy, generator))).accuracy)

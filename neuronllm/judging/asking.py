@@ -18,8 +18,6 @@ from ..results.neurons import NeuronSet
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-POSITIONS = ("answer", "all")
-
 
 def template_of(neurons: NeuronSet | None, template: Any) -> Any:
     """The template asked for, else the one that the neurons were found with: they are judged as they were chosen."""

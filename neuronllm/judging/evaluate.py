@@ -10,15 +10,17 @@ from __future__ import annotations
 import warnings
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from ..common.errors import InputError
 from ..common.statistics import bootstrap_interval, mcnemar, relative_change
 from ..data.prompts import Questions, as_prompts
 from ..engine.answers import Edit
 from ..results.answers import Answers
-from ..results.neurons import NeuronSet
-from .asking import POSITIONS, Asker, template_of, warn_if_one_letter
+from ..results.neurons import POSITIONS, NeuronSet
+from .asking import Asker, template_of, warn_if_one_letter
 from .controls import random_controls
-from .report import Report
+from .report import Intervals, Report, named
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -46,11 +48,13 @@ def evaluate(
 ) -> Report:
     """Accuracy and more on questions; with `neurons`, of the edited model beside the base model and random controls.
 
-    mode: "enhance", "degrade" or "tuned" (what `nl.tune` chose); or give the factors good= and bad= (one alone leaves
-    the other role as it is). positions: "answer" (default) or "all". unrelated: questions for the PCR. orders: the
+    mode: "enhance", "degrade", "own" (the neurons' own factors) or "tuned" (what `nl.tune` chose); or give the factors
+    good= and bad= (one alone leaves the other role as it is); by default the own factors, else the tuned ones.
+    positions: "answer" or "all"; by default those that the set was found, learned or tuned with, so that it is judged
+    where it will be lived with, and "all" where it does not say. unrelated: questions for the PCR. orders: the
     questions as written by default; "rotate" asks each with every order of its choices.
 
-    >>> nl.evaluate(model, tokenizer, questions, neurons, mode="degrade", positions="all")   # doctest: +SKIP
+    >>> nl.evaluate(model, tokenizer, questions, neurons, mode="degrade")   # doctest: +SKIP
     """
     if positions is not None and positions not in POSITIONS:
         raise InputError(f"positions={positions!r}: known values are {', '.join(POSITIONS)}")
@@ -82,6 +86,10 @@ def evaluate(
     report.rcc = relative_change(base.mean_p_right, edited.mean_p_right)
     lost, won = base.question_right & ~edited.question_right, ~base.question_right & edited.question_right
     report.flips = {"right_to_wrong": int(lost.sum()), "wrong_to_right": int(won.sum())}
+    report.flipped = {
+        "right_to_wrong": named(questions, base.groups, lost),
+        "wrong_to_right": named(questions, base.groups, won),
+    }
     report.mcnemar = mcnemar(int(lost.sum()), int(won.sum()))
     if unrelated is not None:
         other = Asker(model, as_prompts(tokenizer, unrelated, orders, template), batch_size)
@@ -102,23 +110,29 @@ def _planned(
     model: PreTrainedModel, neurons: NeuronSet, mode: str | None, good: Any, bad: Any, positions: str | None
 ) -> tuple[Edit, dict[str, Any]]:
     """The edit that was asked for, and its description."""
-    good, bad, tuned_positions = neurons.factors(mode, good, bad)
-    positions = positions or tuned_positions or "answer"
-    change = Edit(*neurons.edits(model, good, bad), positions)
-    mode = "tuned" if tuned_positions else mode
-    return change, {"mode": mode, "good": good, "bad": bad, "positions": positions, "neurons": len(change.ids)}
+    how = neurons.steering(mode, good, bad)
+    source = "where the set was found or tuned" if neurons.positions else "the set names none"
+    source = "as asked for" if positions else source
+    positions = positions or neurons.positions or "all"
+    change = Edit(*neurons.edits(model, how), positions)
+    where = {"positions": positions, "positions_from": source}
+    return change, {**neurons.steered_by(how), **where, "neurons": len(change.ids)}
 
 
-def _intervals(base: Answers, edited: Answers | None, seed: int) -> dict[str, tuple[float, float]]:
-    """95 % bootstrap intervals over questions; changes are paired."""
-    now = edited or base
-    right, p_right = now.by_question(now.right), now.by_question(now.p_right)
-    intervals = {"accuracy": bootstrap_interval(right, seed), "p_right": bootstrap_interval(p_right, seed)}
+def _intervals(base: Answers, edited: Answers | None, seed: int) -> Intervals:
+    """95 % bootstrap intervals over questions: of the base model, of the edited one, and of the paired change."""
+
+    def by_question(answers: Answers) -> dict[str, np.ndarray]:
+        return {"accuracy": answers.by_question(answers.right), "p_right": answers.by_question(answers.p_right)}
+
+    values = {"base": by_question(base)}
     if edited is not None:
-        before, p_before = base.by_question(base.right), base.by_question(base.p_right)
-        intervals["accuracy_change"] = bootstrap_interval(right - before, seed)
-        intervals["p_right_change"] = bootstrap_interval(p_right - p_before, seed)
-    return intervals
+        values["edited"] = by_question(edited)
+        values["change"] = {name: value - values["base"][name] for name, value in values["edited"].items()}
+    return {
+        whose: {name: bootstrap_interval(value, seed) for name, value in named.items()}
+        for whose, named in values.items()
+    }
 
 
 def _pcr(base: Answers, edited: Answers, other_base: Answers, other_edited: Answers) -> float | None:

@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
+import numpy as np
+
+from ..common.checks import short
 from ..common.tables import show
+from ..data.prompts import Prompt, Questions
+from ..data.questions import Question
+from ..results.factors import show_factor
+
+# whose ("base", "edited", "change") -> of what ("accuracy", "p_right") -> 95 % interval
+Intervals: TypeAlias = "dict[str, dict[str, tuple[float, float]]]"
+NAMED = 3  # flipped questions of each direction that are printed
 
 
 @dataclass
@@ -14,9 +25,10 @@ class Report:
 
     Without neurons, only the first five fields, `ci` and `questions` say something.
 
-    With an edit: `base` holds the same numbers of the unedited model; `rac` and `rcc` are the signed relative changes
-    of accuracy and of the right option's mean probability; `flips` counts questions; `pcr` is the change on these
-    questions over the change on unrelated ones; `controls` describes random sets of the same size per layer.
+    With an edit: `base` holds the same numbers of the unedited model; `ci` has the intervals of "base", "edited" and
+    "change"; `rac` and `rcc` are the signed relative changes of accuracy and of the right option's mean probability;
+    `flips` counts the questions that changed sides, and `flipped` names them; `pcr` is the change on these questions
+    over the change on unrelated ones; `controls` describes random sets of the same size per layer.
     """
 
     accuracy: float
@@ -25,11 +37,12 @@ class Report:
     letters: dict[str, float]
     collapsed: bool
     questions: int
-    ci: dict[str, tuple[float, float]]
+    ci: Intervals
     base: dict[str, Any] | None = None
     rac: float | None = None
     rcc: float | None = None
     flips: dict[str, int] | None = None
+    flipped: dict[str, list[dict[str, Any]]] | None = None
     mcnemar: float | None = None
     pcr: float | None = None
     controls: dict[str, Any] | None = None
@@ -53,9 +66,9 @@ def report_lines(report: Report) -> list[str]:
             f"{label:<18}" + (f"{show(base[name])} -> {now}" if base else now) + _control(report.controls, name)
         )
     lines.append(f"{'letters':<18}" + (f"{show(base['letters'])} -> " if base else "") + show(report.letters))
-    for name, interval in report.ci.items():
-        sign = show(interval) if name.endswith("change") else f"{interval[0]:.3f} to {interval[1]:.3f}"
-        lines.append(f"{'95 % ' + name.replace('_', ' '):<26}{sign}")
+    for name, label in (("accuracy", "accuracy"), ("p_right", "P(right)")):
+        intervals = ", ".join(_interval(whose, ci[name]) for whose, ci in report.ci.items())
+        lines.append(f"{'95 % ' + label:<18}{intervals}")
     if base:
         lines.append(f"RAC {show(report.rac)}   RCC {show(report.rcc)}   PCR {show(report.pcr)}")
     if flips := report.flips:
@@ -63,6 +76,7 @@ def report_lines(report: Report) -> list[str]:
             f"flips {flips['right_to_wrong']} right to wrong, {flips['wrong_to_right']} wrong to right, "
             f"McNemar p = {show(report.mcnemar)}"
         )
+        lines += _flipped(report.flipped or {})
     if report.collapsed:
         lines.append("letter collapse: the predictions lean on one letter, accuracy says little")
     return lines
@@ -70,7 +84,41 @@ def report_lines(report: Report) -> list[str]:
 
 def _edit(edit: dict[str, Any]) -> str:
     what = edit.get("mode") or "edited"
-    return f"{what}: {edit['neurons']} neurons, good x{edit['good']}, bad x{edit['bad']}, positions {edit['positions']}"
+    good, bad = (f"{role} {show_factor(edit[role], edit['own'].get(role))}" for role in ("good", "bad"))
+    text = f"{what}: {edit['neurons']} neurons, {good}, {bad}, positions {edit['positions']}"
+    return text if edit["positions_from"] == "as asked for" else f"{text}, {edit['positions_from']}"
+
+
+def _interval(whose: str, interval: tuple[float, float]) -> str:
+    low, high = interval
+    return f"{whose} {show(interval)}" if whose == "change" else f"{whose} {low:.3f} to {high:.3f}"
+
+
+def named(questions: Questions, groups: Sequence[Sequence[Prompt]], which: np.ndarray) -> list[dict[str, Any]]:
+    """The questions at which `which` is true: place in the list, id, and text, which given prompts do not have."""
+    found = []
+    for n in which.nonzero()[0].tolist():
+        # Given questions have a group of prompts each, in their order; given prompts are grouped by their ids.
+        question = questions[n] if isinstance(questions[n], Question) else None
+        text = question.stem if isinstance(question, Question) else None
+        found.append({"number": n, "id": groups[n][0].question_id, "question": text})
+    return found
+
+
+def _flipped(flipped: dict[str, list[dict[str, Any]]]) -> list[str]:
+    """A few of the questions that changed sides; `to_dict` has them all."""
+    lines = []
+    for direction, questions in flipped.items():
+        if questions:
+            shown = [_name(question) for question in questions[:NAMED]]
+            more = [f"{len(questions) - NAMED} more"] if len(questions) > NAMED else []
+            lines.append(f"  {direction.replace('_', ' ')}: " + "; ".join(shown + more))
+    return lines
+
+
+def _name(question: dict[str, Any]) -> str:
+    name = question["id"] or f"number {question['number']}"
+    return name if question["question"] is None else f"{name} {short(' '.join(question['question'].split()))}"
 
 
 def _control(controls: dict[str, Any] | None, name: str) -> str:

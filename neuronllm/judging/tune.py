@@ -15,16 +15,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
+import torch
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..common.errors import InputError
 from ..data.prompts import Questions, as_prompts
 from ..engine.answers import Edit
 from ..results.answers import Answers
-from ..results.neurons import NeuronSet
-from .asking import POSITIONS, Asker, template_of, warn_if_one_letter
+from ..results.factors import ROLES, Steering
+from ..results.neurons import POSITIONS, NeuronSet
+from .asking import Asker, template_of, warn_if_one_letter
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -32,16 +36,22 @@ if TYPE_CHECKING:
 FACTORS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
 STARTS = ((2.0, 0.0), (1.5, 0.5), (1.0, 0.0), (1.0, 0.5), (1.5, 1.0))  # factors of (good, bad)
 CRITERIA = ("accuracy", "p_right")
+Pair: TypeAlias = "tuple[float | None, float | None]"  # factors of (good, bad); None: each neuron's own
 
 
 class Point(NamedTuple):
-    """A way to steer: the first k neurons of each role, their factors, and where."""
+    """A way to steer: the first k neurons of each role, their factors (None: each neuron's own), and where."""
 
     k_good: int
     k_bad: int
-    good: float
-    bad: float
+    good: float | None
+    bad: float | None
     positions: str
+
+    @property
+    def steering(self) -> Steering:
+        own = tuple(role for role in ROLES if getattr(self, role) is None)
+        return Steering(None, self.good, self.bad, own)
 
 
 NO_EDIT = Point(0, 0, 1.0, 1.0, "all")
@@ -55,7 +65,7 @@ def tune(
     *,
     ks: Sequence[int] | None = None,
     factors: Sequence[float] = FACTORS,
-    positions: Sequence[str] | str = ("all", "answer"),
+    positions: Sequence[str] | str | None = None,
     criterion: str = "accuracy",
     margin: float = 2.0,
     orders: str = "none",
@@ -67,10 +77,14 @@ def tune(
 
     Returns a neuron set whose `.tuned` holds the factors, the positions and the whole curve that was looked at;
     `.apply(model)`, `nl.evaluate(..., mode="tuned")` and `nl.bake` use it. It is empty where no edit was best.
+    positions: those to try, "all" and "answer"; by default those that the set was found with ("all" where it does not
+    say), and the tuned set is judged and lived with at the chosen ones. Where neurons have factors of their own, these
+    are tried beside the factors of the roles; a role whose own factors won keeps them.
 
     >>> tuned = nl.tune(model, tokenizer, neurons, validation)              # doctest: +SKIP
     >>> nl.evaluate(model, tokenizer, test, tuned, mode="tuned")            # doctest: +SKIP
     """
+    positions = (neurons.positions or "all",) if positions is None else positions
     positions = (positions,) if isinstance(positions, str) else positions
     _check(ks, factors, positions, criterion)
     if isinstance(margin, bool) or not isinstance(margin, (int, float)) or not margin >= 0:
@@ -81,9 +95,14 @@ def tune(
     sizes = {role: int((neurons.role == role).sum()) for role in ("good", "bad")}
     ks = sorted({min(k, max(sizes.values())) for k in ks or _doubling(max(sizes.values()))})
 
-    best = search.best(NO_EDIT, _starts(ks, sizes, positions))
+    pairs: list[Pair] = [*STARTS]
+    tries: list[float | None] = [*factors]
+    if neurons.factor is not None:
+        pairs.insert(0, (None, None))
+        tries.insert(0, None)
+    best = search.best(NO_EDIT, _starts(ks, sizes, positions, pairs))
     while best != NO_EDIT:
-        better = search.best(best, _neighbours(best, ks, sizes, factors))
+        better = search.best(best, _neighbours(best, ks, sizes, tries))
         if better == best:
             break
         best = better
@@ -94,7 +113,15 @@ def tune(
     chosen = neurons.top(best.k_good if best.good != 1 else 0, best.k_bad if best.bad != 1 else 0)
     tuned = {**best._asdict(), "criterion": criterion, "questions": len(search.base.groups), "curve": search.curve()}
     tuned |= {"margin": margin, "best_gain": gain, "best_gain_stderr": error}
-    return NeuronSet(chosen.ids, chosen.role, chosen.score, chosen.anatomy, {**neurons.provenance, "tuned": tuned})
+    return replace(chosen, provenance={**neurons.provenance, "tuned": tuned}, factor=_kept(chosen, best))
+
+
+def _kept(chosen: NeuronSet, best: Point) -> Tensor | None:
+    """The own factors of the roles that were best with them; the others have the factor of their role now."""
+    if chosen.factor is None:
+        return None
+    keeps = [getattr(best, role) is None for role in chosen.role.tolist()]
+    return chosen.factor.masked_fill(~torch.tensor(keeps, dtype=torch.bool), math.nan)
 
 
 class _Search:
@@ -118,7 +145,7 @@ class _Search:
     def _measure(self, point: Point) -> Answers:
         subset = self.neurons.top(point.k_good, point.k_bad)
         self.bar.update()
-        return self.ask(Edit(*subset.edits(self.ask.model, point.good, point.bad), point.positions))
+        return self.ask(Edit(*subset.edits(self.ask.model, point.steering), point.positions))
 
     def _value(self, point: Point) -> tuple[float, float]:
         """Compared in order. An edit that collapses to a letter, or gains nothing over no edit, is never better."""
@@ -147,14 +174,18 @@ class _Search:
         self.bar.close()
 
 
-def _starts(ks: Sequence[int], sizes: dict[str, int], positions: Sequence[str]) -> Iterator[Point]:
+def _starts(
+    ks: Sequence[int], sizes: dict[str, int], positions: Sequence[str], pairs: Sequence[Pair]
+) -> Iterator[Point]:
     for where in positions:
         for k in ks:
-            for good, bad in STARTS:
+            for good, bad in pairs:
                 yield Point(min(k, sizes["good"]), min(k, sizes["bad"]), good, bad, where)
 
 
-def _neighbours(point: Point, ks: Sequence[int], sizes: dict[str, int], factors: Sequence[float]) -> Iterator[Point]:
+def _neighbours(
+    point: Point, ks: Sequence[int], sizes: dict[str, int], factors: Sequence[float | None]
+) -> Iterator[Point]:
     """Points that differ in one coordinate."""
     for factor in factors:
         yield point._replace(good=factor)

@@ -12,7 +12,8 @@ from .base import Method, one_of
 
 if TYPE_CHECKING:
     from ..data.prompts import Prompt
-    from ..engine.reference import ReferenceEngine
+    from ..engine.base import Engine
+    from ..engine.objectives import Objective
 
 
 @dataclass(frozen=True)
@@ -32,5 +33,5 @@ class Activation(Method):
     def __post_init__(self) -> None:
         one_of("statistic", self.statistic, ("value", "frequency"))
 
-    def score(self, engine: ReferenceEngine, prompts: Sequence[Prompt], objective: str, positions: str) -> Tensor:
+    def score(self, engine: Engine, prompts: Sequence[Prompt], objective: Objective, positions: str) -> Tensor:
         return engine.activations(prompts, positions, self.statistic)

@@ -12,7 +12,8 @@ from .base import Method, in_range
 
 if TYPE_CHECKING:
     from ..data.prompts import Prompt
-    from ..engine.reference import ReferenceEngine
+    from ..engine.base import Engine
+    from ..engine.objectives import Objective
 
 
 @dataclass(frozen=True)
@@ -31,5 +32,5 @@ class Exact(Method):
     def __post_init__(self) -> None:
         in_range("factor", self.factor, -1e6, 1e6)
 
-    def score(self, engine: ReferenceEngine, prompts: Sequence[Prompt], objective: str, positions: str) -> Tensor:
+    def score(self, engine: Engine, prompts: Sequence[Prompt], objective: Objective, positions: str) -> Tensor:
         return engine.effects(prompts, objective, factor=self.factor)

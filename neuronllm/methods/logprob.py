@@ -16,7 +16,8 @@ from .base import Method
 
 if TYPE_CHECKING:
     from ..data.prompts import Prompt
-    from ..engine.reference import ReferenceEngine
+    from ..engine.base import Engine
+    from ..engine.objectives import Objective
 
 
 @dataclass(frozen=True)
@@ -30,5 +31,5 @@ class LogProb(Method):
     name: ClassVar[str] = "logprob"
     expensive: ClassVar[bool] = True
 
-    def score(self, engine: ReferenceEngine, prompts: Sequence[Prompt], objective: str, positions: str) -> Tensor:
+    def score(self, engine: Engine, prompts: Sequence[Prompt], objective: Objective, positions: str) -> Tensor:
         return engine.direct(prompts, objective)

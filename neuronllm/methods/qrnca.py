@@ -22,13 +22,14 @@ import torch
 from torch import Tensor
 
 from ..common.errors import InputError
-from ..engine.objective import BARE_LETTER
+from ..engine.objectives import BARE_LETTER
 from ..engine.quadrature import quadrature
 from .base import Collector, Method, above_share_of_max, empty_counts, in_range, one_of
 
 if TYPE_CHECKING:
     from ..data.prompts import Prompt
-    from ..engine.reference import ReferenceEngine
+    from ..engine.base import Engine
+    from ..engine.objectives import Objective
 
 RELEASED = "released-code"
 
@@ -64,13 +65,13 @@ class QRNCA(Method):
             object.__setattr__(self, "quadrature", "endpoints")
             object.__setattr__(self, "objective", BARE_LETTER)
 
-    def score(self, engine: ReferenceEngine, prompts: Sequence[Prompt], objective: str, positions: str) -> Tensor:
+    def score(self, engine: Engine, prompts: Sequence[Prompt], objective: Objective, positions: str) -> Tensor:
         return engine.integrate(prompts, objective, *quadrature(self.quadrature, self.steps))
 
-    def check_objective(self, objective: str) -> None:
+    def check_objective(self, objective: Objective) -> None:
         if self.compat == RELEASED and objective != BARE_LETTER:
             raise InputError(
-                f'objective={objective!r}: compat="{RELEASED}" explains the bare letter\'s probability only'
+                f'objective={objective.name!r}: compat="{RELEASED}" explains the bare letter\'s probability only'
             )
 
     def collector(self, n_neurons: int) -> Collector:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 
 from ..common.errors import InputError
 from .anatomy import Anatomy
+from .answer_tokens import answer_tokens, checked_start
 from .hooks import visiting
 from .sites import Site
 
@@ -21,18 +22,26 @@ Positions: TypeAlias = "str | int | slice | torch.Tensor"
 
 @contextmanager
 def edit(
-    model: PreTrainedModel, ids: Any, factors: Any, *, positions: Positions = "all", anatomy: Anatomy | None = None
+    model: PreTrainedModel,
+    ids: Any,
+    factors: Any,
+    *,
+    positions: Positions = "all",
+    answer_start: Any = None,
+    anatomy: Anatomy | None = None,
 ) -> Iterator[PreTrainedModel]:
     """Multiply neurons by factors while the context lasts: 0 silences, 2 doubles.
 
-    `factors` is one number or one a neuron. `positions` is "all", an index or slice into the tokens of every forward
-    pass, or an int64 tensor with one index a row of the batch.
+    `factors` is one number or one a neuron. `positions` is "all"; "answer"; an index or slice into the tokens of every
+    forward pass; or an int64 tensor with one index a row of the batch. "answer" edits each row's last prompt token and
+    every token behind it inside `model.generate`; a plain forward pass shows no end of the prompt and needs
+    `answer_start`, the place of the first edited token in the padded sequence, one for all rows or one a row.
 
     >>> with edit(model, ids=[3, 17], factors=0.0):   # doctest: +SKIP
     ...     model.generate(**inputs)
     """
     anatomy = anatomy or Anatomy.of(model)
-    _check_positions(positions)
+    _check_positions(positions, answer_start)
     by_site = _factors_by_site(anatomy, ids, factors)
     # The factors move to a site's device and dtype at the first pass and stay there.
     placed: dict[str, torch.Tensor] = {}
@@ -41,11 +50,19 @@ def edit(
         factor = placed.get(site.down)
         if factor is None or factor.device != h.device or factor.dtype != h.dtype:
             factor = placed[site.down] = by_site[site.down].to(h)
-        return _scaled(h, factor if routes is None else factor[routes], positions)
+        factor = factor if routes is None else factor[routes]
+        return _scaled(h, factor, positions) if of_answer is None else _scaled_where(h, factor, of_answer)
 
+    of_answer: Callable[[], torch.Tensor] | None
     sites = [site for site in anatomy.sites if site.down in by_site]
-    with visiting(model, sites, scale):
+    answer = isinstance(positions, str) and positions == "answer"
+    with answer_tokens(model, answer_start) if answer else nullcontext() as of_answer, visiting(model, sites, scale):
         yield model
+
+
+def _scaled_where(h: torch.Tensor, factor: torch.Tensor, of_answer: Callable[[], torch.Tensor]) -> torch.Tensor:
+    chosen = of_answer().to(h.device)
+    return torch.where(chosen.reshape(*chosen.shape, *[1] * (h.ndim - 2)), h * factor, h)
 
 
 def _scaled(h: torch.Tensor, factor: torch.Tensor, positions: Positions) -> torch.Tensor:
@@ -63,15 +80,20 @@ def _scaled(h: torch.Tensor, factor: torch.Tensor, positions: Positions) -> torc
     return out
 
 
-def _check_positions(positions: Any) -> None:
+def _check_positions(positions: Any, answer_start: Any) -> None:
+    if answer_start is not None:
+        checked_start(answer_start)
+        if not (isinstance(positions, str) and positions == "answer"):
+            raise InputError('answer_start: it says where the answer begins, so it needs positions="answer"')
     if isinstance(positions, torch.Tensor):
         if positions.ndim > 1 or positions.is_floating_point() or positions.dtype == torch.bool:
             raise InputError("positions: a tensor must be of whole numbers, one index a row of the batch")
         return
     index = hasattr(positions, "__index__") and not isinstance(positions, bool)
-    if not index and not isinstance(positions, slice) and positions != "all":
-        hint = " (only nl.evaluate and nl.attribute know the answer position)" if positions == "answer" else ""
-        raise InputError(f'positions={positions!r}: a live edit takes "all", an index, a slice or a tensor{hint}')
+    if not index and not isinstance(positions, slice) and positions not in ("all", "answer"):
+        raise InputError(
+            f'positions={positions!r}: a live edit takes "all", "answer", an index, a slice or a tensor of indices'
+        )
 
 
 def _factors_by_site(anatomy: Anatomy, ids: Any, factors: Any) -> dict[str, torch.Tensor]:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,18 +19,20 @@ from ..common.files import new_folder, read_json, read_tensors, write_json
 from ..model.anatomy import Anatomy
 from ..model.edit import Positions, edit
 from ..model.sites import DENSE
+from .factors import ROLES, Steering, checked_own, factors_of, own_range, show_factor, steering_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 CONFIG, TENSORS = "neuron_config.json", "neurons.safetensors"
-ROLES = ("good", "bad")
-MODES = {"enhance": (2.0, 0.0), "degrade": (0.0, 2.0)}  # factors of the good and of the bad neurons
+POSITIONS = ("answer", "all")  # where a set is found, tuned, judged and lived with
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class NeuronSet:
     """Neurons of one model, each good (it helps) or bad (it hurts); strongest first within a role.
+
+    A neuron may have a factor of its own: `factor` is None or one number a neuron, NaN where that of its role applies.
 
     >>> neurons = scores.find(good=50, bad=50)            # doctest: +SKIP
     >>> with neurons.enhance(model):                      # doctest: +SKIP
@@ -43,6 +44,7 @@ class NeuronSet:
     score: Tensor  # float32
     anatomy: Anatomy
     provenance: dict[str, Any] = field(default_factory=dict)
+    factor: Tensor | None = None  # float32
 
     def __post_init__(self) -> None:
         if not len(self.ids) == len(self.role) == len(self.score):
@@ -54,12 +56,29 @@ class NeuronSet:
         if not np.isin(self.role, ROLES).all():
             raise InputError(f"role: every role must be one of {', '.join(ROLES)}")
         self.anatomy.checked(self.ids)
+        object.__setattr__(self, "factor", checked_own(self.factor, len(self.ids)))
 
     # ---- what is in it ----
 
     def __repr__(self) -> str:
+        own = "" if self.factor is None else f", {int((~self.factor.isnan()).sum())} with own factors"
+        return f"NeuronSet({self._counted()}{own})"
+
+    def _counted(self) -> str:
         good, bad = (int((self.role == role).sum()) for role in ROLES)
-        return f"NeuronSet({good} good and {bad} bad neurons of a {self.anatomy.describe()})"
+        return f"{good} good and {bad} bad neurons of a {self.anatomy.describe()}"
+
+    def describe(self) -> str:
+        """What the set is, in lines of text: its neurons, how and where they were found, and how hard to steer."""
+        lines = [self._counted()]
+        names = ("model", "method", "objective", "positions")
+        lines += [f"- {name}: {self.provenance[name]}" for name in names if name in self.provenance]
+        own = own_range(self.role, self.factor)
+        lines += [f"- own factors of {role} neurons: {show_factor(None, own[role])}" for role in own]
+        if self.tuned:
+            good, bad = (show_factor(self.tuned[role], own.get(role)) for role in ROLES)
+            lines.append(f"- tuned: good {good}; bad {bad}; positions {self.tuned['positions']}")
+        return "\n".join(lines)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -81,11 +100,30 @@ class NeuronSet:
         """What `nl.tune` chose: factors "good" and "bad", and "positions"; None before."""
         return self.provenance.get("tuned")
 
+    @property
+    def positions(self) -> str | None:
+        """Where the set was tuned, learned or found, "answer" or "all": it is judged and lived with there.
+
+        None where nothing says so, or where sets of both kinds were united; edits are at "all" then.
+        """
+        return _positions_of(self.provenance)
+
     def take(self, mask: Any) -> NeuronSet:
         """The neurons where `mask` is true (or at the given places), in the order they have here."""
         mask = torch.as_tensor(mask)
         mask = mask if mask.dtype == torch.bool else mask.to(torch.int64)  # an empty list has no type of its own
-        return replace(self, ids=self.ids[mask], role=self.role[mask.numpy()], score=self.score[mask])
+        own = None if self.factor is None else self.factor[mask]
+        return replace(self, ids=self.ids[mask], role=self.role[mask.numpy()], score=self.score[mask], factor=own)
+
+    def with_factors(self, factors: Any) -> NeuronSet:
+        """The same neurons with factors of their own: one number a neuron, NaN where that of its role applies.
+
+        None takes them away. They come before tuned factors, and give way to a mode or to good= and bad=.
+
+        >>> with neurons.with_factors([0.5, 1.5]).apply(model):   # doctest: +SKIP
+        ...     model.generate(**inputs)
+        """
+        return replace(self, factor=factors)
 
     def top(self, good: int | None = None, bad: int | None = None) -> NeuronSet:
         """The strongest `good` and `bad` neurons of the set; None keeps all of a role."""
@@ -99,13 +137,14 @@ class NeuronSet:
     # ---- set algebra, on neurons whatever their scores ----
 
     def __or__(self, other: NeuronSet) -> NeuronSet:
-        """Neurons of either set; one that is in both keeps its role and score from the left."""
+        """Neurons of either set; one that is in both keeps its role, score and own factor from the left."""
         extra = self._like(other).take(~torch.isin(other.ids, self.ids))
         return replace(
             self,
             ids=torch.cat([self.ids, extra.ids]),
             role=np.concatenate([self.role, extra.role]),
             score=torch.cat([self.score, extra.score]),
+            factor=torch.cat([self._own(), extra._own()]),
             provenance={"union": [self.provenance, other.provenance]},
         )
 
@@ -118,6 +157,9 @@ class NeuronSet:
     def __sub__(self, other: NeuronSet) -> NeuronSet:
         """Neurons that are not in the other set, in whatever role."""
         return self.take(~torch.isin(self.ids, self._like(other).ids))
+
+    def _own(self) -> Tensor:
+        return torch.full((len(self),), float("nan")) if self.factor is None else self.factor
 
     def _like(self, other: NeuronSet) -> NeuronSet:
         if not isinstance(other, NeuronSet):
@@ -137,56 +179,61 @@ class NeuronSet:
         good: float | None = None,
         bad: float | None = None,
         positions: Positions | None = None,
+        answer_start: Any = None,
     ) -> Iterator[PreTrainedModel]:
         """Multiply good and bad neurons by factors while the context lasts.
 
-        Without factors, those of `nl.tune`. One factor alone leaves the other role as it is. Positions default to
-        "all" (or the tuned ones), which is what baking does.
+        Without factors the neurons' own, and where they have none those of `nl.tune`. One factor alone leaves the other
+        role as it is. Positions default to
+        those of the set, or to "all". At "answer", `model.generate` edits the last prompt token and what follows it; a
+        plain forward pass needs `answer_start`, the place of the first edited token, one for all rows or one a row.
         """
-        good, bad, chosen = self.factors(None, good, bad)
-        ids, factors = self.edits(model, good, bad)
-        with edit(model, ids, factors, positions=(chosen or "all") if positions is None else positions):
+        ids, factors = self.edits(model, self.steering(None, good, bad))
+        where = (self.positions or "all") if positions is None else positions
+        with edit(model, ids, factors, positions=where, answer_start=answer_start):
             yield model
 
-    def enhance(self, model: PreTrainedModel, good: float = 2.0, bad: float = 0.0, positions: Positions = "all") -> Any:
-        """Context: good neurons doubled, bad ones silenced."""
-        return self.apply(model, good, bad, positions)
+    def enhance(
+        self,
+        model: PreTrainedModel,
+        good: float = 2.0,
+        bad: float = 0.0,
+        positions: Positions | None = None,
+        answer_start: Any = None,
+    ) -> AbstractContextManager[PreTrainedModel]:
+        """Context: good neurons doubled, bad ones silenced, where `apply` says."""
+        return self.apply(model, good, bad, positions, answer_start)
 
-    def degrade(self, model: PreTrainedModel, good: float = 0.0, bad: float = 2.0, positions: Positions = "all") -> Any:
-        """Context: good neurons silenced, bad ones doubled."""
-        return self.apply(model, good, bad, positions)
+    def degrade(
+        self,
+        model: PreTrainedModel,
+        good: float = 0.0,
+        bad: float = 2.0,
+        positions: Positions | None = None,
+        answer_start: Any = None,
+    ) -> AbstractContextManager[PreTrainedModel]:
+        """Context: good neurons silenced, bad ones doubled, where `apply` says."""
+        return self.apply(model, good, bad, positions, answer_start)
 
-    def factors(
-        self, mode: str | None, good: float | None = None, bad: float | None = None
-    ) -> tuple[float | None, float | None, str | None]:
-        """(good, bad, positions) of a mode: "enhance", "degrade" or "tuned"; factors given by hand win.
+    def steering(self, mode: str | None = None, good: float | None = None, bad: float | None = None) -> Steering:
+        """The factors that a mode or factors given by hand mean for this set; factors given by hand win.
 
-        Without mode and factors the tuned ones are meant. Positions are None unless they were tuned.
+        Without mode and factors: the neurons' own factors, and where they have none the tuned ones.
         """
-        if mode is not None and mode not in (*MODES, "tuned"):
-            raise InputError(f"mode={mode!r}: known modes are {', '.join((*MODES, 'tuned'))}")
-        if mode in MODES:
-            return (MODES[mode][0] if good is None else good), (MODES[mode][1] if bad is None else bad), None
-        if mode is None and (good is not None or bad is not None):
-            return good, bad, None
-        if self.tuned is None:
-            raise InputError('give mode="enhance" or "degrade", or factors good= and bad=, or run nl.tune first')
-        tuned = self.tuned
-        return (tuned["good"] if good is None else good), (tuned["bad"] if bad is None else bad), tuned["positions"]
+        return steering_of(mode, good, bad, self.factor, self.tuned)
 
-    def edits(
-        self, model: PreTrainedModel, good: float | None = None, bad: float | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Flat ids in `model` and their factors; a role without a factor is left out."""
+    def edits(self, model: PreTrainedModel, how: Steering) -> tuple[Tensor, Tensor]:
+        """Flat ids in `model` and their factors; neurons that keep what they have are left out."""
         anatomy = Anatomy.of(model)
         if not anatomy.same_layout(self.anatomy):
             raise InputError(f"the neuron set is of a {self.anatomy.describe()}, the model is a {anatomy.describe()}")
-        factor = {"good": 1.0 if good is None else float(good), "bad": 1.0 if bad is None else float(bad)}
-        for role, value in factor.items():
-            if not math.isfinite(value):
-                raise InputError(f"{role}={value}: a factor must be a finite number")
-        factors = torch.tensor([factor[role] for role in self.role.tolist()], dtype=torch.float64)
+        factors = factors_of(self.role, self.factor, how)
         return self.ids[factors != 1], factors[factors != 1]
+
+    def steered_by(self, how: Steering) -> dict[str, Any]:
+        """The same for a record: mode, factors of the roles, and the range of own factors where these come first."""
+        own = own_range(self.role, self.factor, how.own)
+        return {"mode": how.mode, "good": how.good, "bad": how.bad, "own": own}
 
     # ---- files ----
 
@@ -201,6 +248,8 @@ class NeuronSet:
             "good": torch.from_numpy(self.role == "good"),
             "score": self.score.float(),
         }
+        if self.factor is not None:
+            tensors["factor"] = self.factor
         config = {"anatomy": self.anatomy.to_dict(), "provenance": self.provenance}
         with new_folder(folder, CONFIG) as temporary:
             save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary / TENSORS)
@@ -216,7 +265,7 @@ class NeuronSet:
             anatomy = Anatomy.from_dict(config["anatomy"])
             ids = anatomy.flat(tensors["layer"], tensors["expert"], tensors["index"])
             role = np.where(tensors["good"].numpy(), "good", "bad")
-            return cls(ids, role, tensors["score"], anatomy, config["provenance"])
+            return cls(ids, role, tensors["score"], anatomy, config["provenance"], tensors.get("factor"))
         except (KeyError, TypeError) as error:
             raise InputError(f"{folder}: not a neuron set as written here ({type(error).__name__}: {error})") from error
 
@@ -250,17 +299,21 @@ class NeuronSet:
         return cls(ids, np.full(len(ids), "good"), score, anatomy, {"method": "qrnca", "source": Path(path).name})
 
     def _card(self, name: str) -> str:
-        made = {
-            key: self.provenance[key] for key in ("model", "method", "objective", "positions") if key in self.provenance
-        }
-        facts = "\n".join(f"- {key}: {value}" for key, value in made.items())
-        if self.tuned:
-            facts += "\n- tuned: good x{good:g}, bad x{bad:g}, positions {positions}".format(**self.tuned)
-        steer = "apply" if self.tuned else "enhance"
+        counted, *facts = self.describe().split("\n")
+        steer = "enhance" if self.tuned is None and self.factor is None else "apply"
         return (
-            f"# {name}\n\n{self!r}, found with neuronllm.\n\n{facts}\n\n```python\nimport neuronllm as nl\n\n"
+            f"# {name}\n\n{counted}, found with neuronllm.\n\n" + "\n".join(facts) + "\n\n"
+            "```python\nimport neuronllm as nl\n\n"
             f'neurons = nl.NeuronSet.from_pretrained("{name}")\nwith neurons.{steer}(model):\n    ...\n```\n'
         )
+
+
+def _positions_of(provenance: dict[str, Any]) -> str | None:
+    for made in (provenance.get("tuned"), provenance.get("learned"), provenance):
+        if isinstance(made, dict) and made.get("positions") in POSITIONS:
+            return str(made["positions"])
+    united = {_positions_of(part) for part in provenance.get("union", ())}
+    return united.pop() if len(united) == 1 else None
 
 
 def check_counts(**counts: Any) -> None:

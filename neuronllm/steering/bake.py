@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..common.errors import InputError
 from ..model.anatomy import Anatomy
-from ..results.neurons import NeuronSet
+from ..results.neurons import POSITIONS, NeuronSet
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -54,22 +54,20 @@ def bake(
     bad: float | None = None,
     *,
     mode: str | None = None,
+    positions: str | None = None,
 ) -> Baked:
     """Multiply the neurons' columns of the model's weights in place; equals the live edit at all positions.
 
-    Bit for bit for factors that are 0 or powers of two, within rounding otherwise. `mode` is "enhance" or "degrade";
-    without mode and factors, the tuned ones are used. `model.save_pretrained` then writes an ordinary model.
+    Bit for bit for factors that are 0 or powers of two, within rounding otherwise. `mode` is "enhance", "degrade",
+    "own" or "tuned"; without mode and factors the neurons' own factors are used, else the tuned ones.
+    `model.save_pretrained` then writes an ordinary model. Weights know no answer position: a set that was found or
+    tuned there is refused unless positions="all" is given.
 
     >>> handle = bake(model, neurons, mode="enhance")   # doctest: +SKIP
     >>> handle.undo()                                   # doctest: +SKIP
     """
-    good, bad, positions = neurons.factors(mode, good, bad)
-    if positions not in (None, "all"):
-        raise InputError(
-            "the set was tuned for edits at the answer position, which weights cannot express: "
-            'tune with positions=("all",), or give a mode or factors'
-        )
-    ids, factors = neurons.edits(model, good, bad)
+    check_positions(neurons, positions)
+    ids, factors = neurons.edits(model, neurons.steering(mode, good, bad))
     anatomy = Anatomy.of(model)
     where = anatomy.site_of(ids)
     owners = Counter(parameter for _, parameter in model.named_parameters(remove_duplicate=False))
@@ -91,3 +89,15 @@ def bake(
     for step in plan:
         handle.scale(*step)
     return handle
+
+
+def check_positions(neurons: NeuronSet, positions: str | None) -> None:
+    """Weights hold an edit at every token, which is another edit than one at the answer position."""
+    if positions not in (None, *POSITIONS):
+        raise InputError(f"positions={positions!r}: known values are {', '.join(POSITIONS)}")
+    if (positions or neurons.positions) == "answer":
+        whose = "positions='answer'" if positions else "the set is for edits at the answer position"
+        raise InputError(
+            f'{whose}, which weights cannot hold: steer live, or bake it for every token with positions="all" '
+            "(--positions all)"
+        )

@@ -45,7 +45,7 @@ def test_the_baked_model_gives_the_live_edits_logits(model_folder, questions, tm
     import neuronllm as nl
 
     scores, neurons, baked = (tmp_path / name for name in ("scores", "neurons", "baked"))
-    assert run(*asked(model_folder, questions, "--output", scores)) == 0
+    assert run(*asked(model_folder, questions, "--positions", "all", "--output", scores)) == 0
     run("find", scores, "--good", 4, "--bad", 4, "--output", neurons)
     run("bake", "--model", model_folder, "--neurons", neurons, "--good", 0.5, "--bad", 2, "--output", baked)
     model, tokenizer = nl.load_model(model_folder)
@@ -54,6 +54,44 @@ def test_the_baked_model_gives_the_live_edits_logits(model_folder, questions, tm
     with torch.no_grad(), nl.NeuronSet.from_pretrained(neurons).apply(model, good=0.5, bad=2):
         live = model(inputs).logits
     assert torch.equal(live, edited(inputs).logits)
+
+
+def test_a_set_is_judged_tuned_and_baked_where_it_was_found(model_folder, questions, tmp_path, capsys):
+    scores, neurons, tuned, baked = (tmp_path / name for name in ("scores", "neurons", "tuned", "baked"))
+    run(*asked(model_folder, questions, "--positions", "answer", "--output", scores))
+    run("find", scores, "--good", 4, "--bad", 4, "--output", neurons)
+    common = ("--model", model_folder, "--questions", questions, "--neurons", neurons, "--quiet")
+    for flags, expected in ((), "answer"), (("--positions", "all"), "all"):
+        report = tmp_path / f"{expected}.json"
+        assert run("evaluate", *common, "--mode", "degrade", "--controls", 0, "--output", report, *flags) == 0
+        assert json.loads(report.read_text())["edit"]["positions"] == expected
+        assert run("tune", *common, "--output", tuned, "--overwrite", *flags) == 0
+        points = NeuronSet.from_pretrained(tuned).tuned["curve"][1:]
+        assert {point["positions"] for point in points} == {expected}
+    bake = ("bake", "--model", model_folder, "--neurons", neurons, "--mode", "degrade", "--output", baked)
+    assert "--positions all" in refused(capsys, *bake) and not baked.exists()
+    assert run(*bake, "--positions", "all") == 0
+    record = json.loads((baked / "neuronllm_bake.json").read_text())
+    assert (record["positions"], record["positions_of_the_set"]) == ("all", "answer")
+
+
+def test_own_factors_are_shown_and_recorded(model_folder, questions, tmp_path, capsys):
+    scores, neurons, report, baked = (tmp_path / name for name in ("scores", "own", "report.json", "baked"))
+    run(*asked(model_folder, questions, "--positions", "all", "--output", scores))
+    Scores.load(scores).find(2, 2).with_factors([0.5, 1.5, 3.0, 3.0]).save_pretrained(neurons)
+    common = ("--model", model_folder, "--neurons", neurons, "--quiet")
+    capsys.readouterr()
+    assert run("evaluate", *common, "--questions", questions, "--controls", 0, "--output", report) == 0
+    out = capsys.readouterr().out
+    assert "own: 4 neurons, good x0.5 to x1.5, their own, bad x3, their own, positions all" in out
+    saved = json.loads(report.read_text())
+    assert saved["edit"]["own"] == {"good": [0.5, 1.5], "bad": [3.0, 3.0]}
+    assert set(saved["ci"]) == {"base", "edited", "change"} and set(saved["flipped"]) == set(saved["flips"])
+    assert run("bake", *common, "--output", baked) == 0
+    record = json.loads((baked / "neuronllm_bake.json").read_text())
+    assert record["mode"] == "own" and record["own"] == saved["edit"]["own"] and record["positions"] == "all"
+    assert run("evaluate", *common, "--questions", questions, "--controls", 0, "--mode", "enhance") == 0
+    assert "enhance: 4 neurons, good x2, bad x0" in capsys.readouterr().out
 
 
 def test_env_says_what_runs(capsys):
@@ -79,7 +117,7 @@ def test_an_earlier_result_is_replaced_only_with_overwrite(model_folder, questio
     scores, neurons = tmp_path / "scores", tmp_path / "neurons"
     asked = ("--model", model_folder, "--questions", questions, "--quiet")
     for command in (
-        ["attribute", *asked, "--method", "gradient", "--output", scores],
+        ["attribute", *asked, "--method", "gradient", "--positions", "all", "--output", scores],
         ["find", scores, "--good", 2, "--bad", 2, "--output", neurons],
         ["tune", *asked, "--neurons", neurons, "--positions", "answer", "--output", tmp_path / "tuned"],
         ["bake", "--model", model_folder, "--neurons", neurons, "--mode", "enhance", "--output", tmp_path / "baked"],
@@ -112,7 +150,7 @@ def test_a_report_never_takes_the_place_of_a_file(model_folder, questions, tmp_p
 
 def test_nan_weights_are_not_baked(model_folder, questions, tmp_path, capsys):
     scores, neurons, name = tmp_path / "scores", tmp_path / "neurons", "model.layers.0.mlp.up_proj.weight"
-    asked = ("--questions", questions, "--quiet", "--method", "gradient", "--output", scores)
+    asked = ("--questions", questions, "--quiet", "--method", "gradient", "--positions", "all", "--output", scores)
     run("attribute", "--model", model_folder, *asked)
     run("find", scores, "--good", 2, "--bad", 2, "--output", neurons)
     model = copied(model_folder, tmp_path / "m", lambda w: {**w, name: w[name] * float("nan")})

@@ -57,7 +57,7 @@ def test_a_run_goes_on_with_the_same_settings_only(model, whole, tmp_path):
     with refused("begun with weights"):
         attribute(other, output, resume=True)
     baked = copy.deepcopy(model)
-    nl.bake(baked, nl.Scores.load(whole / "mean" / "scores").find(2, 2), good=-1.0, bad=0.0)
+    nl.bake(baked, nl.Scores.load(whole / "mean" / "scores").find(2, 2), good=-1.0, bad=0.0, positions="all")
     with refused("begun with weights"):
         attribute(baked, output, resume=True)
     eager = copy.deepcopy(model)
