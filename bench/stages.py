@@ -34,7 +34,7 @@ STAGES: dict[str, tuple[str, ...]] = {
     "aggregation": (
         "neuronllm.methods.base:Collector.add",
         "neuronllm.methods.base:Collector.summary",
-        "neuronllm.attribution.job:Job.rows",
+        "neuronllm.attribution.job:Job.per_prompt",
     ),
     "selection": ("neuronllm.results.scores:Scores.find",),
     "writing": (

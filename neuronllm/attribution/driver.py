@@ -175,7 +175,7 @@ def _scored(
         engine.plan = Plan.from_dict(store.begin(first, engine=engine.name, window=window, chosen=chosen))
         share = share_of(groups, ranks.rank, ranks.size)
         with tqdm(total=len(share), desc=_label(job, ranks), disable=not show, unit="question") as bar:
-            _through(job, engine, list(windows_of(share, window)), store, bar)
+            _score_windows(job, engine, list(windows_of(share, window)), store, bar)
         return engine.plan, worked
 
 
@@ -190,7 +190,7 @@ def _described(engine: Engine) -> dict[str, Any]:
     return found
 
 
-def _through(job: Job, engine: Engine, windows: list[list[Share]], store: Store[Collector], bar: Any) -> None:
+def _score_windows(job: Job, engine: Engine, windows: list[list[Share]], store: Store[Collector], bar: Any) -> None:
     """Score window after window, from the first that is not done."""
     bar.update(sum(len(window) for window in windows[: store.windows]))
     try:
@@ -201,11 +201,11 @@ def _through(job: Job, engine: Engine, windows: list[list[Share]], store: Store[
             right: Sequence[Tensor | None] = [None] * len(window)
             if job.how.needs_answers:
                 right = _answered(engine.option_scores(flat), flat).split(sizes)
-            places = torch.cat([torch.arange(share.place, share.place + len(share.prompts)) for share in window])
+            numbers = torch.cat([torch.arange(share.first, share.first + len(share.prompts)) for share in window])
             with undisturbed(), plain_types():
                 for scores, are_right in zip(raw.split(sizes), right, strict=True):
                     store.collector.add(scores, are_right)
-                store.add(job.rows(raw, places), len(flat), engine.plan.to_dict())
+                store.add(job.per_prompt(raw, numbers), len(flat), engine.plan.to_dict())
             bar.update(len(window))
         store.end(engine.plan.to_dict())
     except KeyboardInterrupt as stop:
@@ -219,9 +219,9 @@ def raw_scores(job: Job, engine: Engine, prompts: Sequence[Prompt]) -> Tensor:
 
 
 def engine_of(job: Job, plan: Plan | None = None) -> AbstractContextManager[Engine]:
-    asked = job.request
-    more: dict[str, Any] = {"dtype": asked.dtype, "batch_size": asked.batch_size, "plan": plan}
-    return open_engine(job.model, job.anatomy, job.prompts, asked.backend, **more)
+    request = job.request
+    more: dict[str, Any] = {"dtype": request.dtype, "batch_size": request.batch_size, "plan": plan}
+    return open_engine(job.model, job.anatomy, job.prompts, request.backend, **more)
 
 
 def _label(job: Job, ranks: Ranks) -> str:

@@ -75,8 +75,8 @@ def _work(job: Job, name: str, plan: Plan, reason: str | None) -> list[str]:
         )
         lines.append(f"  memory: not tried out, which would take long; a pass holds copies of one prompt, {size}")
     if job.request.keep != "mean":
-        total = job.row_bytes * len(job.prompts) / 2**20
-        lines.append(f'keep="{job.request.keep}": {total:,.1f} MiB, {job.row_bytes:,} bytes a prompt')
+        total = job.bytes_a_prompt * len(job.prompts) / 2**20
+        lines.append(f'keep="{job.request.keep}": {total:,.1f} MiB, {job.bytes_a_prompt:,} bytes a prompt')
     return lines
 
 

@@ -13,7 +13,7 @@ from ..data.prompts import Prompt, Questions, as_prompts, group_by_question
 from ..engine.borrowed import check_prompts
 from ..methods import Method
 from ..model.anatomy import Anatomy
-from ..results.per_prompt import PLACES, top_of
+from ..results.per_prompt import PROMPTS, top_of
 from ..runs.provenance import identity, prompt_hash, question_hash, type_name, versions, weights_hash, wording
 from .request import Request
 
@@ -63,14 +63,14 @@ class Job:
         return group_by_question(self.prompts)
 
     @property
-    def row_bytes(self) -> int:
-        """Bytes that are kept of one prompt."""
+    def bytes_a_prompt(self) -> int:
+        """Bytes of the scores that are kept of one prompt."""
         if self.request.keep == "all":
             return self.anatomy.n_neurons * self.request.keep_dtype.itemsize
         return 2 * min(self.request.k, self.anatomy.n_neurons) * 8 if self.request.keep == "topk" else 0
 
-    def rows(self, raw: Tensor, places: Tensor) -> dict[str, Tensor]:
-        """What is kept of these prompts' raw scores."""
+    def per_prompt(self, raw: Tensor, prompts: Tensor) -> dict[str, Tensor]:
+        """What is kept of the raw scores of single prompts, with the numbers of the prompts."""
         request = self.request
         if request.keep == "mean":
             return {}
@@ -79,10 +79,10 @@ class Job:
             if request.keep == "all"
             else top_of(raw.float(), request.k).tensors()
         )
-        return {PLACES: places, **kept}
+        return {PROMPTS: prompts, **kept}
 
     @property
-    def asked(self) -> dict[str, Any]:
+    def config(self) -> dict[str, Any]:
         """What provenance and settings both say of the request."""
         rendered = not isinstance(self.questions[0], Prompt)  # of given prompts, the caller chose the order
         return {
@@ -98,7 +98,7 @@ class Job:
         """All that decides the bytes of the result."""
         request = self.request
         return {
-            **self.asked,
+            **self.config,
             **identity(self.model),
             "weights": weights_hash(self.model),
             **wording(self.tokenizer, self.questions, request.template),
@@ -125,5 +125,5 @@ class Job:
             **wording(self.tokenizer, self.questions, self.request.template),
             "option_tokens": [list(ids) for ids in groups[0][0].option_ids],
             **versions(),
-            **self.asked,
+            **self.config,
         }

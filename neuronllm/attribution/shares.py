@@ -12,17 +12,17 @@ from ..runs.processes import share_out
 
 
 class Share(NamedTuple):
-    """One question of a process, and the place of its first prompt among all prompts."""
+    """One question of a process, and the number of its first prompt among all prompts."""
 
-    place: int
+    first: int
     prompts: list[Prompt]
 
 
 def share_of(groups: list[list[Prompt]], rank: int, size: int) -> list[Share]:
     """The questions of a process, by the tokens of their prompts."""
-    places = torch.tensor([0, *(len(group) for group in groups)]).cumsum(0).tolist()
+    firsts = torch.tensor([0, *(len(group) for group in groups)]).cumsum(0).tolist()
     costs = [sum(len(prompt.input_ids) for prompt in group) for group in groups]
-    return [Share(places[number], groups[number]) for number in share_out(costs, size)[rank]]
+    return [Share(firsts[number], groups[number]) for number in share_out(costs, size)[rank]]
 
 
 def windows_of(shares: list[Share], prompts: int) -> Iterator[list[Share]]:

@@ -30,12 +30,12 @@ def request_of(args: argparse.Namespace, **more: Any) -> Request:
         if name not in more and "no_flag" not in argument.metadata and value is not None:
             words = _words(argument)
             given[name] = words[value] if words else value
-    asked = Request(**given, **more)
+    request = Request(**given, **more)
     for name, argument in FIELDS.items():
         other, needed = argument.metadata.get("only_with", ("", ""))
-        if other and name in given and getattr(asked, other) != needed:
+        if other and name in given and getattr(request, other) != needed:
             raise InputError(f"{flag_names(name)[0]} {_word(given[name])}: it needs {flag_names(other)[0]} {needed}")
-    return asked
+    return request
 
 
 def _reading(argument: Field[Any]) -> dict[str, Any]:

@@ -31,6 +31,7 @@ TEMPLATES: dict[str, str] = {
     ),
 }
 PLACEHOLDERS = ("question", "options", "subject", "letters")
+NEEDED = ("question", "options")
 
 Pieces = list[tuple[str, str | None]]
 
@@ -54,6 +55,19 @@ def parse_wording(text: str, *, known: Sequence[str], needed: Sequence[str], wha
         if name not in present:
             raise InputError(f"{what}: the placeholder {{{name}}} is missing; known are {listed}")
     return [(literal, name) for literal, name, _, _ in parsed]
+
+
+def register(name: str, text: str) -> None:
+    """Make a wording known by a name, as template= and --template take it; what it may hold is in PLACEHOLDERS.
+
+    >>> register("plain", TEMPLATES["plain"])
+    """
+    if not isinstance(name, str) or not name or "{" in name or name == "chat" or name.startswith("chat:"):
+        raise InputError(f"{short(name)}: the name of a template is a text without braces, and not chat")
+    parse_wording(text, known=PLACEHOLDERS, needed=NEEDED, what=f"template {short(name)}")
+    if TEMPLATES.get(name, text) != text:
+        raise InputError(f"{short(name)} is another template already: take a name of your own")
+    TEMPLATES[name] = text
 
 
 class Template(NamedTuple):
@@ -110,7 +124,7 @@ def _template(given: Any) -> Template:
     if "{" not in text:
         names = ", ".join([*TEMPLATES, "chat", "chat:NAME"])
         raise InputError(f"template {short(given)} is not known; known are {names}, or a text with {{question}} in it")
-    pieces = parse_wording(text, known=PLACEHOLDERS, needed=("question", "options"), what=f"template {short(given)}")
+    pieces = parse_wording(text, known=PLACEHOLDERS, needed=NEEDED, what=f"template {short(given)}")
     return Template(given, text, pieces, chat)
 
 

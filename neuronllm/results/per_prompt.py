@@ -1,4 +1,4 @@
-"""What is kept of single prompts: the ends of their scores (`Top`), or all of them in parts on disk (`Parts`)."""
+"""The scores of single prompts: the highest and lowest of each (`Top`), or all of them on disk (`ShardedScores`)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..common.checks import short
 from ..common.errors import InputError
 from ..select import extremes_rows
 
-PLACES = "prompts"  # the tensor of a part that says which prompts its rows are
+PROMPTS = "prompts"  # the tensor of a shard that says which prompts its scores are of
 
 
 class TopEnd(NamedTuple):
@@ -54,11 +54,11 @@ def top_of(scores: Tensor, k: int) -> Top:
     return Top(*ends)
 
 
-class Parts:
-    """Raw scores of every prompt on disk, in the order of the prompts; a row is read when it is asked for.
+class ShardedScores:
+    """Raw scores of every prompt in several files, in the order of the prompts; those of a prompt are read when needed.
 
-    Index it like a tensor's first dimension: `parts[3]`, `parts[10:20]`, `parts[::-1]`, `parts[[5, 1]]`; `parts[:]`
-    reads all.
+    Index it like a tensor's first dimension: `scores[3]`, `scores[10:20]`, `scores[::-1]`, `scores[[5, 1]]`;
+    `scores[:]` reads all.
 
     >>> scores.per_prompt[:2].shape     # doctest: +SKIP
     torch.Size([2, 11264])
@@ -68,60 +68,60 @@ class Parts:
         from ..common.files import open_tensors
 
         self.folder, self.names = Path(folder), list(names)
-        places = []
+        prompts = []
         for name in self.names:
-            with open_tensors(self.folder / name, "scores") as part:
-                places.append(part.get_tensor(PLACES))
-                piece = part.get_slice("scores")
-                width, self.dtype = piece.get_shape()[1], piece[:0].dtype
-        order = torch.cat(places).argsort()
-        starts = torch.tensor([0, *(len(place) for place in places)]).cumsum(0)
-        self._part = torch.searchsorted(starts, order, right=True) - 1
-        self._row = order - starts[self._part]
+            with open_tensors(self.folder / name, "scores") as shard:
+                prompts.append(shard.get_tensor(PROMPTS))
+                scores = shard.get_slice("scores")
+                width, self.dtype = scores.get_shape()[1], scores[:0].dtype
+        order = torch.cat(prompts).argsort()
+        starts = torch.tensor([0, *(len(some) for some in prompts)]).cumsum(0)
+        self._shard = torch.searchsorted(starts, order, right=True) - 1
+        self._row = order - starts[self._shard]
         self.shape = torch.Size((len(order), width))
 
     def __len__(self) -> int:
         return self.shape[0]
 
     def __repr__(self) -> str:
-        return f"Parts({len(self)} prompts, {self.shape[1]} neurons, {len(self.names)} files in {self.folder})"
+        return f"ShardedScores({len(self)} prompts, {self.shape[1]} neurons, {len(self.names)} files in {self.folder})"
 
-    def __getitem__(self, rows: Any) -> Tensor:
+    def __getitem__(self, index: Any) -> Tensor:
         from ..common.files import open_tensors
 
-        asked = self._asked(rows)
-        index = asked.reshape(-1)
-        found = torch.empty(len(index), self.shape[1], dtype=self.dtype)
-        where = self._part[index]
+        prompts = self._prompts(index)
+        flat = prompts.reshape(-1)
+        found = torch.empty(len(flat), self.shape[1], dtype=self.dtype)
+        where = self._shard[flat]
         for number in where.unique().tolist():
             mine = (where == number).nonzero()[:, 0]
-            at = self._row[index[mine]]
+            at = self._row[flat[mine]]
             low = int(at.min())
-            with open_tensors(self.folder / self.names[number], "scores") as part:
-                found[mine] = part.get_slice("scores")[low : int(at.max()) + 1][at - low]
-        return found.reshape(*asked.shape, self.shape[1])
+            with open_tensors(self.folder / self.names[number], "scores") as shard:
+                found[mine] = shard.get_slice("scores")[low : int(at.max()) + 1][at - low]
+        return found.reshape(*prompts.shape, self.shape[1])
 
-    def _asked(self, rows: Any) -> Tensor:
+    def _prompts(self, index: Any) -> Tensor:
         """The numbers of the prompts that an index means."""
-        if isinstance(rows, int):
-            return torch.tensor(range(len(self))[rows])  # its IndexError ends a loop over the rows
+        if isinstance(index, int):
+            return torch.tensor(range(len(self))[index])  # its IndexError ends a loop over the prompts
         try:
-            if isinstance(rows, slice):
-                return torch.tensor(range(len(self))[rows], dtype=torch.int64)
-            if isinstance(rows, str):
+            if isinstance(index, slice):
+                return torch.tensor(range(len(self))[index], dtype=torch.int64)
+            if isinstance(index, str):
                 raise TypeError("text is no index")
-            if isinstance(rows, list):
-                rows = torch.as_tensor(rows, dtype=None if rows else torch.int64)
-            asked = torch.arange(len(self))[rows]
+            if isinstance(index, list):
+                index = torch.as_tensor(index, dtype=None if index else torch.int64)
+            prompts = torch.arange(len(self))[index]
         except (IndexError, TypeError, ValueError, RuntimeError) as error:
-            given = " ".join(short(rows).split())
+            given = " ".join(short(index).split())
             raise InputError(
                 f"per_prompt[{given}]: give one of the prompts 0 to {len(self) - 1}, a slice or a list of them, "
-                "or a mask of all; neurons are chosen of what comes back: per_prompt[rows][:, neurons]"
+                "or a mask of all; neurons are chosen of what comes back: per_prompt[prompts][:, neurons]"
             ) from error
-        if asked.ndim > 1:
-            raise InputError("per_prompt on disk is indexed by prompts only: per_prompt[rows][:, neurons]")
-        return asked
+        if prompts.ndim > 1:
+            raise InputError("per_prompt on disk is indexed by prompts only: per_prompt[prompts][:, neurons]")
+        return prompts
 
     def copy_to(self, folder: Path) -> None:
         """The same files in another folder, unless they are there already."""

@@ -17,7 +17,7 @@ from ..common.files import new_folder, read_json, read_tensors, write_json, writ
 from ..model.anatomy import Anatomy
 from ..select import extremes
 from .neurons import NeuronSet, check_counts
-from .per_prompt import Parts, Top
+from .per_prompt import ShardedScores, Top
 
 if TYPE_CHECKING:
     import pandas
@@ -44,7 +44,7 @@ class Scores:
     sign_consistency: Tensor
     anatomy: Anatomy
     provenance: dict[str, Any] = field(default_factory=dict)
-    per_prompt: Tensor | Parts | None = None
+    per_prompt: Tensor | ShardedScores | None = None
     top: Top | None = None
 
     def __post_init__(self) -> None:
@@ -105,7 +105,7 @@ class Scores:
         """Write the files of the scores, last the one that marks the folder as complete."""
         tensors = {"values": self.values, "stderr": self.stderr, "sign_consistency": self.sign_consistency}
         config: dict[str, Any] = {"anatomy": self.anatomy.to_dict(), "provenance": self.provenance}
-        if isinstance(self.per_prompt, Parts):
+        if isinstance(self.per_prompt, ShardedScores):
             self.per_prompt.copy_to(folder)
             config["parts"] = self.per_prompt.names
         elif self.per_prompt is not None:
@@ -126,7 +126,7 @@ class Scores:
             if ends:
                 tensors["top"] = Top.of_tensors(ends)
             if config.get("parts"):
-                tensors["per_prompt"] = Parts(folder, config["parts"])
+                tensors["per_prompt"] = ShardedScores(folder, config["parts"])
             return cls(anatomy=Anatomy.from_dict(config["anatomy"]), provenance=config["provenance"], **tensors)
         except (KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{folder}: not scores as written here ({type(error).__name__}: {error})") from error

@@ -3,11 +3,11 @@
 While it is under way, OUTPUT.partial holds
 
     run.json                    what decides the bytes of the result and the plan of the batches, frozen at the start
-    part-R-NNNNN.safetensors    rows of the prompts that process R has done (keep="topk" and keep="all")
+    part-R-NNNNN.safetensors    a shard: scores of prompts that process R has done (keep="topk" and "all")
     state-R.safetensors         what process R has gathered, and how far it is
 
-A file gets its name when it is whole and on the disk, and a part is written before the state that counts it. So the
-state tells the truth whenever the process dies; what came after it is done again, to the same bytes. At the end the
+A file gets its name when it is whole and on the disk, and a shard is written before the state that counts it. So the
+state is right whenever the process is killed; what came after it is done again, to the same bytes. At the end the
 scores are written beside, what is no longer needed goes, and the folder takes the place of OUTPUT.
 """
 
@@ -28,13 +28,13 @@ from torch import Tensor
 
 from ..common.errors import InputError
 from ..common.files import check_new_folder, open_tensors, read_json, read_tensors, write_json
-from ..results.per_prompt import PLACES
+from ..results.per_prompt import PROMPTS
 from ..results.scores import CONFIG, MANIFEST, PARTIAL, TENSORS, Scores
 from .processes import Ranks
 from .provenance import check_same
 
-EVERY = 64  # prompts between two flushes, unless their rows are large
-PART_BYTES = 2**28
+EVERY = 64  # prompts of a shard, unless their scores are large
+SHARD_BYTES = 2**28
 
 
 class Interrupted(KeyboardInterrupt):
@@ -97,15 +97,15 @@ class Run:
         with open_tensors(path, "run") as state:
             return int(state.get_tensor("done")[0])
 
-    def parts(self) -> list[str]:
+    def shards(self) -> list[str]:
         return sorted(path.name for path in self.folder.glob("part-*.safetensors"))
 
-    def read_parts(self) -> dict[str, Tensor]:
-        """The rows of all parts, in the order of the prompts."""
-        parts = [read_tensors(self.folder, name, "run") for name in self.parts()]
-        rows = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-        order = rows[PLACES].argsort()
-        return {name: tensor[order] for name, tensor in rows.items()}
+    def read_shards(self) -> dict[str, Tensor]:
+        """The per-prompt scores of all shards, in the order of the prompts."""
+        shards = [read_tensors(self.folder, name, "run") for name in self.shards()]
+        per_prompt = {name: torch.cat([shard[name] for shard in shards]) for name in shards[0]}
+        order = per_prompt[PROMPTS].argsort()
+        return {name: tensor[order] for name, tensor in per_prompt.items()}
 
     def finish(self, scores: Scores, backoffs: list[Any]) -> None:
         """Write the scores, then let the folder take the place of OUTPUT."""
@@ -168,8 +168,8 @@ def check_output(output: str | os.PathLike[str], resume: bool, overwrite: bool =
 
 
 def every_prompts(bytes_a_prompt: int) -> int:
-    """How many prompts lie between two flushes: few enough that their rows fit into memory with ease."""
-    return max(1, min(EVERY, PART_BYTES // max(1, bytes_a_prompt)))
+    """How many prompts go into a shard: few enough that their scores are small beside the memory of a computer."""
+    return max(1, min(EVERY, SHARD_BYTES // max(1, bytes_a_prompt)))
 
 
 @contextmanager

@@ -27,11 +27,11 @@ from ..results.streaming import Streaming
 from .provenance import check_same
 
 M = TypeVar("M", bound=Streaming)
-PATIENCE = timedelta(days=30)
+TIMEOUT = timedelta(days=30)
 
 
 class Ranks:
-    """The processes of this run and the number of this one; alone, all of it comes down to nothing.
+    """The processes of this run and the number of this one; a single process is a group of one.
 
     >>> with Ranks.here() as ranks:
     ...     ranks.rank, ranks.size
@@ -49,7 +49,7 @@ class Ranks:
         if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
             yield cls()
             return
-        group = dist.new_group(backend="gloo", timeout=PATIENCE)
+        group = dist.new_group(backend="gloo", timeout=TIMEOUT)
         try:
             yield cls(dist.get_rank(), dist.get_world_size(), group)
         finally:
@@ -65,7 +65,7 @@ class Ranks:
             return [data]
         mine = torch.frombuffer(bytearray(json.dumps(data).encode()), dtype=torch.uint8)
         sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
-        with _heard():
+        with _connected():
             dist.all_gather(sizes, torch.tensor([len(mine)]), group=self._group)
             longest = int(torch.cat(sizes).max())
             texts = [torch.zeros(longest, dtype=torch.uint8) for _ in range(self.size)]
@@ -104,7 +104,7 @@ class Ranks:
     def send(self, tensor: Tensor, source: int) -> None:
         """Give every process the content that a tensor has in process `source`, in place."""
         if self.size > 1 and tensor.numel():
-            with _heard():
+            with _connected():
                 dist.broadcast(tensor.view(-1).view(torch.uint8), group_src=source, group=self._group)
 
     def merge(self, mine: M, empty: Callable[[], M]) -> M:
@@ -119,30 +119,30 @@ class Ranks:
             total.merge(theirs)
         return total
 
-    def rows(self, mine: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The rows of all processes, below each other in the order of the processes."""
+    def concatenate(self, mine: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The per-prompt scores of all processes, in the order of the processes."""
         if self.size == 1:
             return mine
         forms = {name: (str(tensor.dtype).removeprefix("torch."), *tensor.shape) for name, tensor in mine.items()}
         theirs = self.gather(forms)
         found: dict[str, Tensor] = {}
-        # A process without a question has no rows; what rows look like is known from one that has.
+        # A process without a question has no scores; names, types and widths are known from one that has.
         for name, (kind, _, *width) in next((form for form in theirs if form), {}).items():
-            parts = []
+            tensors = []
             for source, form in enumerate(theirs):
                 if name in form:
                     empty = torch.empty(form[name][1], *width, dtype=getattr(torch, kind))
-                    part = mine[name].contiguous() if source == self.rank else empty
-                    self.send(part, source)
-                    parts.append(part)
-            found[name] = torch.cat(parts)
+                    tensor = mine[name].contiguous() if source == self.rank else empty
+                    self.send(tensor, source)
+                    tensors.append(tensor)
+            found[name] = torch.cat(tensors)
         return found
 
 
 def share_out(costs: Sequence[int], size: int) -> list[list[int]]:
     """The indices of `costs` in `size` shares of about equal cost, each in its original order.
 
-    The dearest goes first, to whoever has the least so far; the same costs always give the same shares.
+    The most expensive goes first, to whoever has the least so far; the same costs always give the same shares.
 
     >>> share_out([5, 1, 1, 4, 1], 2)
     [[0, 2], [1, 3, 4]]
@@ -171,7 +171,7 @@ def _stop() -> None:
 
 
 @contextmanager
-def _heard() -> Iterator[None]:
+def _connected() -> Iterator[None]:
     """Say what it means when a connection breaks."""
     try:
         yield

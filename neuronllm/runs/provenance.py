@@ -36,12 +36,12 @@ def identity(model: PreTrainedModel) -> dict[str, Any]:
 
 
 def wording(tokenizer: Any, questions: Sequence[Question | Prompt], template: Any) -> dict[str, Any]:
-    """What was asked, and in which words."""
-    asked = [q for q in questions if isinstance(q, Question)]
-    if not asked:
+    """Which questions, and in which words."""
+    plain = [q for q in questions if isinstance(q, Question)]
+    if not plain:
         return {"question_fingerprint": prompt_hash(questions), "template": None, "template_hash": None}
     return {
-        "question_fingerprint": fingerprint(asked),
+        "question_fingerprint": fingerprint(plain),
         "template": list(template) if isinstance(template, tuple) else template,
         "template_hash": template_hash(template, tokenizer),
     }

@@ -25,14 +25,14 @@ from torch import Tensor
 
 from ..common.errors import InputError
 from ..common.files import read_tensors, write_tensors
-from ..results.per_prompt import PLACES, Parts, Top
+from ..results.per_prompt import PROMPTS, ShardedScores, Top
 from ..results.scores import Scores
 from ..results.streaming import Streaming
 from .checkpoint import Interrupted, Run, every_prompts, state_name, undisturbed
 from .processes import Ranks
 
 C = TypeVar("C", bound=Streaming)
-SAVE_SECONDS = 60.0  # of work that a kill may cost, when prompts are dear
+SAVE_SECONDS = 60.0  # of work that a kill may cost, when prompts are expensive
 
 
 class Store(ABC, Generic[C]):
@@ -44,7 +44,7 @@ class Store(ABC, Generic[C]):
     def __init__(self, ranks: Ranks, new: Callable[[], C]) -> None:
         self.collector, self.windows = new(), 0
         self._ranks, self._new = ranks, new
-        self._rows: list[dict[str, Tensor]] = []
+        self._per_prompt: list[dict[str, Tensor]] = []  # scores of single prompts that are in no shard
 
     @property
     @abstractmethod
@@ -58,8 +58,8 @@ class Store(ABC, Generic[C]):
         """Freeze the plan of the batches and these facts; the plan to go on with, and its backoffs so far."""
 
     @abstractmethod
-    def add(self, rows: dict[str, Tensor], prompts: int, plan: dict[str, Any]) -> None:
-        """One window more is done: the collector has it, these are the rows to keep of its prompts."""
+    def add(self, per_prompt: dict[str, Tensor], prompts: int, plan: dict[str, Any]) -> None:
+        """One window more is done: the collector has it, and these scores of its single prompts are to be kept."""
 
     @abstractmethod
     def end(self, plan: dict[str, Any]) -> None: ...
@@ -79,10 +79,9 @@ class Store(ABC, Generic[C]):
         """What all processes gathered, the same in all of them to the bit."""
         return self._ranks.merge(self.collector, self._new)
 
-    def _waiting_rows(self) -> dict[str, Tensor]:
-        """The rows that are kept here, below each other."""
-        names = self._rows[0] if self._rows else ()
-        return {name: torch.cat([rows[name] for rows in self._rows]) for name in names}
+    def _concatenated(self) -> dict[str, Tensor]:
+        names = self._per_prompt[0] if self._per_prompt else ()
+        return {name: torch.cat([some[name] for some in self._per_prompt]) for name in names}
 
 
 class MemoryStore(Store[C]):
@@ -96,10 +95,10 @@ class MemoryStore(Store[C]):
     def begin(self, plan: dict[str, Any], **facts: Any) -> dict[str, Any]:
         return plan
 
-    def add(self, rows: dict[str, Tensor], prompts: int, plan: dict[str, Any]) -> None:
+    def add(self, per_prompt: dict[str, Tensor], prompts: int, plan: dict[str, Any]) -> None:
         self.windows += 1
-        if rows:
-            self._rows.append(rows)
+        if per_prompt:
+            self._per_prompt.append(per_prompt)
 
     def end(self, plan: dict[str, Any]) -> None:
         pass
@@ -111,16 +110,16 @@ class MemoryStore(Store[C]):
         pass
 
     def finish(self, scores: Scores, backoffs: list[Any]) -> Scores:
-        return _with_rows(scores, self._ranks.rows(self._waiting_rows()))
+        return _with_per_prompt(scores, self._ranks.concatenate(self._concatenated()))
 
 
 class DiskStore(Store[C]):
-    """A run on disk: rows go into parts, what was gathered into a state, both in the folder of the run."""
+    """A run on disk: scores of single prompts go into shards, what was gathered into a state, all in one folder."""
 
     def __init__(self, run: Run, ranks: Ranks, new: Callable[[], C], every: int) -> None:
         super().__init__(ranks, new)
         self.run, self._every = run, every
-        self._parts = self._waiting = 0  # parts that are written, and prompts that are in none yet
+        self._shards = self._waiting = 0  # shards that are written, and prompts that are in none yet
         self._state = state_name(ranks.rank)
         self._saved = time.monotonic()
 
@@ -141,9 +140,9 @@ class DiskStore(Store[C]):
             self.run.freeze(plan, **facts, every=self._every)
             return self._load() or plan
 
-    def add(self, rows: dict[str, Tensor], prompts: int, plan: dict[str, Any]) -> None:
-        if rows:
-            self._rows.append(rows)
+    def add(self, per_prompt: dict[str, Tensor], prompts: int, plan: dict[str, Any]) -> None:
+        if per_prompt:
+            self._per_prompt.append(per_prompt)
         self.windows += 1
         self._waiting += prompts
         if self._waiting >= self._every:
@@ -152,11 +151,11 @@ class DiskStore(Store[C]):
             self._save(plan)
 
     def end(self, plan: dict[str, Any]) -> None:
-        """Write the rows that wait as a part, then the state that counts it."""
-        if self._rows:
-            self._write(f"part-{self._ranks.rank}-{self._parts:05d}.safetensors", self._waiting_rows())
-            self._rows = []
-            self._parts += 1
+        """Write the scores of the prompts that wait as a shard, then the state that counts it."""
+        if self._per_prompt:
+            self._write(f"part-{self._ranks.rank}-{self._shards:05d}.safetensors", self._concatenated())
+            self._per_prompt = []
+            self._shards += 1
         self._waiting = 0
         self._save(plan)
 
@@ -175,9 +174,9 @@ class DiskStore(Store[C]):
             if self._ranks.first:
                 keep = self.run.settings["keep"]
                 if keep == "all":
-                    scores.per_prompt = Parts(self.run.folder, self.run.parts())
+                    scores.per_prompt = ShardedScores(self.run.folder, self.run.shards())
                 elif keep == "topk":
-                    scores = _with_rows(scores, self.run.read_parts())
+                    scores = _with_per_prompt(scores, self.run.read_shards())
                 self.run.finish(scores, backoffs)
         return Scores.load(self.run.target)
 
@@ -186,19 +185,19 @@ class DiskStore(Store[C]):
         if not (self.run.folder / self._state).is_file():
             return None
         found = read_tensors(self.run.folder, self._state, "run")
-        self.windows, self._parts, self._waiting = found["done"].tolist()
+        self.windows, self._shards, self._waiting = found["done"].tolist()
         gathered = {name.removeprefix("gathered."): tensor for name, tensor in found.items()}
         self.collector.load_state(gathered)
-        rows = {name.removeprefix("rows."): tensor for name, tensor in found.items() if name.startswith("rows.")}
-        self._rows = [rows] if rows else []
+        waiting = {name.removeprefix("rows."): tensor for name, tensor in found.items() if name.startswith("rows.")}
+        self._per_prompt = [waiting] if waiting else []
         plan: dict[str, Any] = json.loads(bytes(found["plan"].tolist()))
         return plan
 
     def _save(self, plan: dict[str, Any]) -> None:
-        """Write the state, rows that wait included, so that where the run was stopped leaves no trace in its parts."""
+        """Write the state, with the scores that wait, so that the shards are the same wherever a run was stopped."""
         state = {f"gathered.{name}": tensor for name, tensor in self.collector.state().items()}
-        state |= {f"rows.{name}": tensor for name, tensor in self._waiting_rows().items()}
-        state["done"] = torch.tensor([self.windows, self._parts, self._waiting])
+        state |= {f"rows.{name}": tensor for name, tensor in self._concatenated().items()}
+        state["done"] = torch.tensor([self.windows, self._shards, self._waiting])
         state["plan"] = torch.frombuffer(bytearray(json.dumps(plan).encode()), dtype=torch.uint8)
         self._write(self._state, state)
         self._saved = time.monotonic()
@@ -230,11 +229,11 @@ def open_store(
     return DiskStore(run, ranks, new, every_prompts(bytes_a_prompt))
 
 
-def _with_rows(scores: Scores, rows: dict[str, Tensor]) -> Scores:
-    """The scores with what was kept of the prompts, in the order of the prompts."""
-    if rows:
-        order = rows.pop(PLACES).argsort()
-        ordered = {name: tensor[order] for name, tensor in rows.items()}
+def _with_per_prompt(scores: Scores, per_prompt: dict[str, Tensor]) -> Scores:
+    """The scores with those of single prompts, in the order of the prompts."""
+    if per_prompt:
+        order = per_prompt.pop(PROMPTS).argsort()
+        ordered = {name: tensor[order] for name, tensor in per_prompt.items()}
         scores.per_prompt = ordered.pop("scores", None)
         scores.top = Top.of_tensors(ordered) if ordered else None
     return scores

@@ -6,8 +6,8 @@ instruction set.
 
 Back ends, by name: "ext" is the C++ extension (CPU memory; float16, bfloat16, float32, float64; any strides), "cuda"
 the CUDA library (the same types, side by side in memory), "torch" the reference, which takes whatever torch can sort.
-"auto" takes the first of them that can take the array. NEURONLLM_SELECT_ISA holds the extension to one instruction set;
-`neuronllm env` lists them.
+"auto" takes the first of them that can take the array; `register` adds one. NEURONLLM_SELECT_ISA holds the extension
+to one instruction set; `neuronllm env` lists them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -26,10 +26,49 @@ from ..common.errors import InputError
 from . import compiled, cuda, reference
 from .results import FLOATS, LARGEST_INDEX, TAKEN, End, Extremes, RowExtremes, checked_count, checked_threads
 
-__all__ = ["BACKENDS", "End", "Extremes", "RowExtremes", "Stream", "extension_refusal", "extremes", "extremes_rows"]
+__all__ = [
+    "Backend",
+    "End",
+    "Extremes",
+    "RowExtremes",
+    "Stream",
+    "extension_refusal",
+    "extremes",
+    "extremes_rows",
+    "register",
+]
 
-BACKENDS = ("auto", "ext", "cuda", "torch")
 UNCONVERTIBLE = (ArithmeticError, AttributeError, BufferError, LookupError, RuntimeError, TypeError, ValueError)
+
+
+class Backend(Protocol):
+    """A way to select. `refusal` says why it cannot take a tensor or an array, None if it can.
+
+    What the others are given is a tensor and how many of each end, no more than there are elements; they return both
+    ends best first, in the order that this file's first lines promise.
+    """
+
+    def refusal(self, x: Any) -> str | None: ...
+
+    def extremes(self, x: Tensor, largest: int, smallest: int) -> Extremes: ...
+
+    def extremes_rows(self, x: Tensor, largest: int, smallest: int) -> RowExtremes: ...
+
+
+# The extension stands apart: it takes arrays of NumPy as they are, and threads.
+ON_TENSORS: dict[str, Backend] = {"cuda": cuda, "torch": reference}
+
+
+def register(name: str, backend: Backend) -> None:
+    """Make a back end known by a name; "auto" asks it after ours and before the reference."""
+    if name in _backends() and ON_TENSORS.get(name) is not backend:
+        raise InputError(f"{name!r} is another back end already: take a name of your own")
+    last = ON_TENSORS.pop("torch")
+    ON_TENSORS.update({name: backend, "torch": last})
+
+
+def _backends() -> list[str]:
+    return ["auto", "ext", *ON_TENSORS]
 
 
 def extremes(
@@ -56,9 +95,7 @@ def extremes(
     chosen = _choose(x, backend)
     if chosen == "ext":
         return compiled.extremes(x, largest, smallest, sorted, threads)
-    found = (
-        cuda.extremes(x, largest, smallest) if chosen == "cuda" else reference.extremes(_tensor(x), largest, smallest)
-    )
+    found = ON_TENSORS[chosen].extremes(_tensor(x), largest, smallest)
     if not sorted:
         found = found._replace(largest=_by_index(found.largest), smallest=_by_index(found.smallest))
     return found if isinstance(x, Tensor) else _to_numpy(found)
@@ -84,10 +121,7 @@ def extremes_rows(
     chosen = _choose(x, backend)
     if chosen == "ext":
         return compiled.extremes_rows(x, largest, smallest, sorted, threads)
-    if chosen == "cuda":
-        found = cuda.extremes_rows(x, largest, smallest)
-    else:
-        found = reference.extremes_rows(_tensor(x), largest, smallest)
+    found = ON_TENSORS[chosen].extremes_rows(_tensor(x), largest, smallest)
     if not sorted:
         found = found._replace(largest=_by_index(found.largest), smallest=_by_index(found.smallest))
     return found if isinstance(x, Tensor) else _to_numpy(found)
@@ -178,8 +212,8 @@ def extension_refusal(x: Any = None) -> str | None:
 
 def _given(x: Any, largest: Any, smallest: Any, backend: str, ndim: int) -> tuple[Any, int, int]:
     """The checked arguments; x as a tensor or an array."""
-    if backend not in BACKENDS:
-        raise InputError(f"backend={backend!r}: known back ends are {', '.join(BACKENDS)}")
+    if backend not in _backends():
+        raise InputError(f"backend={backend!r}: known back ends are {', '.join(_backends())}")
     largest, smallest = checked_count("largest", largest), checked_count("smallest", smallest)
     x = (
         _strided(x)
@@ -229,15 +263,12 @@ def _converted() -> Iterator[None]:
 
 def _choose(x: Any, backend: str) -> str:
     """The back end for this array; a reason where the one that was asked for cannot take it."""
-    refusals = {"ext": compiled.refusal, "cuda": cuda.refusal}
-    if backend in refusals:
-        reason = refusals[backend](x)
-        if reason:
-            raise InputError(f'backend="{backend}": {reason}')
-        return backend
+    refusals = {"ext": compiled.refusal} | {name: known.refusal for name, known in ON_TENSORS.items()}
     if backend == "auto":
-        return next((name for name, refusal in refusals.items() if refusal(x) is None), "torch")
-    return "torch"
+        return next(name for name, refusal in refusals.items() if refusal(x) is None)
+    if reason := refusals[backend](x):
+        raise InputError(f'backend="{backend}": {reason}')
+    return backend
 
 
 def _tensor(x: Any) -> Tensor:

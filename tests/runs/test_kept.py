@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import neuronllm as nl
-from neuronllm.results.per_prompt import Parts
+from neuronllm.results.per_prompt import ShardedScores
 from tests.checks import quiz, refused
 from tests.killing import run
 from tests.runs.tools import KEEPS, names
@@ -36,7 +36,7 @@ def test_on_disk_and_in_memory_are_alike(model, whole, keep):
         assert torch.equal(getattr(here, name), getattr(there, name))
     assert here.provenance == there.provenance
     if keep == "all":
-        assert isinstance(there.per_prompt, Parts) and torch.equal(there.per_prompt[:], here.per_prompt)
+        assert isinstance(there.per_prompt, ShardedScores) and torch.equal(there.per_prompt[:], here.per_prompt)
     assert (here.top is None) == (there.top is None) == (keep != "topk")
     if keep == "topk":
         for mine, theirs in zip(here.top.tensors().values(), there.top.tensors().values(), strict=True):
@@ -68,7 +68,7 @@ def test_parts_are_indexed_like_a_tensor(model, whole):
     with refused("indexed by prompts only"):
         parts[[[0, 1]]]
     for index in ((3, 5), "a", ["a"], [0.5], [len(parts)], slice("a", None), torch.zeros(3, 3), [[1], [2, 3]]):
-        with refused("per_prompt[", f"prompts 0 to {len(parts) - 1}", "per_prompt[rows][:, neurons]"):
+        with refused("per_prompt[", f"prompts 0 to {len(parts) - 1}", "per_prompt[prompts][:, neurons]"):
             parts[index]
 
 
