@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..common.errors import InputError
 from ..data.prompts import Prompt, Questions, as_prompts, group_by_question
-from ..engine.answers import check_batch_size
+from ..engine.asking import check_batch_size
 from ..engine.borrowed import check_prompts
 from ..engine.objectives import NO_OBJECTIVE, AnyObjective, Objective, get_objective
 from ..methods import Method

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 from ..common.errors import InputError
 from ..common.statistics import bootstrap_interval, mcnemar, relative_change
 from ..data.prompts import Questions, as_prompts
-from ..engine.answers import Edit
+from ..engine.asking import Asker, Edit
 from ..results.answers import Answers
 from ..results.neurons import NeuronSet
-from .asking import POSITIONS, Asker, template_of, warn_if_one_letter
+from .asking import POSITIONS, template_of, warn_if_one_letter
 from .controls import random_controls
 from .report import Report
 

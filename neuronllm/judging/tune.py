@@ -21,10 +21,10 @@ from tqdm.auto import tqdm
 
 from ..common.errors import InputError
 from ..data.prompts import Questions, as_prompts
-from ..engine.answers import Edit
+from ..engine.asking import Asker, Edit
 from ..results.answers import Answers
 from ..results.neurons import NeuronSet
-from .asking import POSITIONS, Asker, template_of, warn_if_one_letter
+from .asking import POSITIONS, template_of, warn_if_one_letter
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
