@@ -21,7 +21,7 @@ from torch import Tensor
 
 import neuronllm as nl
 from neuronllm import ops
-from neuronllm.engine.answers import Edit, Questionnaire
+from neuronllm.engine.asking import Asker, Edit
 from neuronllm.engine.quadrature import quadrature
 from neuronllm.model.anatomy import Anatomy
 from neuronllm.model.sites import Site
@@ -125,11 +125,11 @@ def test_asking(benchmark: Any, shared: Bench) -> None:
     neurons = torch.arange(0, shared.anatomy.n_neurons, shared.anatomy.n_neurons // 100)[:100]
     change = Edit(neurons, torch.full((len(neurons),), 0.5))
 
-    def run(ask: Questionnaire, change: Edit | None) -> Tensor:
-        return ask(change, anatomy=shared.anatomy)
+    def run(ask: Asker, change: Edit | None) -> Tensor:
+        return ask.logprobs(change)
 
-    def asked(turn: int) -> Questionnaire:
-        ask = Questionnaire(shared.model, shared.prompts(turn, PROMPTS))
+    def asked(turn: int) -> Asker:
+        ask = Asker(shared.model, shared.prompts(turn, PROMPTS))
         ask()  # the first time it tries whether the tree may be used
         return ask
 

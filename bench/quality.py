@@ -23,7 +23,7 @@ import neuronllm as nl
 from neuronllm.common.statistics import spearman
 from neuronllm.demo import demo_task, demo_tasks
 from neuronllm.engine import open_engine
-from neuronllm.engine.answers import Edit, Questionnaire
+from neuronllm.engine.asking import Asker, Edit
 from neuronllm.methods import METHODS
 from neuronllm.model.anatomy import Anatomy
 from neuronllm.select import extremes
@@ -227,7 +227,7 @@ def _edits_are_right(model: Any, tokenizer: Any) -> list[Check]:
     with torch.no_grad():
         for layer, index, factor in zip(layers.tolist(), indices.tolist(), factors.tolist(), strict=True):
             by_hand.model.layers[layer].mlp.down_proj.weight[:, index] *= factor
-    found = Questionnaire(model, prompts)(Edit(ids, factors, "all"), anatomy=anatomy)
+    found = Asker(model, prompts).logprobs(Edit(ids, factors, "all"))
     return [
         Check(
             "edited answers: relative difference from scaled weights", relative(found, _asked(by_hand, prompts)), 1e-4

@@ -11,10 +11,11 @@ from neuronllm.attribution.driver import attribute
 from neuronllm.common.errors import InputError
 from neuronllm.data.prompts import Prompt
 from neuronllm.engine import batching
-from neuronllm.engine.answers import Questionnaire, option_logprobs, padded
+from neuronllm.engine.asking import Asker
 from neuronllm.engine.batching import Plan, in_batches, run_batches
 from neuronllm.engine.borrowed import rope_limit
 from neuronllm.engine.fast import FastEngine
+from neuronllm.engine.full import padded
 from neuronllm.engine.head import option_scores
 from neuronllm.engine.memory import available, peak_memory
 from neuronllm.engine.prefill import prefill, prefill_root
@@ -240,8 +241,8 @@ def test_angles_that_depend_on_the_longest_prompt_are_left_to_the_judge():
 def test_answers_of_such_a_model_do_not_depend_on_the_batch():
     model = long_rope()
     prompts = [random_prompts(1, length=length)[0] for length in (10, 40, 16, 17)]
-    together = option_logprobs(model, prompts)
-    assert torch.allclose(together, torch.cat([option_logprobs(model, [p]) for p in prompts]), atol=1e-6)
+    together = Asker(model, prompts).logprobs()
+    assert torch.allclose(together, torch.cat([Asker(model, [p]).logprobs() for p in prompts]), atol=1e-6)
     assert not torch.allclose(together[:1], option_logprobs_beside(model, prompts[0], prompts[1]), atol=1e-2)
 
 
@@ -253,18 +254,22 @@ def option_logprobs_beside(model, prompt, longer):
 
 
 def test_asking_survives_a_lack_of_memory(monkeypatch, caplog):
-    from neuronllm.engine import answers
+    from neuronllm.engine import asking
 
-    model, prompts, own = tiny("llama"), random_prompts(7), answers._plain
-    whole = option_logprobs(model, prompts)
+    model, prompts, own = tiny("llama"), random_prompts(7), asking._plain
+    whole = Asker(model, prompts).logprobs()
 
     def scarce_plain(batch, edited):
         if len(batch) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return own(batch, edited)
 
-    monkeypatch.setattr(answers, "_plain", scarce_plain)
-    ask = Questionnaire(model, prompts)
-    ask._shares = False
-    assert torch.allclose(ask(), whole, atol=1e-6)
-    assert ask.size <= 2 and "out of memory with 7 prompts: now 3 at a time" in caplog.text
+    monkeypatch.setattr(asking, "_plain", scarce_plain)
+    ask = Asker(model, prompts)
+    ask.worth_sharing = False
+    assert torch.allclose(ask.logprobs(), whole, atol=1e-6)
+    assert ask.plan.prompts <= 2 and "out of memory with 7 prompts: now 4 at a time" in caplog.text
+
+    monkeypatch.setattr(asking, "_plain", lambda batch, edited: (_ for _ in ()).throw(torch.OutOfMemoryError("no")))
+    with pytest.raises(InputError, match="out of memory with one prompt: shorten it"):
+        ask.logprobs()

@@ -192,11 +192,11 @@ def test_a_set_is_judged_where_it_was_found(model, provenance, positions, source
 @pytest.mark.parametrize("name", DENSE)
 def test_company_in_a_batch_changes_no_answer(name):
     """Right padding, sliding windows, convolutions, ALiBi: a prompt's numbers are its own."""
-    from neuronllm.engine.answers import Edit, option_logprobs
+    from neuronllm.engine.asking import Asker, Edit
 
     model, prompts = tiny(name), quiz(5)
     for change in (None, *(Edit(torch.tensor([3, 25]), torch.tensor([0.0, 3.0]), at) for at in ("answer", "all"))):
-        alone, together = (option_logprobs(model, prompts, change, batch_size=size) for size in (1, 8))
+        alone, together = (Asker(model, prompts, size).logprobs(change) for size in (1, 8))
         assert torch.allclose(alone.exp(), together.exp(), atol=1e-6)
     report = [evaluate(model, prompts, batch_size=size) for size in (1, 8)]
     assert report[0].accuracy == report[1].accuracy and report[0].letters == report[1].letters

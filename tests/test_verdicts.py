@@ -10,10 +10,14 @@ import pytest
 import torch
 
 from neuronllm.attribution.driver import attribute
+from neuronllm.data.prompts import Prompt
+from neuronllm.engine.asking import Asker, Edit
 from neuronllm.engine.batching import Plan, run_batches
 from neuronllm.engine.fast import FastEngine
 from neuronllm.engine.reference import ReferenceEngine
 from neuronllm.engine.verdicts import reach, verdicts
+from neuronllm.judging.evaluate import evaluate
+from tests import plain
 from tests.tiny import DENSE, EXPERTS, POST_NORMED, random_prompts, tiny
 
 OUT_OF_REACH = ("lfm2", "falcon", "gptj", "bloom")
@@ -198,3 +202,34 @@ def test_blocks_run_again_before_a_single_prompt_is_given_up():
 
     assert run_batches(random_prompts(1), score, plan).tolist() == [[1.0]]
     assert plan.rows == 8 and "run again" in plan.backoffs[0]
+
+
+def test_a_second_question_is_asked_through_the_tree_at_once():
+    """The first asker compares the tree with plain passes, of each kind of edit once; the next one remembers."""
+    model = tiny("llama")
+    start = list(range(3, 43))
+    prompts = [Prompt(start + [n, 5, 6], [[3], [4]], 0) for n in range(7, 15)]
+    change = Edit(torch.tensor([3, 25]), torch.tensor([0.0, 3.0]), "all")
+    with counted(model) as calls:
+        counts = []
+        for _ in range(2):
+            ask = Asker(model, prompts)
+            counts.append([passes(calls, lambda c=c, a=ask: a(c)) for c in (None, None, change, change)])
+    own = 2  # what all start with, and the rest of each
+    tried = own + 3  # beside plain passes and the same through the tree
+    assert counts == [[tried, own, tried, own], [own] * 4]
+
+
+def test_what_is_right_is_the_same_to_all_who_ask():
+    """The model's own answers, whatever type the scores are judged in."""
+    model, prompts = tiny("llama", torch.float32), plain.questions(3, 2, 3, 2)
+    right = Asker(model, prompts)().right
+    with torch.no_grad():
+        logits = [model(torch.tensor([p.input_ids])).logits[0, -1] for p in prompts]
+    by_hand = [plain.option_scores(row, p).argmax() == p.answer for row, p in zip(logits, prompts, strict=True)]
+    assert right.tolist() == [bool(is_right) for is_right in by_hand] and 0 < right.sum() < len(prompts)
+    assert evaluate(model, None, prompts, progress=False).accuracy == Asker(model, prompts)().accuracy
+    for dtype in (None, torch.float64):
+        scores = attribute(model, None, prompts, "contrast", keep="all", dtype=dtype, progress=False)
+        sides = [scores.per_prompt[torch.from_numpy(side)].mean(0) for side in (right, ~right)]
+        assert torch.allclose(scores.values, sides[0] - sides[1], atol=1e-6)

@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 from ..common.errors import InputError
 from ..data.prompts import Prompt, Questions
 from ..engine import open_engine
-from ..engine.answers import option_logprobs
+from ..engine.asking import Asker
 from ..engine.batching import Plan
 from ..engine.borrowed import plain_types
 from ..engine.objectives import AnyObjective
@@ -200,7 +200,7 @@ def _score_windows(job: Job, engine: Engine, windows: list[list[Share]], store: 
             raw = raw_scores(job, engine, flat)
             right: Sequence[Tensor | None] = [None] * len(window)
             if job.how.needs_answers:
-                right = _answered(engine.option_scores(flat), flat).split(sizes)
+                right = torch.from_numpy(Asker(engine.model, flat, job.request.batch_size)().right).split(sizes)
             numbers = torch.cat([torch.arange(share.first, share.first + len(share.prompts)) for share in window])
             with undisturbed(), plain_types():
                 for scores, are_right in zip(raw.split(sizes), right, strict=True):
@@ -237,11 +237,6 @@ def _warn_of_post_norms(job: Job, engine: Engine) -> None:
         )
 
 
-def _answered(scores: list[Tensor], prompts: Sequence[Prompt]) -> Tensor:
-    """Which prompts the model answers right."""
-    return torch.tensor([int(s.argmax()) == p.answer for s, p in zip(scores, prompts, strict=True)])
-
-
 def _chosen(job: Job, ranks: Ranks, progress: bool) -> list[int] | None:
     """The numbers of the questions that the model answers as `items` says; None: all of them."""
     items = job.request.items
@@ -251,7 +246,7 @@ def _chosen(job: Job, ranks: Ranks, progress: bool) -> list[int] | None:
     flat = [prompt for number in share for prompt in job.groups[number]]
     mine: list[int] = []
     if flat:
-        logprobs = option_logprobs(job.model, flat, batch_size=job.request.batch_size, progress=progress)
+        logprobs = Asker(job.model, flat, job.request.batch_size).logprobs(progress=progress)
         right = answered_right(logprobs, [job.groups[number] for number in share]).tolist()
         mine = [number for number, is_right in zip(share, right, strict=True) if is_right == (items == "right")]
     chosen = sorted(number for numbers in ranks.gather(mine) for number in numbers)

@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 
 from ..data.prompts import Prompt, Questions, as_prompts, group_by_question
 from ..engine import open_engine
-from ..engine.answers import check_batch_size
+from ..engine.asking import check_batch_size
 from ..engine.borrowed import check_prompts
 from ..model.anatomy import Anatomy
 

@@ -17,7 +17,7 @@ import torch
 
 from ..common.errors import InputError
 from ..engine import BACKENDS
-from ..engine.answers import check_batch_size
+from ..engine.asking import check_batch_size
 from ..engine.objectives import NO_OBJECTIVE, AnyObjective, Objective, get_objective
 from ..methods import Method, get_method
 from ..runs.checkpoint import check_output

@@ -19,8 +19,7 @@ from ..common.files import check_new_folder, new_folder, write_json
 from ..common.statistics import spearman
 from ..data.prompts import render
 from ..data.questions import Question, load_questions
-from ..engine.answers import Edit
-from ..judging.asking import Asker
+from ..engine.asking import Asker, Edit
 from ..judging.controls import random_like
 from ..judging.evaluate import evaluate
 from ..judging.tune import tune

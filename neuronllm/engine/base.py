@@ -87,10 +87,6 @@ class Engine(ABC):
         """Cut the batches by what memory `work` (prompts -> scores) takes; `always` gives an estimate anyway."""
 
     @abstractmethod
-    def option_scores(self, prompts: Sequence[Prompt]) -> list[Tensor]:
-        """The score of every option of each prompt (logits; a softmax over them gives the model's answer)."""
-
-    @abstractmethod
     def activations(self, prompts: Sequence[Prompt], positions: str = "answer", statistic: str = "value") -> Tensor:
         """h at the answer position, or its mean over all positions; "frequency" counts h's gate being positive."""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -116,18 +116,29 @@ def run_batches(
 
     A batch that runs out of memory is cut in half, and the plan with it; what is done stays done.
     """
-    waiting = in_batches(prompts, plan, rows)
+    score_places = lambda places: score([prompts[n] for n in places])  # noqa: E731
     found: dict[int, Tensor] = {}
+    for places, part in backing_off(in_batches(prompts, plan, rows), score_places, plan, rows):
+        found.update(zip(places, part, strict=True))
+    return torch.stack([found[n] for n in range(len(prompts))])
+
+
+def backing_off(
+    batches: list[list[int]], score: Callable[[list[int]], Tensor], plan: Plan, rows: int = 1
+) -> Iterator[tuple[list[int], Tensor]]:
+    """(places, scores) of each batch; where one runs out of memory, the plan and all that is left are cut smaller.
+
+    `rows` 0 says that the pass of a prompt cannot be shortened.
+    """
+    waiting = list(batches)
     while waiting:
         places = waiting.pop(0)
-        part = unless_memory_ends(score, [prompts[n] for n in places])
+        part = unless_memory_ends(score, places)
         if part is None:
-            smaller(plan, len(places))
-            rest = [n for batch in [places, *waiting] for n in batch]
-            waiting = cut(rest, plan, rows)
+            smaller(plan, len(places), rows)
+            waiting = cut([n for batch in [places, *waiting] for n in batch], plan, rows)
         else:
-            found.update(zip(places, part, strict=True))
-    return torch.stack([found[n] for n in range(len(prompts))])
+            yield places, part
 
 
 def in_batches(prompts: Sequence[Prompt], plan: Plan, rows: int = 1) -> list[list[int]]:
@@ -158,7 +169,7 @@ def cut(places: list[int], plan: Plan, rows: int) -> list[list[int]]:
     return [places[start : start + size] for start in range(0, len(places), size)]
 
 
-def smaller(plan: Plan, prompts: int) -> None:
+def smaller(plan: Plan, prompts: int, rows: int = 1) -> None:
     """Halve what ran out of memory, and say so."""
     if prompts > 1:
         plan.prompts = (prompts + 1) // 2
@@ -166,6 +177,8 @@ def smaller(plan: Plan, prompts: int) -> None:
     elif plan.can_recompute and not plan.recompute:
         plan.recompute = True
         said = "out of memory with one prompt: now blocks run again on the way back"
+    elif not rows:
+        raise InputError("out of memory with one prompt: shorten it, or use a device with more memory")
     elif plan.rows > 1:
         plan.rows //= 2
         said = f"out of memory with one prompt: now {plan.rows} answer tokens a pass"
@@ -175,7 +188,7 @@ def smaller(plan: Plan, prompts: int) -> None:
     _log.warning("%s", said)
 
 
-def unless_memory_ends(score: Callable[[Any], Tensor], batch: Sequence[Any]) -> Tensor | None:
+def unless_memory_ends(score: Callable[[Any], Tensor], batch: Any) -> Tensor | None:
     """The scores, or None out of memory; by then the frames that held the memory are gone."""
     try:
         return score(batch)

@@ -174,18 +174,6 @@ class FastEngine(Engine):
     # ---- the verbs, in batches ----
 
     @torch.no_grad()
-    def option_scores(self, prompts: Sequence[Prompt]) -> list[Tensor]:
-        widest = max(len(p.option_ids) for p in prompts)
-
-        def score(batch: Sequence[Prompt]) -> Tensor:
-            with self._asking(batch) as choices:
-                found = choices.scores(full_pass(self.model, batch))[:, 0].cpu()
-            return torch.nn.functional.pad(found, (0, widest - found.shape[1]))
-
-        found = self._batched(prompts, score)
-        return [row[: len(p.option_ids)] for row, p in zip(found, prompts, strict=True)]
-
-    @torch.no_grad()
     def activations(self, prompts: Sequence[Prompt], positions: str = "answer", statistic: str = "value") -> Tensor:
         return self._batched(prompts, lambda batch: self._held(batch, positions == "all", statistic))
 

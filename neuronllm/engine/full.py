@@ -12,11 +12,11 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from ..model.discovery import decoder_layers
-from .answers import padded
 from .borrowed import DoublePrecision, answer_logits
 
 if TYPE_CHECKING:
@@ -28,6 +28,17 @@ if TYPE_CHECKING:
 def full_pass(model: PreTrainedModel, prompts: Sequence[Prompt]) -> Tensor:
     """Logits (prompts, 1, ids) at the answer positions of whole prompts."""
     return answer_logits(model, *padded(prompts))[:, None]
+
+
+def padded(prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Token ids padded on the right, their mask (None without padding), and every prompt's answer position."""
+    lengths = torch.tensor([len(p.input_ids) for p in prompts])
+    ids = torch.zeros(len(prompts), int(lengths.max()), dtype=torch.int64)
+    for row, prompt in zip(ids, prompts, strict=True):
+        row[: len(prompt.input_ids)] = torch.tensor(prompt.input_ids)
+    mask = torch.arange(ids.shape[1]) < lengths[:, None]
+    # Prompts of one length need no mask: the model may then take its plain causal path.
+    return ids, None if bool(mask.all()) else mask.long(), lengths - 1
 
 
 @contextmanager

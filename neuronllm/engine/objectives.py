@@ -4,11 +4,8 @@ An objective is a function of what is read off the answer logits: a score for ev
 of its tokens), which option is right, and, for those that ask for it, the log of the normaliser over the vocabulary.
 One that does not ask for it lets the model's head compute a handful of logits alone.
 
->>> from neuronllm.engine.objectives import Objective, register
->>> def odds(read):
-...     return read.of_right(read.options) - read.options.mean(-1)
->>> register(Objective("above_mean", odds)).name
-'above_mean'
+>>> from neuronllm.engine.objectives import Objective
+>>> above_mean = Objective("above_mean", lambda read: read.of_right(read.options) - read.options.mean(-1))
 """
 
 from __future__ import annotations

@@ -45,10 +45,6 @@ class ReferenceEngine(Engine):
     # ---- the verbs ----
 
     @torch.no_grad()
-    def option_scores(self, prompts: Sequence[Prompt]) -> list[Tensor]:
-        return [option_scores(self._forward(p)[0], [list(i) for i in p.option_ids]).cpu() for p in prompts]
-
-    @torch.no_grad()
     def activations(self, prompts: Sequence[Prompt], positions: str = "answer", statistic: str = "value") -> Tensor:
         return self._each(prompts, lambda p: self._activations(p, positions, statistic))
 

@@ -1,22 +1,16 @@
-"""The same prompts asked again and again: in the words that the neurons were found with, under different edits."""
+"""How a judgement asks: in the words that the neurons were found with, and not for one letter alone."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from ..data.prompts import Prompt
 from ..data.sources import LETTERS
-from ..engine.answers import Edit, Questionnaire
-from ..model.anatomy import Anatomy
-from ..results.answers import Answers
 from ..results.neurons import NeuronSet
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 
 def template_of(neurons: NeuronSet | None, template: Any) -> Any:
@@ -35,15 +29,3 @@ def warn_if_one_letter(prompts: Sequence[Prompt]) -> None:
             'likes this letter looks right; ask with orders="rotate" (--orders rotate)',
             stacklevel=3,
         )
-
-
-class Asker:
-    """The same prompts asked again and again, under different edits."""
-
-    def __init__(self, model: PreTrainedModel, prompts: list[Prompt], batch_size: int | str) -> None:
-        self.model, self.prompts = model, prompts
-        self.anatomy = Anatomy.of(model)
-        self._ask = Questionnaire(model, prompts, batch_size=batch_size)
-
-    def __call__(self, change: Edit | None, label: str = "", progress: bool = False) -> Answers:
-        return Answers(self.prompts, self._ask(change, anatomy=self.anatomy, progress=progress, label=label))

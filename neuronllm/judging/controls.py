@@ -10,10 +10,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..common.statistics import percent_of
-from ..engine.answers import Edit
+from ..engine.asking import Asker, Edit
 from ..model.anatomy import Anatomy
 from ..results.answers import Answers
-from .asking import Asker
 
 
 def random_like(ids: Tensor, anatomy: Anatomy, generator: torch.Generator) -> Tensor:

@@ -15,10 +15,10 @@ import numpy as np
 from ..common.errors import InputError
 from ..common.statistics import bootstrap_interval, mcnemar, relative_change
 from ..data.prompts import Questions, as_prompts
-from ..engine.answers import Edit
+from ..engine.asking import Asker, Edit
 from ..results.answers import Answers
 from ..results.neurons import POSITIONS, NeuronSet
-from .asking import Asker, template_of, warn_if_one_letter
+from .asking import template_of, warn_if_one_letter
 from .controls import random_controls
 from .report import Intervals, Report, named
 

@@ -24,11 +24,11 @@ from tqdm.auto import tqdm
 
 from ..common.errors import InputError
 from ..data.prompts import Questions, as_prompts
-from ..engine.answers import Edit
+from ..engine.asking import Asker, Edit
 from ..results.answers import Answers
 from ..results.factors import ROLES, Steering
 from ..results.neurons import POSITIONS, NeuronSet
-from .asking import Asker, template_of, warn_if_one_letter
+from .asking import template_of, warn_if_one_letter
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
