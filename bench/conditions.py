@@ -8,6 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from .shapes import SHAPES
+from .suites import ALL
+
 BUSY = 1.1  # load for each core before a run, above which others must have been at work: ours leaves one at most
 
 
@@ -109,9 +112,6 @@ What `python -m bench run` can do by itself and has no result here, by the devic
 
 def missing(results: Sequence[dict[str, Any]], suites: Callable[[str], bool]) -> list[str]:
     """One line a suite: the benchmarks, shapes and numbers of threads without a result, by device."""
-    from .shapes import SHAPES
-    from .suites import ALL  # which has the pages, and these call this
-
     there = {_key(r["benchmark"], r["device"], r["shape"], r["threads"]) for r in results}
     found: dict[str, list[str]] = {}
     for suite in sorted({bench.suite for bench in ALL.values() if suites(bench.suite)}):

@@ -240,6 +240,72 @@ def everywhere(setup: Setup) -> Case:
     return _first_order(Bench(setup), "grad x act, all positions", bar_for(setup, {"small": Bar("<=", 2.4)}), "all")
 
 
+def _one_prompt(setup: Setup, what: str, method: str, plainly: Any, *, to_inference: Bar, to_plain: Bar) -> Case:
+    """One prompt by `nl.attribute`: the first call on a model, which checks it, and those that follow."""
+    bench = Bench(setup, prompts=1)
+
+    def call(prompts: list[nl.Prompt], model: Any = bench.model, backend: str = "fast") -> Tensor:
+        more: dict[str, Any] = {"positions": "answer", "progress": False, "backend": backend}
+        return nl.attribute(model, None, prompts, method, objective=OBJECTIVE, **more).values
+
+    def new(turn: int) -> tuple[Any, ...]:
+        return bench.prompts(turn, 1), twin(bench.model)  # on the same weights, but nothing is known of it
+
+    def check() -> list[Check]:
+        return bench.agreement(what, lambda prompts, _=None: call(prompts)[None], plainly(bench), count=1)
+
+    bench.case.sides = [
+        bench.inference("inference", 1, 1),
+        bench.by_hand("plain", plainly(bench), 1, every=2),
+        bench.ours("reference", partial(call, backend="reference"), 1, every=2),
+        Side("first call", new, call, times=3),
+        bench.ours("second call", call, 1, times=5),
+    ]
+    bench.case.check = check
+    one = f"{what} of one prompt"
+    bench.case.views = [
+        Comparison(f"{one}, {ours}", against, baseline, ours, kind, bar=bar_for(setup, bars))
+        for ours, bars in (
+            ("first call", [{}, {}, {}]),
+            ("second call", [{"small 1": to_inference}, {"small 1": to_plain}, {"small": Bar(">=", 1)}]),
+        )
+        for (against, baseline, kind), bars in zip(
+            (
+                ("inference", "inference", "cost"),
+                ("the plain way", "plain", "speed-up"),
+                ("the reference engine", "reference", "speed-up"),
+            ),
+            bars,
+            strict=True,
+        )
+    ]
+    bench.case.rounds, bench.case.settings = 3, bench.settings(method=method)
+    bench.case.notes = [
+        "All of nl.attribute; its first call on a model object runs the self-check, what follows on it does not"
+    ]
+    return bench.case
+
+
+def one_gradient(setup: Setup) -> Case:
+    """Gradient times activation of one prompt, call by call."""
+
+    def plainly(bench: Bench) -> Any:
+        return lambda ids, options, answers: plain.gradient(bench.plain, ids, options, answers, 1)
+
+    bars = {"to_inference": Bar("<=", 1.8), "to_plain": Bar(">=", 1)}
+    return _one_prompt(setup, "grad x act", "gradient", plainly, **bars)
+
+
+def one_ig(setup: Setup) -> Case:
+    """Integrated gradients of one prompt, call by call."""
+
+    def plainly(bench: Bench) -> Any:
+        return lambda ids, options, answers: plain.integrated_gradients(bench.plain, ids, options, answers, STEPS)
+
+    bars = {"to_inference": Bar("<=", 3.5), "to_plain": Bar(">=", 50)}
+    return _one_prompt(setup, f"IG, {STEPS} steps,", "ace", plainly, **bars)
+
+
 ON_CPU_AND_GPU = {"cpu": ("small",), "cuda": GPU}
 BOTH: dict[str, Any] = {"threads": (1, 2)}
 BENCHMARKS = [
@@ -249,5 +315,7 @@ BENCHMARKS = [
     ),
     Benchmark("engine.gradient", "grad x act at the answer position", gradient, ON_CPU_AND_GPU, **BOTH),
     Benchmark("engine.gradient_shared", "grad x act with shared prefixes", gradient_shared, ON_CPU_AND_GPU, **BOTH),
+    Benchmark("engine.one_gradient", "grad x act of one prompt, call by call", one_gradient, {"cpu": ("small",)}),
+    Benchmark("engine.one_ig", "integrated gradients of one prompt, call by call", one_ig, {"cpu": ("small",)}),
     Benchmark("engine.everywhere", "grad x act at all positions", everywhere, ON_CPU_AND_GPU, quick=False, **BOTH),
 ]

@@ -165,7 +165,9 @@ def _faithful(subject: Subject) -> dict[str, Any]:
 
 
 def _rows(model: Any, prompts: list[nl.Prompt], method: str) -> Tensor:
-    kept = _quietly(nl.attribute, model, None, prompts, method, keep="all", progress=False).per_prompt
+    kept = _quietly(
+        nl.attribute, model, None, prompts, method, positions="answer", keep="all", progress=False
+    ).per_prompt
     return torch.as_tensor(kept[:])
 
 
@@ -254,7 +256,7 @@ def steered(
     for task in tasks:
         search, test = (nl.load_questions(demo_task(task, split), limit=limit) for split in ("search", "test"))
         for name in methods:
-            how = {"positions": "all"} if name == EVERYWHERE else {}
+            how = {"positions": "all" if name == EVERYWHERE else "answer"}
             scores = _quietly(
                 nl.attribute, model, tokenizer, search, name.split(",")[0], template=TEMPLATE, progress=False, **how
             )

@@ -65,7 +65,9 @@ def prompts(setup: Setup) -> Case:
     bench = Bench(setup, prompts=few, dense=True)
 
     def whole(prompts: list[nl.Prompt], method: str, backend: str = "fast") -> Tensor:
-        return nl.attribute(bench.model, None, prompts, method, backend=backend, progress=False).values
+        return nl.attribute(
+            bench.model, None, prompts, method, positions="answer", backend=backend, progress=False
+        ).values
 
     def check() -> list[Check]:
         """The mean that a run keeps is that of plain gradients; ACE is what the reference engine makes of it."""
@@ -206,6 +208,8 @@ def ranks(setup: Setup) -> Case:
             "attribute",
             "--quiet",
             "--overwrite",
+            "--method",
+            "ace",
         ]
         command += ["--model", str(folder / "model"), "--questions", str(file), "--output", str(folder / output)]
         settings = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}

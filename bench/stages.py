@@ -27,19 +27,19 @@ import torch
 # Each stage and the functions that are it: "module:name" or "module:Class.name".
 STAGES: dict[str, tuple[str, ...]] = {
     "loading": ("neuronllm.cli.main:_model",),
-    "tokenising": ("neuronllm.cli.main:_questions", "neuronllm.attribution.request:as_prompts"),
-    "hashing": ("neuronllm.attribution.request:Job.settings",),
+    "tokenising": ("neuronllm.cli.main:_questions", "neuronllm.attribution.job:as_prompts"),
+    "hashing": ("neuronllm.attribution.job:Job.settings",),
     "planning and self-check": ("neuronllm.engine.fast:FastEngine.unusable", "neuronllm.engine.fast:FastEngine.fit"),
     "scoring": ("neuronllm.attribution.driver:raw_scores",),
     "aggregation": (
         "neuronllm.methods.base:Collector.add",
         "neuronllm.methods.base:Collector.summary",
-        "neuronllm.attribution.request:Job.rows",
+        "neuronllm.attribution.job:Job.rows",
     ),
     "selection": ("neuronllm.results.scores:Scores.find",),
     "writing": (
-        "neuronllm.runs.checkpoint:Progress.add",
-        "neuronllm.runs.checkpoint:Progress.flush",
+        "neuronllm.runs.stores:DiskStore.add",
+        "neuronllm.runs.stores:DiskStore.end",
         "neuronllm.runs.checkpoint:Run.freeze",
         "neuronllm.runs.checkpoint:Run.finish",
         "neuronllm.results.scores:Scores.load",
@@ -128,7 +128,7 @@ def run(model: str, questions: str, folder: Path, device_map: str | None = None)
         ["attribute", "--quiet", "--model", model, "--questions", questions, "--output", str(folder / "scores")],
         ["find", str(folder / "scores"), "--output", str(folder / "neurons")],
     ]
-    commands[0] += ["--method", "gradient", "--orders", "none"]
+    commands[0] += ["--method", "gradient", "--positions", "answer", "--orders", "none"]
     commands[0] += ["--device-map", device_map] if device_map else []
     with watched() as clock:
         for command in commands:

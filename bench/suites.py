@@ -1,4 +1,4 @@
-"""Which benchmarks there are, and the pages made of their results.
+"""Which benchmarks there are.
 
 A new one is a file with a list BENCHMARKS, named here.
 """
@@ -9,13 +9,12 @@ from collections.abc import Iterable, Sequence
 
 from neuronllm.common.errors import InputError
 
-from . import end_to_end, engine, footprint, kernels, leaderboard, methods, peers, quality, report, scaling, select
+from . import end_to_end, engine, footprint, kernels, methods, peers, quality, scaling, select
 from .harness import Benchmark
 from .shapes import SHAPES
 
 FILES = (engine, methods, footprint, kernels, peers, scaling, select, end_to_end, quality)
 ALL: dict[str, Benchmark] = {bench.name: bench for file in FILES for bench in file.BENCHMARKS}
-PAGES = {"performance.md": report.page, "leaderboard.md": leaderboard.page}  # in docs/, each from all results
 
 
 def chosen(names: Sequence[str]) -> list[Benchmark]:

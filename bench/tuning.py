@@ -118,7 +118,9 @@ def tune(
                     if took >= fastest:
                         continue
                     right = all(check.fine for w, x in zip(works, given, strict=True) for check in checks(x, w))
-            except refused() as error:
+            except (RuntimeError, *refused()) as error:
+                if "CUDA error" in str(error):  # the device answers no more
+                    raise
                 print(f"{op} {key} {sizes}: {type(error).__name__}", flush=True)
                 continue
             print(f"{op} {key} {sizes}: {took:.3e} s{'' if right else ', WRONG'}", flush=True)

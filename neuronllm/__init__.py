@@ -35,7 +35,12 @@ _PUBLIC = {
     "bake": "steering.bake",
     "InputError": "common.errors",
 }
-_MODULES = {"select": "select", "methods": "methods", "transform": "data.transform"}
+_MODULES = {
+    "select": "select",
+    "methods": "methods",
+    "objectives": "engine.objectives",
+    "transform": "data.transform",
+}
 __all__ = [*_PUBLIC, *_MODULES, "__version__"]
 
 

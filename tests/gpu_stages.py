@@ -20,6 +20,7 @@ def cases(setting: Setting) -> list[Case]:
         Case("hangs", lambda: time.sleep(600)),
         Case("crashes", lambda: os.kill(os.getpid(), signal.SIGSEGV)),
         Case("absent", absent),
+        Case("facts", wrong),
         Case("last", lambda: {"line": "last ran", "number": 7}),
     ]
     wanted = os.environ.get("NEURONLLM_TEST_CASES", "").split()

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 import neuronllm as nl
-from neuronllm.engine.reference import ReferenceEngine
+from neuronllm.engine.base import Engine
 from neuronllm.runs import checkpoint
 from tests.checks import quiz
 from tests.tiny import tiny
@@ -32,7 +32,7 @@ METHOD = {"mean": "ace", "topk": "gradient", "all": "gradient"}
 def run(model: Any, output: Path, keep: str = "all", questions: int = 8, every: int = 4, **more: Any) -> nl.Scores:
     """A short run with many windows, parts and states."""
     before, checkpoint.EVERY = checkpoint.EVERY, every
-    at_once, ReferenceEngine.at_once = ReferenceEngine.at_once, property(lambda engine: 2)
+    at_once, Engine.at_once = Engine.at_once, property(lambda engine: 2)
     options = {"steps": 2} if METHOD[keep] == "ace" else {}
     try:
         return nl.attribute(
@@ -40,6 +40,7 @@ def run(model: Any, output: Path, keep: str = "all", questions: int = 8, every: 
             None,
             quiz(questions),
             METHOD[keep],
+            positions="answer",
             keep=keep,
             k=3,
             batch_size=2,
@@ -49,7 +50,7 @@ def run(model: Any, output: Path, keep: str = "all", questions: int = 8, every: 
             **more,
         )
     finally:
-        checkpoint.EVERY, ReferenceEngine.at_once = before, at_once
+        checkpoint.EVERY, Engine.at_once = before, at_once
 
 
 def content(folder: Path) -> dict[str, bytes]:

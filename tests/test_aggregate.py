@@ -66,7 +66,7 @@ def test_statistics_hand_out_copies():
 
 def test_a_question_counts_once_however_many_variants_it_has():
     model, prompts = tiny("llama"), plain.questions(10, 2)
-    scores = nl.attribute(model, None, prompts, "gradient", keep="all", progress=False)
+    scores = nl.attribute(model, None, prompts, "gradient", positions="answer", keep="all", progress=False)
     ten, two = scores.per_prompt[:10].double().mean(0), scores.per_prompt[10:].double().mean(0)
     assert torch.allclose(scores.values.double(), (ten + two) / 2, atol=1e-7)
     assert not torch.allclose(scores.values.double(), scores.per_prompt.double().mean(0), atol=1e-3)

@@ -25,7 +25,8 @@ QUESTIONS = [
 
 
 def attribute(model, prompts, method="gradient", **keywords):
-    return nl.attribute(model, None, prompts, method, progress=False, **SHORT.get(method, {}), **keywords)
+    keywords = {"positions": "answer", "progress": False, **SHORT.get(method, {}), **keywords}
+    return nl.attribute(model, None, prompts, method, **keywords)
 
 
 def logits(model, prompt) -> torch.Tensor:
@@ -164,7 +165,7 @@ def test_questions_are_rendered_by_the_methods_defaults(tmp_path):
     model = tiny("llama", torch.float32, vocab_size=len(tokenizer), max_position_embeddings=512)
     tokenizer.padding_side, tokenizer.pad_token = "left", "<eos>"
     kept = (tokenizer.padding_side, len(tokenizer), tokenizer.backend_tokenizer.to_str())
-    scores = nl.attribute(model, tokenizer, QUESTIONS, "gradient", progress=False, keep="all")
+    scores = nl.attribute(model, tokenizer, QUESTIONS, "gradient", positions="answer", progress=False, keep="all")
     assert (tokenizer.padding_side, len(tokenizer), tokenizer.backend_tokenizer.to_str()) == kept
     by_hand = nl.render(tokenizer, QUESTIONS, orders="rotate", template="default")
     assert len(scores.per_prompt) == 3 + 2 + 4 == len(by_hand)
@@ -172,12 +173,20 @@ def test_questions_are_rendered_by_the_methods_defaults(tmp_path):
     assert scores.provenance["orders"] == "rotate" and scores.provenance["questions"] == 3
     assert len(scores.provenance["template_hash"]) == len(scores.provenance["question_fingerprint"]) == 64
     single = nl.attribute(
-        model, tokenizer, QUESTIONS, "gradient", orders="none", template="plain", progress=False, keep="all"
+        model,
+        tokenizer,
+        QUESTIONS,
+        "gradient",
+        positions="answer",
+        orders="none",
+        template="plain",
+        progress=False,
+        keep="all",
     )
     assert len(single.per_prompt) == 3
     assert attribute(model, by_hand).provenance["orders"] is None  # nothing was rendered here
-    three = nl.attribute(model, tokenizer, QUESTIONS[1:2], "qrnca", steps=1, progress=False, keep="all")
-    assert len(three.per_prompt) == 3  # three templates, one order
+    three = nl.attribute(model, tokenizer, QUESTIONS[:2], "qrnca", steps=1, progress=False, keep="all")
+    assert len(three.per_prompt) == 2 * 3  # three templates, one order
 
 
 def test_output_is_a_folder_to_load(tmp_path):
@@ -306,6 +315,35 @@ def test_contrast_needs_both_kinds_of_answers():
     prompts = [p for p in both_kinds(model) if answered(model, p) == p.answer]
     with untouched(model), refused("contrast", "answered right"):
         attribute(model, prompts, "contrast")
+
+
+def test_qrnca_of_one_question_is_warned_of(recwarn):
+    """Its only cluster is shared by all questions there are."""
+    model, prompts = tiny("llama"), random_prompts(2)
+    with pytest.warns(UserWarning, match="qrnca of one question scores nothing.*give more") as caught:
+        scores = nl.attribute(model, None, prompts[:1], "qrnca", steps=2, progress=False)
+    assert caught[0].filename == __file__ and not scores.values.any() and "\n" not in str(caught[0].message)
+    recwarn.clear()
+    attribute(model, prompts, "qrnca")
+    attribute(model, prompts[:1], "qrnca", compat="released-code")
+    assert not list(recwarn)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_positions_left_alone_are_the_methods_own(method):
+    model, prompts = tiny("llama"), both_kinds(tiny("llama"), 4)
+    own = nl.attribute(model, None, prompts, method, progress=False, **SHORT.get(method, {}))
+    positions = "all" if "all" in METHODS[method].positions else "answer"
+    assert own.provenance["positions"] == positions
+    assert torch.equal(own.values, attribute(model, prompts, method, positions=positions).values)
+
+
+def test_left_alone_it_is_the_gradient_at_all_positions():
+    model, prompts = tiny("llama"), random_prompts(2)
+    scores = nl.attribute(model, None, prompts, progress=False)
+    assert scores.provenance["method"] == "gradient" and scores.provenance["positions"] == "all"
+    assert torch.equal(scores.values, attribute(model, prompts, "gradient", positions="all").values)
+    assert nl.dry_run(model, None, prompts) == nl.dry_run(model, None, prompts, "gradient", positions="all")
 
 
 def test_post_norms_are_warned_of():

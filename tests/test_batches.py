@@ -15,8 +15,8 @@ from neuronllm.engine.answers import Questionnaire, option_logprobs, padded
 from neuronllm.engine.batching import Plan, in_batches, run_batches
 from neuronllm.engine.borrowed import rope_limit
 from neuronllm.engine.fast import FastEngine
+from neuronllm.engine.head import option_scores
 from neuronllm.engine.memory import available, peak_memory
-from neuronllm.engine.objective import option_scores
 from neuronllm.engine.prefill import prefill, prefill_root
 from neuronllm.engine.quadrature import quadrature
 from neuronllm.engine.reference import ReferenceEngine
@@ -229,8 +229,11 @@ def test_angles_that_depend_on_the_longest_prompt_are_left_to_the_judge():
     with FastEngine(model) as engine:
         assert "rotary angles depend" in (engine.unusable(prompts) or "")
         assert engine.unusable(prompts[:2]) is None
-    together = attribute(model, None, prompts, "gradient", keep="all", progress=False).per_prompt
-    apart = [attribute(model, None, [p], "gradient", keep="all", progress=False).per_prompt for p in prompts]
+    together = attribute(model, None, prompts, "gradient", positions="answer", keep="all", progress=False).per_prompt
+    apart = [
+        attribute(model, None, [p], "gradient", positions="answer", keep="all", progress=False).per_prompt
+        for p in prompts
+    ]
     assert torch.allclose(together, torch.cat(apart), rtol=1e-5, atol=1e-9)
 
 

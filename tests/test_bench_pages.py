@@ -17,12 +17,12 @@ from tests.test_bench import ROOT, known
 
 @pytest.fixture(scope="module")
 def bench() -> Any:
-    return modules("harness", "record", "report", "suites", "units", "plots", "conditions", "shapes")
+    return modules("harness", "record", "report", "suites", "units", "plots", "conditions", "pages", "shapes")
 
 
 @pytest.mark.parametrize("name", ["performance.md", "leaderboard.md"])
 def test_the_page_is_what_the_results_say(bench: Any, name: str) -> None:
-    page = bench.suites.PAGES[name](bench.record.read(bench.record.RESULTS))
+    page = bench.pages.PAGES[name](bench.record.read(bench.record.RESULTS))
     assert (ROOT / "docs" / name).read_text(encoding="utf-8") == page, "run: python -m bench report"
 
 

@@ -77,7 +77,7 @@ def test_the_package_is_left_as_it_was(bench: Any, tmp_path: Path) -> None:
     prompts = [nl.Prompt([5, 6, 7], [[1], [2]], 0), nl.Prompt([8, 9, 7], [[1], [2]], 1)]
     with bench.stages.watched() as clock, pytest.raises(nl.InputError):
         during = [vars(owner)[name] for owner, name in places]
-        nl.attribute(model, None, prompts, "gradient", output=tmp_path / "scores", progress=False)
+        nl.attribute(model, None, prompts, "gradient", positions="answer", output=tmp_path / "scores", progress=False)
         nl.Scores.load(tmp_path / "scores").find(5, 5).save_pretrained(tmp_path / "set")
         nl.Scores.load(tmp_path / "nothing")
     assert all(a is b for a, b in zip(before, [vars(owner)[name] for owner, name in places], strict=True))

@@ -12,7 +12,7 @@ from tests.tiny_tokenizers import byte_level
 
 def test_few_controls_and_one_right_letter_are_warned_about():
     model, prompts = tiny("llama"), random_prompts(6)
-    neurons = nl.attribute(model, None, prompts, "gradient", progress=False).find(2, 2)
+    neurons = nl.attribute(model, None, prompts, "gradient", positions="answer", progress=False).find(2, 2)
     with pytest.warns(UserWarning, match="controls=3: with fewer than 20 random sets"):
         nl.evaluate(model, None, prompts, neurons, "enhance", controls=3, progress=False)
     one_letter = [Prompt(p.input_ids, p.option_ids, 0, p.question_id) for p in prompts]
@@ -24,7 +24,9 @@ def test_neurons_are_judged_in_the_wording_they_were_found_with():
     tokenizer = byte_level()
     model = tiny("llama", vocab_size=len(tokenizer), max_position_embeddings=512)
     questions = [nl.Question(f"which {n}?", ("red", "blue", "seven"), n % 3, id=f"q{n}") for n in range(6)]
-    neurons = nl.attribute(model, tokenizer, questions, "gradient", template="plain", progress=False).find(3, 3)
+    neurons = nl.attribute(
+        model, tokenizer, questions, "gradient", positions="answer", template="plain", progress=False
+    ).find(3, 3)
     assert neurons.provenance["template"] == "plain"
 
     def p_right(template):

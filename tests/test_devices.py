@@ -63,6 +63,6 @@ def test_quantised_matrices_pass_gradients_through_activations_only(name):
     model.lm_head = Quantised(model.lm_head)
     with FastEngine(model) as fast, ReferenceEngine(model) as judge:
         assert fast.unusable(prompts) is None
-        assert fast._plain == frozenset() and not fast.options_head
+        assert fast._blocks.plain == frozenset() and not fast.options_head
         for label in LABELS:
             assert differences(CALLS[label](fast, prompts), CALLS[label](judge, prompts)) <= 1e-4, label

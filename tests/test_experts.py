@@ -331,7 +331,7 @@ def test_random_controls_keep_layer_and_expert():
 
 def test_a_report_of_a_mixture():
     model = tiny("qwen2_moe", torch.float32)
-    neurons = nl.attribute(model, None, quiz(4), "gradient", progress=False).find(good=4, bad=4)
+    neurons = nl.attribute(model, None, quiz(4), "gradient", positions="answer", progress=False).find(good=4, bad=4)
     assert set(neurons.expert.tolist()) - {SHARED}
     with untouched(model):
         report = nl.evaluate(model, None, quiz(4), neurons, "degrade", controls=20, progress=False)

@@ -7,7 +7,7 @@ import torch
 
 import neuronllm as nl
 from neuronllm.engine.borrowed import answer_logits
-from neuronllm.engine.objective import objective_value
+from neuronllm.engine.head import objective_value
 from neuronllm.engine.quadrature import quadrature
 from neuronllm.engine.reference import ReferenceEngine
 from neuronllm.methods import METHODS
@@ -301,7 +301,7 @@ def test_an_attribution_under_an_edit_sees_the_edit():
 def test_every_method_scores_a_mixture(name, method, tmp_path):
     model = tiny(name, torch.float32)
     with untouched(model):
-        scores = nl.attribute(model, None, quiz(6), method, progress=False)
+        scores = nl.attribute(model, None, quiz(6), method, positions="answer", progress=False)
     assert scores.values.shape == (Anatomy.of(model).n_neurons,) and bool(scores.values.isfinite().all())
     scores.save(tmp_path / "scores")
     again = nl.Scores.load(tmp_path / "scores")

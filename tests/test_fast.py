@@ -12,7 +12,7 @@ from neuronllm.attribution.driver import attribute
 from neuronllm.data.prompts import Prompt
 from neuronllm.engine.batching import Plan
 from neuronllm.engine.fast import FastEngine
-from neuronllm.engine.objective import BARE_LETTER, OBJECTIVES
+from neuronllm.engine.objectives import OBJECTIVES
 from neuronllm.engine.quadrature import quadrature
 from neuronllm.engine.reference import ReferenceEngine
 from tests.checks import untouched
@@ -79,7 +79,7 @@ def test_equals_the_judge_for_every_objective(name):
     model, prompts = tiny(name), [random_prompts(1, length=5)[0], random_prompts(2, length=13)[1]]
     with FastEngine(model, dtype=torch.float64) as fast, ReferenceEngine(model, dtype=torch.float64) as judge:
         assert fast.unusable(prompts) is None
-        for objective in (*OBJECTIVES, BARE_LETTER):
+        for objective in OBJECTIVES:
             for label, call in EXPLAINED.items():
                 distance = differences(call(fast, prompts, objective), call(judge, prompts, objective))
                 assert distance <= 1e-9, (label, objective)
@@ -123,10 +123,12 @@ def test_a_model_out_of_reach_is_left_to_the_judge_with_a_reason(name, caplog):
     engines._told.clear()
     with caplog.at_level(logging.INFO, "neuronllm"):
         for _ in range(2):
-            scores = attribute(model, None, prompts, "gradient", keep="all", progress=False)
+            scores = attribute(model, None, prompts, "gradient", positions="answer", keep="all", progress=False)
     told = [record.getMessage() for record in caplog.records if "fast -> reference" in record.getMessage()]
     assert len(told) == 1 and OUT_OF_REACH[name] in told[0]
-    judged = attribute(model, None, prompts, "gradient", keep="all", backend="reference", progress=False)
+    judged = attribute(
+        model, None, prompts, "gradient", positions="answer", keep="all", backend="reference", progress=False
+    )
     assert torch.equal(scores.per_prompt, judged.per_prompt)
 
 
@@ -153,10 +155,13 @@ def test_an_error_of_a_users_hook_is_no_reason_for_the_slow_path(everywhere, cap
     with caplog.at_level(logging.INFO, "neuronllm"):
         if everywhere:
             with untouched(model), pytest.raises(RuntimeError, match="^my hook is not finished$"):
-                attribute(model, None, prompts, "gradient", progress=False)
+                attribute(model, None, prompts, "gradient", positions="answer", progress=False)
             assert not caplog.records
         else:
-            assert attribute(model, None, prompts, "gradient", progress=False).provenance["engine"] == "reference"
+            assert (
+                attribute(model, None, prompts, "gradient", positions="answer", progress=False).provenance["engine"]
+                == "reference"
+            )
             assert "RuntimeError: my hook is not finished" in caplog.text
 
 
@@ -165,7 +170,7 @@ def test_a_prompt_of_one_token_is_left_to_the_judge():
     prompts = [Prompt(input_ids=[5], option_ids=[[3], [4]], answer=0), *random_prompts(1)]
     with FastEngine(model) as fast:
         assert "one token" in (fast.unusable(prompts) or "")
-    assert attribute(model, None, prompts, progress=False).values.isfinite().all()
+    assert attribute(model, None, prompts, "ace", progress=False).values.isfinite().all()
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])
@@ -225,10 +230,10 @@ def test_blocks_that_only_add_are_told_from_others():
     for name, count in {"llama": 2, "gpt2": 2, "opt": 2, "phi": 2, "gemma2": 0, "granite": 0, "mixtral": 0}.items():
         with FastEngine(tiny(name)) as fast:
             assert fast.unusable(ragged()) is None
-            assert len(fast._plain or ()) == count, name
+            assert len(fast._blocks.plain) == count, name
     with FastEngine(tiny("deepseek_v3")) as fast:
         assert fast.unusable(ragged()) is None
-        assert fast._plain == {"model.layers.0"}  # the dense one
+        assert fast._blocks.plain == {"model.layers.0"}  # the dense one
 
 
 def ranks(values: torch.Tensor) -> torch.Tensor:
@@ -257,7 +262,12 @@ def test_exact_effects_of_a_16_bit_model_are_those_of_its_weights_in_float32(nam
 def test_noise_is_told_with_exact_effects():
     scores = attribute(tiny("llama", torch.float32), None, random_prompts(2), "exact", progress=False)
     assert 0 < scores.provenance["noise"] < 1e-4
-    assert "noise" not in attribute(tiny("llama"), None, random_prompts(2), "gradient", progress=False).provenance
+    assert (
+        "noise"
+        not in attribute(
+            tiny("llama"), None, random_prompts(2), "gradient", positions="answer", progress=False
+        ).provenance
+    )
 
 
 @pytest.mark.parametrize("name", ["llama", "falcon"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -41,7 +42,7 @@ def test_what_fails_is_told_and_the_rest_runs(tmp_path: Path, monkeypatch: pytes
     assert cases["last"]["figures"] == {"line": "last ran", "number": 7}
     assert cases["wrong"]["why"] == "Wrong: two results differ" and "diagnosis" not in cases["wrong"]
     for told in (
-        "1 of 2 elements differ\n  at (1, 0): 2.0, should be 3.0",
+        "1 of 2 elements differ by more than 0, between (1, 0) and (1, 0)\n  at (1, 0): 2.0, should be 3.0",
         "found: torch.float32 (2, 1), strides (1, 2), on cpu",
         "tests/gpu_stages.py, wrong",
         "Traceback (most recent call last)",
@@ -75,14 +76,14 @@ def test_a_failing_case_runs_once_more_loudly(tmp_path: Path, monkeypatch: pytes
 
 def test_the_budget_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     """A stage that does not fit is named and no failure; one that takes longer than is left is ended in time."""
-    monkeypatch.setenv("NEURONLLM_TEST_CASES", "first hangs")
+    monkeypatch.setenv("NEURONLLM_TEST_CASES", "first hangs last")
     start = time.monotonic()
     some = [stage("slow", 500), stage("endless", 2), stage("late", 5)]
     code = hour.run(some, folder.Folder(tmp_path), 14 / 60, pretend=True)
     assert time.monotonic() - start < 20
     lines = {line["stage"]: line for line in folder.results(tmp_path)}
     assert code == 1 and lines["endless"]["verdict"] == "timed out"
-    assert lines["endless"]["cases"][0]["verdict"] == "passed"
+    assert [case["verdict"] for case in lines["endless"]["cases"]] == ["passed", "timed out", "not run"]
     assert [lines[name]["verdict"] for name in ("slow", "late")] == ["skipped", "skipped"]
     assert lines["slow"]["why"].startswith("does not fit: 500 s estimated")
     assert "2 skipped (slow, late); 1 timed out (endless)" in capsys.readouterr().out
@@ -92,15 +93,55 @@ def test_nothing_but_what_does_not_fit_is_no_failure(tmp_path: Path) -> None:
     assert hour.run([stage("slow", 500)], folder.Folder(tmp_path), 0.1, pretend=True) == 0
 
 
-def test_resuming_skips_what_passed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    good = stage("good")
+def test_resuming_skips_what_passed_and_adds_to_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    some = [stage("one"), stage("two")]
+    monkeypatch.setenv("NEURONLLM_TEST_CASES", "wrong")
+    assert hour.run(some[1:], folder.Folder(tmp_path, pretend=True), 1.0, pretend=True) == 1
     monkeypatch.setenv("NEURONLLM_TEST_CASES", "first")
-    assert hour.run([good], folder.Folder(tmp_path), 1.0, pretend=True) == 0
-    monkeypatch.setenv("NEURONLLM_TEST_CASES", "wrong")  # it would fail if it ran again
-    assert hour.run([good], folder.Folder(tmp_path, resumed=tmp_path), 1.0, pretend=True) == 0
-    assert [line["verdict"] for line in folder.results(tmp_path)] == ["passed"]
+    assert hour.run(some, folder.Folder(tmp_path, tmp_path, True), 1.0, pretend=True) == 0
+    monkeypatch.setenv("NEURONLLM_TEST_CASES", "wrong")  # they would fail if they ran again
+    assert hour.run(some, folder.Folder(tmp_path, tmp_path, True), 1.0, pretend=True) == 0
+    lines = [(line["stage"], line["verdict"]) for line in folder.results(tmp_path)]
+    assert lines == [("two", "failed"), ("one", "passed"), ("two", "passed")]
+    assert "two results differ" in (tmp_path / "failures.txt").read_text("utf-8")
+    assert "resumed: 2 stages passed before" in (tmp_path / "report.txt").read_text("utf-8")
+    assert folder.Folder(tmp_path, tmp_path).passed == set()  # what passed without a GPU says nothing of one
     with pytest.raises(folder.InputError, match="holds an earlier run"):
         folder.Folder(tmp_path)
+
+
+def test_a_device_that_is_missing_leaves_what_needs_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NEURONLLM_TEST_CASES", "facts first")
+    some = [stage("machine"), stage("build", needs_device=False), stage("kernels")]
+    assert hour.run(some, folder.Folder(tmp_path), 1.0, pretend=True) == 1
+    lines = {line["stage"]: line for line in folder.results(tmp_path)}
+    assert lines["build"]["cases"] and lines["kernels"]["why"] == "there is no device to run on"
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_what_is_known_is_kept_when_the_run_is_ended(name: str, tmp_path: Path) -> None:
+    """The command itself, on its first stage: no process of its stays, and the summary is written."""
+    command = [*COMMAND, "--pretend", "--only", "kernels", "--out", str(tmp_path / "out")]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    running = tmp_path / "out" / "running.jsonl"
+    while '"passed"' not in (running.read_text("utf-8") if running.exists() else ""):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.1)
+    process.send_signal(getattr(signal, name))
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and "--resume goes on" in err
+    (line,) = folder.results(tmp_path / "out")
+    assert line["verdict"] == "interrupted" and line["cases"][0]["verdict"] == "passed"
+    assert "1 interrupted (kernels)" in out and not running.exists()
+    held = [path for path in Path("/proc").glob("[0-9]*/cmdline") if str(running) in _read(path)]
+    assert not held
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except OSError:  # it ended meanwhile
+        return ""
 
 
 def test_files_stay_few_and_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,6 +162,7 @@ def test_files_stay_few_and_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         (["--only", "nothing"], "invalid choice: 'nothing'"),
         (["--resume", "no-such-folder"], "no results of a run there"),
         (["--out", str(ROOT / "README.md")], "give a folder"),
+        (["--only", "machine", "--from", "smoke"], "no stage of machine comes at or behind smoke"),
     ],
 )
 def test_bad_arguments_are_one_line(arguments: list[str], told: str) -> None:

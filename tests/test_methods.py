@@ -16,6 +16,7 @@ from tests.tiny import tiny
 
 
 def attributed(model, prompts, method: str, **options) -> nl.Scores:
+    options = {"positions": "answer", **options}
     return nl.attribute(
         model, None, prompts, method, keep="all", dtype=torch.float64, backend="reference", progress=False, **options
     )

@@ -7,9 +7,11 @@ import math
 import pytest
 import torch
 
+import neuronllm as nl
 from neuronllm.common.errors import InputError
 from neuronllm.data.prompts import Prompt
-from neuronllm.engine.objective import BARE_LETTER, OBJECTIVES, check_objective, objective_value, option_scores
+from neuronllm.engine.head import objective_value, option_scores
+from neuronllm.engine.objectives import OBJECTIVES, Objective, Readout, get_objective
 from neuronllm.engine.reference import ReferenceEngine
 from tests import plain
 from tests.tiny import tiny
@@ -33,10 +35,10 @@ def formulas(logits: list[float]) -> dict[str, float]:
 
 
 def test_every_objective_has_a_formula_here():
-    assert set(formulas(LOGITS)) == {*OBJECTIVES, BARE_LETTER}
+    assert set(formulas(LOGITS)) == set(OBJECTIVES)
 
 
-@pytest.mark.parametrize("name", [*OBJECTIVES, BARE_LETTER])
+@pytest.mark.parametrize("name", OBJECTIVES)
 def test_objectives_equal_their_formulas(name):
     other = [-value for value in LOGITS]
     logits = torch.tensor([LOGITS, other], dtype=torch.float64)
@@ -45,7 +47,7 @@ def test_objectives_equal_their_formulas(name):
     assert objective_value(name, logits[0], PROMPT).item() == pytest.approx(expected[0], rel=1e-12)
 
 
-@pytest.mark.parametrize("name", [*OBJECTIVES, BARE_LETTER])
+@pytest.mark.parametrize("name", OBJECTIVES)
 def test_objectives_of_low_precision_and_of_large_logits(name):
     low = torch.tensor(LOGITS, dtype=torch.bfloat16)
     value = objective_value(name, low, PROMPT)
@@ -61,9 +63,9 @@ def test_option_scores_merge_forms_of_a_letter():
 
 
 def test_unknown_objectives_are_refused():
-    assert check_objective("margin") == "margin"
+    assert get_objective("margin") is get_objective(get_objective("margin"))
     with pytest.raises(InputError, match="objective='loss': known objectives are logp_options"):
-        check_objective("loss")
+        get_objective("loss")
 
 
 @pytest.mark.parametrize("options", [2, 4])
@@ -87,3 +89,53 @@ def test_gradient_of_logp_options_is_the_right_one_minus_the_expected_one(option
     right = p[prompt.answer]
     assert torch.allclose(p_right, right * scores, rtol=1e-9, atol=1e-12)
     assert torch.allclose((1 - right) * margin, scores, rtol=1e-9, atol=1e-12)
+
+
+# ---- objectives of one's own ----
+
+
+def above_mean(read: Readout) -> torch.Tensor:
+    return read.of_right(read.options) - read.options.mean(-1)
+
+
+def shifted(read: Readout) -> torch.Tensor:
+    return read.logp_vocab - read.options.mean(-1)
+
+
+@pytest.mark.parametrize("backend", ["fast", "reference"])
+@pytest.mark.parametrize("objective", [Objective("above_mean", above_mean), Objective("shifted", shifted, True, 1)])
+def test_an_objective_of_ones_own(objective, backend):
+    """Against the gradient by hand; unregistered, given as it is. One reads the vocabulary and bare letters only."""
+    model, prompts = tiny("llama"), plain.questions(1, options=3)
+
+    def by_hand(logits, prompt):
+        forms = [list(ids)[: objective.forms] for ids in prompt.option_ids]
+        scores = torch.stack([logits[..., ids].logsumexp(-1) for ids in forms], -1)
+        log_z = logits.logsumexp(-1) if objective.vocabulary else 0.0
+        return scores[..., prompt.answer] - log_z - scores.mean(-1)
+
+    scores = nl.attribute(
+        model, None, prompts, "gradient", objective=objective, positions="answer", keep="all", backend=backend,
+        progress=False,
+    )  # fmt: skip
+    assert scores.provenance["objective"] == objective.name
+    for prompt, found in zip(prompts, scores.per_prompt, strict=True):
+        h, slopes = plain.slopes(model, prompt, by_hand)
+        right = torch.cat([x[-1] * slope[-1] for x, slope in zip(h, slopes, strict=True)])
+        assert torch.allclose(found.double(), right, rtol=1e-5, atol=1e-7)
+
+
+def test_objectives_that_break_their_word_are_refused():
+    model, prompts = tiny("llama"), plain.questions(1, options=3)
+    for objective, words in (
+        (Objective("greedy", lambda read: read.logp_vocab), "without asking for it"),
+        (Objective("flat", lambda read: read.options), "'flat': its value must be one number a row"),
+        ("flat", "known objectives are logp_options"),
+        (7, "objective=7: known objectives are"),
+    ):
+        with pytest.raises(InputError, match=words):
+            nl.attribute(model, None, prompts, "gradient", objective=objective, progress=False)
+    with pytest.raises(InputError, match="register an Objective, not function"):
+        nl.objectives.register(above_mean)
+    with pytest.raises(InputError, match="objective='above_mean': method 'random' explains no objective"):
+        nl.attribute(model, None, prompts, "random", objective=Objective("above_mean", above_mean))

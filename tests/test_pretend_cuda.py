@@ -210,7 +210,7 @@ def test_attribute(method: str) -> None:
     prompts, keep = quiz(2), "topk" if method == "gradient" else "all"
 
     def work(model: Any) -> torch.Tensor:
-        scores = nl.attribute(model, None, prompts, method, keep=keep, k=4, progress=False)
+        scores = nl.attribute(model, None, prompts, method, positions="answer", keep=keep, k=4, progress=False)
         kept = scores.per_prompt if keep == "all" else scores.top.largest.values
         return torch.cat([scores.values, kept.flatten().float()])
 
@@ -225,7 +225,13 @@ def test_steering(tmp_path: Any) -> None:
     def work(model: Any) -> torch.Tensor:
         ids = torch.tensor([prompts[0].input_ids], device=model.device)
         scores = nl.attribute(
-            model, None, prompts, "gradient", output=tmp_path / str(model.device.type), progress=False
+            model,
+            None,
+            prompts,
+            "gradient",
+            positions="answer",
+            output=tmp_path / str(model.device.type),
+            progress=False,
         )
         neurons, found = scores.find(good=3, bad=3), [nl.pushes(model, None, prompts, progress=False).flatten()]
         for where in ("answer", "all"):

@@ -46,7 +46,9 @@ def test_any_change_of_a_weight_or_buffer_shows(dtype, monkeypatch):
 
 def test_scores_say_which_engine_did_the_work():
     def engine(family: str, backend: str) -> dict[str, object]:
-        scores = nl.attribute(tiny(family), None, quiz(2), "gradient", backend=backend, progress=False)
+        scores = nl.attribute(
+            tiny(family), None, quiz(2), "gradient", positions="answer", backend=backend, progress=False
+        )
         return {name: value for name, value in scores.provenance.items() if name.startswith("engine")}
 
     assert engine("llama", "fast") == {"engine": "fast"}
@@ -58,7 +60,9 @@ def test_scores_say_which_engine_did_the_work():
 def test_scores_say_what_may_turn_a_rounding_and_a_run_goes_on_without_it(tmp_path):
     def scored(family: str, output: str, dtype: torch.dtype = torch.float32) -> nl.Scores:
         model = tiny(family, dtype)
-        return nl.attribute(model, None, quiz(2), "gradient", progress=False, output=tmp_path / output, resume=True)
+        return nl.attribute(
+            model, None, quiz(2), "gradient", positions="answer", progress=False, output=tmp_path / output, resume=True
+        )
 
     assert scored("llama", "dense").provenance["threads"] == torch.get_num_threads()
     assert "experts_implementation" not in scored("llama", "dense").provenance
@@ -70,9 +74,11 @@ def test_scores_say_what_may_turn_a_rounding_and_a_run_goes_on_without_it(tmp_pa
         json.loads((tmp_path / "routed" / "run.json").read_text())["settings"]
     )
     model.set_experts_implementation("eager")  # within rounding: a run goes on with it
-    again = nl.attribute(model, None, quiz(2), "gradient", progress=False, output=tmp_path / "routed", resume=True)
+    again = nl.attribute(
+        model, None, quiz(2), "gradient", positions="answer", progress=False, output=tmp_path / "routed", resume=True
+    )
     assert again.provenance == routed
-    more = nl.attribute(model, None, quiz(2), "gradient", progress=False)
+    more = nl.attribute(model, None, quiz(2), "gradient", positions="answer", progress=False)
     assert more.provenance["experts_implementation"] == "eager"
 
 
@@ -86,7 +92,7 @@ def test_dry_run_takes_the_arguments_of_attribute(tmp_path):
 
 def test_dry_run_says_in_words_why_the_reference_has_no_figures():
     def memory(**more: object) -> str:
-        return nl.dry_run(tiny("llama"), None, quiz(2), "gradient", backend="reference", **more)
+        return nl.dry_run(tiny("llama"), None, quiz(2), "gradient", positions="answer", backend="reference", **more)
 
     assert "engine reference: one prompt at a time" in memory() and "MiB" not in memory()
     assert "memory: not tried out" in memory() and "near 4,096 tokens together" in memory()

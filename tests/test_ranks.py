@@ -132,7 +132,8 @@ def test_alone_it_all_comes_down_to_nothing():
 
 
 def attribute(model, prompts, method, **more):
-    return nl.attribute(model, None, prompts, method, progress=False, **SHORT.get(method, {}), **more)
+    more = {"positions": "answer", "progress": False, **SHORT.get(method, {}), **more}
+    return nl.attribute(model, None, prompts, method, **more)
 
 
 def close(mine: torch.Tensor, expected: torch.Tensor) -> bool:
@@ -247,7 +248,7 @@ def test_a_dry_run_says_how_questions_are_shared_and_what_is_left(tmp_path):
 
     def plan(rank: int) -> None:
         more = {"keep": "all", "k": 3, "batch_size": 2, "output": tmp_path / "out" / "scores", "resume": True}
-        (tmp_path / f"plan-{rank}").write_text(nl.dry_run(model, None, prompts, "gradient", **more))
+        (tmp_path / f"plan-{rank}").write_text(nl.dry_run(model, None, prompts, "gradient", positions="answer", **more))
 
     def plans() -> list[str]:
         assert processes(tmp_path / "group", plan) == [0, 0]

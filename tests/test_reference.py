@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from neuronllm.engine.borrowed import answer_logits
-from neuronllm.engine.objective import OBJECTIVES, objective_value
+from neuronllm.engine.head import objective_value
+from neuronllm.engine.objectives import OBJECTIVES
 from neuronllm.engine.quadrature import QUADRATURES, quadrature
 from neuronllm.engine.reference import ReferenceEngine
 from neuronllm.model.anatomy import Anatomy
@@ -89,7 +90,7 @@ def test_gradient_at_all_positions_is_the_slope_of_an_edit_at_all_positions():
 SMOOTH = [n for n in DENSE if n not in POST_NORMED | {"opt", "nemotron"}]
 
 
-@pytest.mark.parametrize("objective", [*OBJECTIVES, "p_vocab_bare"])
+@pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("name", SMOOTH)
 def test_integrated_gradients_are_complete(name, objective):
     check_completeness(tiny(name), objective, *quadrature("gauss", 16))

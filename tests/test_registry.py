@@ -32,7 +32,8 @@ def llama():
 def attributed(model, method: str, prompts=None, **options) -> nl.Scores:
     if method in INTEGRATED:
         options = {"steps": 2, **options}
-    return nl.attribute(model, None, prompts or plain.questions(2, 2), method, progress=False, **options)
+    options = {"positions": "answer", "progress": False, **options}
+    return nl.attribute(model, None, prompts or plain.questions(2, 2), method, **options)
 
 
 def test_the_table_of_methods_is_complete():

@@ -270,7 +270,9 @@ def test_random_neurons_are_not_tuned_into_an_edit():
     prompts = nl.render(tokenizer, validation, "none", "plain")
     kept = []
     for seed in range(3):
-        noise = nl.attribute(model, None, prompts[:1], "random", seed=seed, progress=False).find(32, 32)
+        noise = nl.attribute(model, None, prompts[:1], "random", positions="answer", seed=seed, progress=False).find(
+            32, 32
+        )
         tuned = nl.tune(model, None, noise, prompts, ks=(8, 32), positions="all", progress=False)
         kept.append(len(tuned))
         assert tuned.tuned["best_gain"] <= 2 * tuned.tuned["best_gain_stderr"]

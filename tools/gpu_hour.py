@@ -13,6 +13,7 @@ Exit code 0: nothing failed (what did not fit is named); 1: a stage failed; 2: b
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import time
 from pathlib import Path
@@ -54,9 +55,16 @@ def main(argv: list[str] | None = None) -> int:
         if not 0 < args.minutes <= 600:
             raise InputError(f"--minutes {args.minutes:g}: give a number above 0, at most 600")
         out = args.out or args.resume or Path(".benchmarks") / f"gpu-{time.strftime('%Y%m%d-%H%M%S')}"
-        folder = Folder(out, args.resume)
+        stages = chosen(args.only, args.start)
+        folder = Folder(out, args.resume, args.pretend)
         print(f"results in {out}", flush=True)
-        return run(chosen(args.only, args.start), folder, args.minutes, args.pretend)
+        for name in (
+            "SIGINT",
+            "SIGTERM",
+            "SIGHUP",
+        ):  # a background job ignores the first, a time limit sends the second
+            signal.signal(getattr(signal, name), _stop)
+        return run(stages, folder, args.minutes, args.pretend)
     except InputError as error:
         print(f"gpu_hour: error: {error}", file=sys.stderr)
         return 2
@@ -68,7 +76,14 @@ def main(argv: list[str] | None = None) -> int:
 def chosen(only: list[str] | None, start: str | None) -> list[Stage]:
     names = [stage.name for stage in STAGES]
     first = names.index(start) if start else 0
-    return [stage for stage in STAGES[first:] if not only or stage.name in only]
+    found = [stage for stage in STAGES[first:] if not only or stage.name in only]
+    if not found:
+        raise InputError(f"--only, --from: no stage of {', '.join(only or [])} comes at or behind {start}")
+    return found
+
+
+def _stop(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import Any
 
@@ -30,11 +31,14 @@ def tuned(op: str, setting: Setting) -> dict[str, Any]:
     name = "the interpreter" if few else torch.cuda.get_device_name()
     works = [work(setup) for work in WORKS[op]]
     best, tried = tune(op, works, setup, few, 2.0 if few else SECONDS)
+    keep(setting, Entry(op, name, best, False, "not compared with torch yet"))  # which may take long, or fail
     wins, told = verdict(works, setup, best, few)
-    entry = Entry(op, name, best, wins, told)
+    keep(setting, Entry(op, name, best, wins, told))
+    return {"tried": tried, "best": best, "wins": wins, "line": f"{op} {'wins' if wins else 'does not win'} ({told})"}
+
+
+def keep(setting: Setting, entry: Entry) -> None:
     path = setting.scratch(FILE)
     entries = json.loads(path.read_text("utf-8")) if path.exists() else []
-    entries = [old for old in entries if old["op"] != op] + [entry.__dict__]
+    entries = [old for old in entries if old["op"] != entry.op] + [dataclasses.asdict(entry)]
     path.write_text(json.dumps(entries, indent=1) + "\n", encoding="utf-8")
-    line = f"{op} {'wins' if wins else 'does not win'} ({told})"
-    return {"tried": tried, "best": best, "wins": wins, "line": line}

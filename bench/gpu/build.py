@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -12,7 +10,7 @@ from typing import Any
 
 from neuronllm.common import env
 
-from .worker import ROOT, Case, Setting, Skipped, Wrong
+from .worker import ROOT, Case, Setting, Skipped, Wrong, ran
 
 USED = re.compile(r"Used (\d+) registers")
 SPILLED = re.compile(r"(\d+) bytes spill stores, (\d+) bytes spill loads")
@@ -30,12 +28,10 @@ def cases(setting: Setting) -> list[Case]:
 def compile_all() -> dict[str, Any]:
     """As an installation does it; what is compiled already is not compiled again."""
     start = time.monotonic()
-    environment = os.environ | {"NEURONLLM_BUILD_EXT": "", "NEURONLLM_BUILD_CUDA": ""}
-    command = [sys.executable, "setup.py", "build_ext", "--inplace"]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    print(done.stdout[-20_000:], done.stderr[-20_000:], flush=True)
-    if done.returncode:
-        raise Wrong(f"setup.py ended with {done.returncode}:\n{done.stdout[-5000:]}\n{done.stderr[-20_000:]}")
+    switches = {"NEURONLLM_BUILD_EXT": "", "NEURONLLM_BUILD_CUDA": ""}
+    code, printed = ran([sys.executable, "setup.py", "build_ext", "--inplace"], switches)
+    if code:
+        raise Wrong(f"setup.py ended with {code}\n{printed}")
     return {"seconds": time.monotonic() - start}
 
 

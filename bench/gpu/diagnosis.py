@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-ELEMENTS = 8  # that differ, and are shown
+ELEMENTS, WORST = 8, 4  # that differ, and are shown
 CODE = 40_000  # characters of compiled code, in a rerun with detail
 
 
@@ -62,22 +62,29 @@ def tensor(x: Any) -> str:
     return f"{x.dtype} {tuple(x.shape)}, strides {tuple(x.stride())}, on {x.device}"
 
 
-def differences(found: Any, right: Any) -> str:
-    """How many elements differ, and the first of them.
+def differences(found: Any, right: Any, allowed: float = 0.0) -> str:
+    """How many elements differ by more than is allowed, where all of them lie, the first and the worst of them.
 
     >>> import torch
     >>> print(differences(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([1.0, 5.0, float("nan")])))
-    2 of 3 elements differ
+    2 of 3 elements differ by more than 0, between (1,) and (2,)
       at (1,): 2.0, should be 5.0
       at (2,): 3.0, should be nan
     """
     found, right = found.detach().cpu(), right.detach().cpu()
     if found.shape != right.shape:
         return f"shape {tuple(found.shape)}, should be {tuple(right.shape)}"
-    unlike = (found != right) & ~(found.isnan() & right.isnan())
-    places = unlike.nonzero()[:ELEMENTS].tolist()
-    lines = [f"  at {tuple(p)}: {found[tuple(p)].item()}, should be {right[tuple(p)].item()}" for p in places]
-    return "\n".join([f"{int(unlike.sum())} of {found.numel()} elements differ", *lines])
+    off = (found.double() - right.double()).abs().nan_to_num(float("inf"))
+    off = off.masked_fill((found == right) | (found.isnan() & right.isnan()), 0)
+    unlike = off > allowed
+    places = unlike.nonzero()
+    if not len(places):
+        return f"no element differs by more than {allowed:g}"
+    box = f"between {tuple(places.amin(0).tolist())} and {tuple(places.amax(0).tolist())}"
+    worst = off[unlike].topk(min(WORST, len(places))).indices
+    shown = dict.fromkeys(map(tuple, [*places[:ELEMENTS].tolist(), *places[worst].tolist()]))
+    lines = [f"  at {place}: {found[place].item()}, should be {right[place].item()}" for place in shown]
+    return "\n".join([f"{len(places)} of {found.numel()} elements differ by more than {allowed:g}, {box}", *lines])
 
 
 def _kernels(detail: bool) -> Iterator[str]:

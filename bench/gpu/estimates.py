@@ -11,6 +11,7 @@ from typing import Any
 
 MATRIX = 0.6 * 790e12  # FLOP/s of bfloat16 products: large squares reach 790e12, a model's layers about .6 of it
 COPY = 4.0e12  # bytes/s, read and written
+SINGLE = 5e13  # FLOP/s of float32 products, in which a few scores are judged
 START = 12.0  # seconds until a process has imported torch and transformers and has the device
 STEPS = 16  # of integrated gradients
 LENGTHS = {"tokens": 512, "prompts": 32}
@@ -70,7 +71,8 @@ def flops(config: dict[str, Any], prompts: int, tokens: int) -> dict[str, float]
 
 def engine(config: dict[str, Any], rounds: int, exact: bool, share: float = 1.0) -> Estimate:
     """The engine stage: inference at three batch sizes twice; every figure some rounds beside inference, once to warm
-    up and once for its peak; exact effects once. Products of experts, which are small, reach a `share` of the rate."""
+    up and once for its peak; exact effects and the judge in float32 once. Products of experts, which are small, reach a
+    `share` of the rate."""
     each, size, rate = flops(config, LENGTHS["prompts"], LENGTHS["tokens"]), parameters(config)["all"], share * MATRIX
     asking = each["inference"] / rate
     timed = {"inference": 6 * asking}
@@ -78,6 +80,8 @@ def engine(config: dict[str, Any], rounds: int, exact: bool, share: float = 1.0)
         timed[name] = (rounds + 2) * each[name] / rate + (rounds + 1) * asking
     if exact:
         timed["exact"] = each["exact"] / rate
+        each["judging"] = 2 * flops(config, 1, LENGTHS["tokens"] // 2)["inference"] * 2 * config["num_hidden_layers"]
+        timed["judging"] = each["judging"] / SINGLE  # two points of every layer's integral, forward and backward
     making = 3 * 2 * size / COPY
     lines = ", ".join(f"{name} {each[name]:.2g} FLOP -> {seconds:.1f} s" for name, seconds in timed.items())
     how = (

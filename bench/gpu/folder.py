@@ -1,7 +1,8 @@
 """What a run leaves behind: at most six files, each small enough to be carried away from a machine that is given back.
 
 results.jsonl has one line a stage, report.txt the same for people and the summary, failures.txt all that is known of
-every case that failed, log.txt what the processes printed; block_sizes.json is written by the stage that tunes.
+every case that failed, log.txt what the processes printed; block_sizes.json is written by the stage that tunes, and
+running.jsonl is what a stage under way has said so far. A run that is resumed adds to them.
 """
 
 from __future__ import annotations
@@ -13,25 +14,34 @@ from typing import Any
 from neuronllm.common.errors import InputError
 
 RESULTS, REPORT, FAILURES, LOG = "results.jsonl", "report.txt", "failures.txt", "log.txt"
+RUNNING = "running.jsonl"
 LARGEST = 9 * 2**20  # bytes of a file
 OF_ONE = 2**18  # bytes of what one process printed: its beginning and its end
-PASSED, FAILED, SKIPPED, LATE = "passed", "failed", "skipped", "timed out"
+PASSED, FAILED, SKIPPED, LATE, CUT = "passed", "failed", "skipped", "timed out", "interrupted"
 
 
 class Folder:
-    def __init__(self, path: Path, resumed: Path | None = None) -> None:
-        self.path = path
-        kept = [line for line in results(resumed) if line["verdict"] == PASSED] if resumed else []
+    """The files of a run; `resumed` is the folder of an earlier one, whose stages that passed need not run again."""
+
+    def __init__(self, path: Path, resumed: Path | None = None, pretend: bool = False) -> None:
+        self.path, self.running = path, path / RUNNING
+        earlier = results(resumed) if resumed else []
         if resumed is None and (path / RESULTS).exists():
             raise InputError(f"--out {path}: it holds an earlier run; give --resume {path}, or another folder")
         try:
             path.mkdir(parents=True, exist_ok=True)
-            for name in (REPORT, FAILURES, LOG):
-                (path / name).write_text("", encoding="utf-8")
-            (path / RESULTS).write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+            for name in (RESULTS, REPORT, FAILURES, LOG):
+                (path / name).touch()
+            if resumed is not None and resumed.resolve() != path.resolve():
+                (path / RESULTS).write_text("".join(json.dumps(line) + "\n" for line in earlier), encoding="utf-8")
         except OSError as error:
             raise InputError(f"--out {path}: {error.strerror}; give a folder that can be written to") from error
-        self.passed = {line["stage"] for line in kept}
+        passed = {line["stage"] for line in newest(earlier) if line["verdict"] == PASSED}
+        alike = {line["stage"] for line in newest(earlier) if bool(line.get("pretended")) == pretend}
+        self.passed = passed & alike
+        if resumed is not None:
+            other = f"; {len(passed - alike)} more ran another way, with or without a GPU" if passed - alike else ""
+            self.say(f"==== resumed: {len(self.passed)} stages passed before{other}")
 
     def stage(self, result: dict[str, Any], printed: bytes) -> None:
         """Keep what became of a stage."""
@@ -75,6 +85,15 @@ def results(folder: Path) -> list[dict[str, Any]]:
         raise InputError(f"{path}: no results of a run there ({error}); give the folder of an earlier --out") from error
 
 
+def newest(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The last line of every stage: a run that was resumed has several of one.
+
+    >>> newest([{"stage": "a", "verdict": "failed"}, {"stage": "a", "verdict": "passed"}])
+    [{'stage': 'a', 'verdict': 'passed'}]
+    """
+    return list({line["stage"]: line for line in lines}.values())
+
+
 def shortened(printed: bytes) -> str:
     """The beginning and the end of what a process printed.
 
@@ -99,7 +118,9 @@ def _failed(result: dict[str, Any]) -> list[str]:
     bad = [case for case in cases if case["verdict"] in (FAILED, LATE)]
     shown = [f"{case['case']}: {case.get('why', '')[:160]}" for case in bad[:3]]
     more = [f"and {len(bad) - 3} more"] if len(bad) > 3 else []
-    return [f"{len(bad)} of {len(cases)} cases failed", *shown, *more] if bad else []
+    unseen = sum(case["verdict"] == "not run" for case in cases)
+    told = [f"{len(bad)} of {len(cases)} cases failed", *shown, *more] if bad else []
+    return [*told, f"{unseen} of {len(cases)} cases were not reached"] if unseen else told
 
 
 def _figures(result: dict[str, Any]) -> list[str]:

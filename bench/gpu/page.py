@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from .folder import PASSED, results
+from .folder import PASSED, newest, results
 from .stages import STAGES, Stage
 from .worker import ROOT
 
@@ -17,10 +17,12 @@ HOW = """# On a GPU
 One command checks and measures everything that needs a GPU, in order of worth, within a budget of minutes:
 
 ```bash
-python -m pip install --no-build-isolation --no-deps -e .   # where torch, transformers and triton are there already
-python tools/gpu_hour.py --minutes 8 --out gpu-run           # or: make gpu, which does both
-python tools/gpu_hour.py --minutes 8 --resume gpu-run        # later: goes on behind what passed
+python tools/gpu_hour.py --minutes 8 --out gpu-run       # or: make gpu
+python tools/gpu_hour.py --minutes 8 --resume gpu-run    # later: goes on behind what passed
 ```
+
+Nothing needs to be installed where torch, transformers and triton are there, and for the build pybind11, ninja and a
+C++ compiler: the program runs from a clone, and building the extension in place is its second stage.
 
 Each stage runs in a process of its own with a time limit, and each of its cases is written down as it ends, so that a
 crash, a hang or a full memory costs one case. A stage that does not fit into what is left of the budget is named and
@@ -28,7 +30,7 @@ skipped. Exit code 0: nothing failed; 1: a stage failed. `--only` and `--from` c
 
 What is left behind, to be taken from a machine that is given back: `results.jsonl` (a line a stage), `report.txt` (the
 same for people), `failures.txt` (of every failed case the traceback, tensors, registers and spills of the kernels, the
-first elements that differ, and a loud rerun of the case alone), `log.txt`, and `block_sizes.json`, which
+elements that differ, and a loud rerun of the case alone), `log.txt`, and `block_sizes.json`, which
 `python -m bench.tuning --apply` puts into the kernels' tables. To show a run here: copy `results.jsonl` to
 `bench/results/gpu/NAME.jsonl`, then `python tools/gpu_hour.py --page`.
 
@@ -62,7 +64,7 @@ def text() -> str:
 
 
 def _run(path: Path) -> list[str]:
-    lines = [line for line in results(path) if not line.get("pretended")]
+    lines = [line for line in newest(results(path)) if not line.get("pretended")]
     facts = _facts(lines)
     where = facts.get("line", "an unnamed GPU")
     commit = facts.get("commit", {})

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
-import subprocess
 import sys
 from typing import Any
 
-from .worker import ROOT, Case, Setting, Skipped, Wrong
+from .worker import Case, Setting, Skipped, Wrong, ran
 
 FILES = ("tests/kernels", "tests/test_select_cuda.py")
 PROCESSES = 8
@@ -26,9 +25,8 @@ def run(setting: Setting) -> dict[str, Any]:
     if not setting.pretend and importlib.util.find_spec("xdist") is not None:
         options += ["-n", str(PROCESSES)]
     command = [sys.executable, "-m", "pytest", "-m", "gpu", *options, "--tb=short", "--maxfail=40", *FILES]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    print(done.stdout[-200_000:], done.stderr[-20_000:], flush=True)
-    last = next((line for line in reversed(done.stdout.splitlines()) if line.strip()), "").strip("= ")
-    if done.returncode not in (0, NO_TESTS):
-        raise Wrong(f"{last}\n{done.stdout[-60_000:]}")
+    code, printed = ran(command)
+    last = next((line for line in reversed(printed.splitlines()) if line.strip()), "").strip("= ")
+    if code not in (0, NO_TESTS):
+        raise Wrong(f"{last}\n{printed}")
     return {"summary": last, "line": last}

@@ -8,6 +8,7 @@ or hung. A case returns its figures; it raises Wrong where a result is wrong and
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import dataclasses
 import faulthandler
 import gc
@@ -15,8 +16,10 @@ import importlib
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -26,6 +29,7 @@ from typing import Any
 from .diagnosis import describe
 
 ROOT = Path(__file__).resolve().parents[2]
+WAITING, BEGUN = "not run", "begun"
 LOST = 3  # exit code: the device answers no more in this process
 
 
@@ -62,16 +66,21 @@ class Case:
 
 def main(text: str) -> int:
     setting = Setting(**json.loads(text))
+    _end_with_the_parent()
     faulthandler.enable()
     faulthandler.register(signal.SIGUSR1, all_threads=True)  # asked for before a case that hangs is ended
     events = Path(setting.events)
     with _stand_in(setting):
         cases = importlib.import_module(setting.module).cases(setting)
-        begun = {event["case"] for event in read(events)}
-        for case in cases:
-            if case.name in begun or setting.detail not in ("", case.name):
+        wanted = [case for case in cases if setting.detail in ("", case.name)]
+        known = {event["case"]: event["verdict"] for event in read(events)}
+        for case in wanted:  # so that those which are never reached have a name
+            if case.name not in known:
+                append(events, {"case": case.name, "verdict": WAITING})
+        for case in wanted:
+            if known.get(case.name, WAITING) != WAITING:
                 continue
-            append(events, {"case": case.name, "verdict": "begun"})
+            append(events, {"case": case.name, "verdict": BEGUN})
             print(f"--- {case.name}", flush=True)
             found = attempt(case, detail=bool(setting.detail))
             append(events, {"case": case.name} | found)
@@ -107,6 +116,26 @@ def _let_go() -> None:
     if torch is not None and torch.cuda.is_available():
         with contextlib.suppress(RuntimeError):
             torch.cuda.empty_cache()
+
+
+def ran(command: list[str], switches: dict[str, str] | None = None) -> tuple[int, str]:
+    """Run a program in the root of the project; what it prints is passed on as it comes, and its end returned."""
+    last: deque[str] = deque(maxlen=1500)
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=os.environ | (switches or {}), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        text=True, errors="replace",
+    )  # fmt: skip
+    assert process.stdout is not None
+    for line in process.stdout:
+        print(line, end="", flush=True)
+        last.append(line)
+    return process.wait(), "".join(last)
+
+
+def _end_with_the_parent() -> None:
+    """Where the program that started this process is killed, this process must not go on holding the device."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 def _alive() -> bool:

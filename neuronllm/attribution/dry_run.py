@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -10,23 +9,23 @@ import torch
 
 from ..data.prompts import Questions
 from ..engine.batching import Plan
-from ..methods import get_method
+from ..methods import Method
 from ..runs.checkpoint import Run
 from ..runs.processes import Ranks
-from .driver import check_place, engine_of, raw_scores
-from .request import Job
+from .driver import engine_of, raw_scores
+from .job import Job
+from .request import Request
 from .shares import Share, share_of, windows_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-@torch.inference_mode(False)
 def dry_run(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase | None,
     questions: Questions,
-    method: str = "ace",
+    method: str | Method = Request.method,
     **arguments: Any,
 ) -> str:
     """What `attribute` would do with the same arguments, in a few lines: how much work, in which batches, how large.
@@ -36,15 +35,17 @@ def dry_run(
 
     >>> print(dry_run(model, tokenizer, questions, "gradient", keep="all"))   # doctest: +SKIP
     """
-    arguments.pop("progress", None)
-    output, resume = arguments.pop("output", None), arguments.pop("resume", False)
-    overwrite = arguments.pop("overwrite", False)
-    known = {field.name for field in fields(Job)}
-    asked = {name: value for name, value in arguments.items() if name in known}
-    how = get_method(method, {name: value for name, value in arguments.items() if name not in known})
+    return planned(model, tokenizer, questions, Request.of(method=method, **arguments))
+
+
+@torch.inference_mode(False)
+def planned(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, questions: Questions, request: Request
+) -> str:
+    """What `dry_run` says, with all that was asked in one object."""
+    output, resume = request.output, request.resume
     with Ranks.here() as ranks, ranks.together():
-        check_place(output, resume, overwrite)
-        job = Job(model, tokenizer, questions, how, **asked).check()
+        job = Job.of(model, tokenizer, questions, request)
         run = Run(output, job.settings(ranks.size), resume, ranks) if output is not None and resume else None
         begun = run.manifest if run is not None else None
         with engine_of(job, Plan.from_dict(begun["plan"]) if begun else None) as engine:
@@ -55,7 +56,7 @@ def dry_run(
 
 def _sizes(job: Job) -> list[str]:
     lengths = [len(prompt.input_ids) for prompt in job.prompts]
-    some = "" if job.items == "all" else f", of which only those that it answers {job.items} are scored"
+    some = "" if job.request.items == "all" else f", of which only those that it answers {job.request.items} are scored"
     return [
         f"{job.anatomy.describe()}: {job.anatomy.n_neurons} neurons",
         f"{len(job.groups)} questions, {len(lengths)} prompts of {min(lengths)} to {max(lengths)} tokens{some}",
@@ -67,11 +68,15 @@ def _work(job: Job, name: str, plan: Plan, reason: str | None) -> list[str]:
     lines = [f"method {job.how.name}, engine {name}{because}: {plan if plan.estimate else 'one prompt at a time'}"]
     lines += [f"  {what}: {size / 2**20:,.1f} MiB" for what, size in plan.estimate.items()]
     if not plan.estimate:
-        size = f"near {plan.rows:,} tokens together" if job.batch_size == "auto" else f"at most {job.batch_size}"
+        size = (
+            f"near {plan.rows:,} tokens together"
+            if job.request.batch_size == "auto"
+            else f"at most {job.request.batch_size}"
+        )
         lines.append(f"  memory: not tried out, which would take long; a pass holds copies of one prompt, {size}")
-    if job.keep != "mean":
+    if job.request.keep != "mean":
         total = job.row_bytes * len(job.prompts) / 2**20
-        lines.append(f'keep="{job.keep}": {total:,.1f} MiB, {job.row_bytes:,} bytes a prompt')
+        lines.append(f'keep="{job.request.keep}": {total:,.1f} MiB, {job.row_bytes:,} bytes a prompt')
     return lines
 
 
@@ -79,7 +84,7 @@ def _shares(job: Job, ranks: Ranks) -> list[str]:
     """How several processes share the questions."""
     if ranks.size == 1:
         return []
-    which = "" if job.items == "all" else ", if all of them were scored"
+    which = "" if job.request.items == "all" else ", if all of them were scored"
     lines = [f"{ranks.size} processes share the questions by the tokens of their prompts{which}:"]
     for number in range(ranks.size):
         share = share_of(job.groups, number, ranks.size)

@@ -1,171 +1,153 @@
-"""An attribution as it was asked for: checked, rendered, and described for the records."""
+"""What was asked of an attribution: every argument with its default, its help and its check, in one place.
+
+The keywords of `nl.attribute` and the flags of `neuronllm attribute` are the fields of `Request`. What a field's
+metadata says is used where it is named: `help`, `choices`, `nargs`, `metavar`, `flags`, `when_none` and `only_with` by
+the command line. A field without a flag, or one that is no setting of a run, says why (`no_flag`, `no_setting`).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from ..common.errors import InputError
-from ..data.prompts import Prompt, Questions, as_prompts, group_by_question
+from ..engine import BACKENDS
 from ..engine.answers import check_batch_size
-from ..engine.borrowed import check_prompts
-from ..engine.objective import check_objective
-from ..methods import Method
-from ..model.anatomy import Anatomy
-from ..results.per_prompt import PLACES, top_of
-from ..runs.provenance import identity, prompt_hash, question_hash, type_name, versions, weights_hash, wording
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from ..engine.objectives import NO_OBJECTIVE, AnyObjective, Objective, get_objective
+from ..methods import Method, get_method
+from ..runs.checkpoint import check_output
 
 ITEMS = ("all", "wrong", "right")
 KEEPS = ("mean", "topk", "all")
 KEEP_TYPES = (torch.float32, torch.bfloat16)
+POSITIONS = ("answer", "all")
+NO_BYTES = "it decides no byte of the scores"
 
 
-@dataclass
-class Job:
-    """An attribution as it was asked for."""
-
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase | None
-    questions: Questions
-    how: Method
-    objective: str | None = None
-    positions: str = "answer"
-    orders: str | None = None
-    template: Any = None
-    items: str = "all"
-    keep: str = "mean"
-    k: int = 100
-    keep_dtype: torch.dtype = torch.float32
-    batch_size: int | str = "auto"
-    backend: str = "fast"
-    dtype: torch.dtype | None = None
-
-    def check(self) -> Job:
-        """Refuse what cannot be done, fill in the method's defaults, and render the prompts."""
-        asked = (self.objective, self.positions, self.items, self.keep, self.k, self.keep_dtype, self.batch_size)
-        self.objective = checked(self.how, *asked, self.dtype)
-        self.orders = self.how.orders if self.orders is None else self.orders
-        self.template = self.how.template if self.template is None else self.template
-        check_prompts(self.model, self.prompts)
-        return self
-
-    @cached_property
-    def anatomy(self) -> Anatomy:
-        return Anatomy.of(self.model)
-
-    @cached_property
-    def prompts(self) -> list[Prompt]:
-        return as_prompts(self.tokenizer, self.questions, self.orders or "", self.template)
-
-    @cached_property
-    def groups(self) -> list[list[Prompt]]:
-        return group_by_question(self.prompts)
-
-    @property
-    def row_bytes(self) -> int:
-        """Bytes that are kept of one prompt."""
-        if self.keep == "all":
-            return self.anatomy.n_neurons * self.keep_dtype.itemsize
-        return 2 * min(self.k, self.anatomy.n_neurons) * 8 if self.keep == "topk" else 0
-
-    def rows(self, raw: Tensor, places: Tensor) -> dict[str, Tensor]:
-        """What is kept of these prompts' raw scores."""
-        if self.keep == "mean":
-            return {}
-        kept = {"scores": raw.to(self.keep_dtype)} if self.keep == "all" else top_of(raw.float(), self.k).tensors()
-        return {PLACES: places, **kept}
-
-    @property
-    def asked(self) -> dict[str, Any]:
-        rendered = not isinstance(self.questions[0], Prompt)  # of given prompts, the caller chose the order
-        return {
-            "objective": self.objective,
-            "positions": self.positions,
-            "orders": self.orders if rendered else None,
-            "items": self.items,
-        }
-
-    @property
-    def method(self) -> dict[str, Any]:
-        return {"method": self.how.name, "options": {name: getattr(self.how, name) for name in self.how.options()}}
-
-    def settings(self, processes: int) -> dict[str, Any]:
-        """All that decides the bytes of the result."""
-        return {
-            **self.method,
-            **self.asked,
-            **identity(self.model),
-            "weights": weights_hash(self.model),
-            **wording(self.tokenizer, self.questions, self.template),
-            "prompts": prompt_hash(self.prompts),
-            "grouping": question_hash(self.groups),
-            "keep": self.keep,
-            "k": self.k if self.keep == "topk" else None,
-            "keep_dtype": type_name(self.keep_dtype) if self.keep == "all" else None,
-            "attention": self.model.config._attn_implementation,
-            "judged in": type_name(self.dtype),
-            "backend": self.backend,
-            "batch_size": self.batch_size,
-            "device": self.model.device.type,
-            "processes": processes,
-            **versions("torch"),
-        }
-
-    def provenance(self, groups: Sequence[Sequence[Prompt]]) -> dict[str, Any]:
-        return {
-            **identity(self.model),
-            **self.method,
-            "questions": len(groups),
-            "prompts": sum(len(group) for group in groups),
-            **wording(self.tokenizer, self.questions, self.template),
-            "option_tokens": [list(ids) for ids in groups[0][0].option_ids],
-            **versions(),
-            **self.asked,
-        }
+def _argument(default: Any, help: str, **more: Any) -> Any:
+    return field(default=default, metadata={"help": help, **more})
 
 
-def checked(
-    how: Method,
-    objective: str | None = None,
-    positions: str = "answer",
-    items: str = "all",
-    keep: str = "mean",
-    k: int = 100,
-    keep_dtype: torch.dtype = torch.float32,
-    batch_size: int | str = "auto",
-    dtype: torch.dtype | None = None,
-) -> str:
-    """The objective, after refusing what the method cannot do and values that are not known; it takes no model.
+@dataclass(frozen=True)
+class Request:
+    """What was asked, as it was asked: None means the method's own default, which `checked` fills in.
 
-    >>> from neuronllm.methods import get_method
-    >>> checked(get_method("gradient"), "margin", positions="all")
-    'margin'
+    >>> Request("gradient", objective="margin").checked().template
+    'default'
     """
-    if positions not in how.positions:
-        takes = " or ".join(map(repr, how.positions))
-        raise InputError(f"positions={positions!r}: method {how.name!r} takes {takes}")
-    for name, value, known in (("items", items, ITEMS), ("keep", keep, KEEPS)):
-        if value not in known:
-            raise InputError(f"{name}={value!r}: known values are {', '.join(known)}")
-    if isinstance(k, bool) or not isinstance(k, int) or k < 1:
-        raise InputError(f"k={k!r}: give a positive whole number")
-    if keep_dtype not in KEEP_TYPES:
-        raise InputError(f"keep_dtype={keep_dtype!r}: give torch.float32 or torch.bfloat16")
-    check_batch_size(batch_size)
-    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-        raise InputError(f"dtype={dtype!r}: give a floating type of torch, such as torch.float64")
-    if how.objective is None:
-        if objective is not None:
-            raise InputError(f"objective={objective!r}: method {how.name!r} explains no objective, leave it out")
-        return ""
-    objective = check_objective(how.objective if objective is None else objective)
-    how.check_objective(objective)
-    return objective
+
+    method: str | Method = _argument("gradient", "how to score")
+    objective: AnyObjective | None = _argument(None, "what to explain", when_none="the method's own")
+    positions: str | None = _argument(
+        None,
+        "score h at the answer position, or its sum over all positions",
+        choices=POSITIONS,
+        when_none="all, where the method can",
+    )
+    orders: str | None = _argument(
+        None, "how choices are permuted", choices=("rotate", "shuffle3", "none"), when_none="the method's own"
+    )
+    template: str | Sequence[str] | None = _argument(
+        None,
+        "default, plain, brief, or a text with {question}",
+        nargs="+",
+        metavar="T",
+        when_none="the method's own",
+    )
+    items: str = _argument("all", "score only questions that the model answers so", choices=ITEMS)
+    keep: str = _argument(
+        "mean", "of every prompt keep its --k highest and lowest scores too (topk), or all", choices=KEEPS
+    )
+    k: int = _argument(100, "for --keep topk", metavar="K", only_with=("keep", "topk"))
+    keep_dtype: torch.dtype = _argument(torch.float32, "for --keep all", choices=KEEP_TYPES, only_with=("keep", "all"))
+    batch_size: int | str = _argument("auto", "prompts of a batch, or auto, which goes by memory", metavar="N")
+    backend: str = _argument("fast", "fast, or the plain and slow judge of it", choices=BACKENDS)
+    dtype: torch.dtype | None = _argument(
+        None, "judge a copy of the model in this type", no_flag="--dtype loads the weights in a type, without a copy"
+    )
+    output: str | os.PathLike[str] | None = _argument(
+        None, "a new folder for the scores", metavar="DIR", no_setting=NO_BYTES
+    )
+    resume: bool = _argument(False, "go on with a run that was stopped or killed, if there is one", no_setting=NO_BYTES)
+    overwrite: bool = _argument(False, "replace an earlier result that stands at --output", no_setting=NO_BYTES)
+    progress: bool = _argument(
+        True, "show a bar", no_flag="--quiet turns it off, as in every command", no_setting=NO_BYTES
+    )
+    options: Mapping[str, Any] = field(
+        default_factory=dict, metadata={"help": "an option of the method", "flags": ("--option", "-o")}
+    )
+
+    @classmethod
+    def of(cls, **arguments: Any) -> Request:
+        """The request of keywords as `nl.attribute` takes them, where every other name is an option of the method.
+
+        >>> Request.of(method="ace", steps=8, keep="all").options
+        {'steps': 8}
+        """
+        known = {argument.name for argument in fields(cls)} - {"options"}
+        options = {name: value for name, value in arguments.items() if name not in known}
+        return cls(**{name: value for name, value in arguments.items() if name in known}, options=options)
+
+    @cached_property
+    def how(self) -> Method:
+        """The method with its options."""
+        return get_method(self.method, dict(self.options))
+
+    @property
+    def explained(self) -> Objective:
+        """The objective of a request that was checked, as a method is handed it."""
+        return NO_OBJECTIVE if self.objective is None else get_objective(self.objective)
+
+    def checked(self) -> Request:
+        """The request with the method's defaults filled in, after refusing what cannot be done; it needs no model."""
+        self._check_place()
+        self._check_values()
+        own = self.how
+        return replace(
+            self,
+            objective=self._checked_objective(),
+            positions=own.default_positions if self.positions is None else self.positions,
+            orders=own.orders if self.orders is None else self.orders,
+            template=own.template if self.template is None else self.template,
+        )
+
+    def _check_place(self) -> None:
+        if self.output is not None:
+            check_output(self.output, self.resume, self.overwrite)
+        elif self.resume:
+            raise InputError("resume=True: there is nothing to go on with without output=, the folder of the run")
+        elif self.overwrite:
+            raise InputError("overwrite=True: there is nothing to replace without output=, a folder")
+
+    def _check_values(self) -> None:
+        if self.positions is not None and self.positions not in self.how.positions:
+            takes = " or ".join(map(repr, self.how.positions))
+            raise InputError(f"positions={self.positions!r}: method {self.how.name!r} takes {takes}")
+        for name, known in (("items", ITEMS), ("keep", KEEPS), ("backend", BACKENDS)):
+            if (value := getattr(self, name)) not in known:
+                raise InputError(f"{name}={value!r}: known values are {', '.join(known)}")
+        if isinstance(self.k, bool) or not isinstance(self.k, int) or self.k < 1:
+            raise InputError(f"k={self.k!r}: give a positive whole number")
+        if self.keep_dtype not in KEEP_TYPES:
+            raise InputError(f"keep_dtype={self.keep_dtype!r}: give torch.float32 or torch.bfloat16")
+        check_batch_size(self.batch_size)
+        dtype = self.dtype
+        if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+            raise InputError(f"dtype={dtype!r}: give a floating type of torch, such as torch.float64")
+
+    def _checked_objective(self) -> Objective | None:
+        """The objective to explain; None for a method that explains none."""
+        if self.how.objective is None:
+            if self.objective is not None:
+                raise InputError(
+                    f"objective={str(self.objective)!r}: method {self.how.name!r} explains no objective, leave it out"
+                )
+            return None
+        objective = get_objective(self.how.objective if self.objective is None else self.objective)
+        self.how.check_objective(objective)
+        return objective

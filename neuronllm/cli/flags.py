@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import NoReturn
 
 from ..common.env import first_process, launched, package_version
+from .values import batch_size, count, positive
 
 DTYPES = ("auto", "float32", "float16", "bfloat16", "float64")
 Command = Callable[[argparse.Namespace], None]
@@ -46,8 +47,12 @@ class _Parser(argparse.ArgumentParser):
         self.exit(leave_together(2))
 
 
-def parser(run: Mapping[str, Command]) -> argparse.ArgumentParser:
-    """The flags of every command; `args.run` is what `run` has under its name."""
+def parser(run: Mapping[str, Command], attribute: bool = False) -> argparse.ArgumentParser:
+    """The flags of every command; `args.run` is what `run` has under its name.
+
+    Those of the request of an attribution are only there where `attribute` says that they are needed: they stand in a
+    dataclass beside torch, which takes seconds to load.
+    """
     parser = _Parser(
         prog="neuronllm", description="Find the good and the bad neurons of a language model and steer it with them."
     )
@@ -62,43 +67,23 @@ def parser(run: Mapping[str, Command]) -> argparse.ArgumentParser:
     sub = command("attribute", "Score every neuron on the questions of a file.")
     _model_flags(sub)
     _question_flags(sub)
-    sub.add_argument("--method", default="ace", help="how to score (default: ace)")
-    sub.add_argument("--objective", help="what to explain (default: the method's own)")
-    where = "score h at the answer position, or its sum over all positions (default: answer)"
-    sub.add_argument("--positions", default="answer", choices=("answer", "all"), help=where)
-    sub.add_argument("--items", default="all", choices=("all", "wrong", "right"), help="score only such questions")
-    sub.add_argument(
-        "--keep",
-        default="mean",
-        choices=("mean", "topk", "all"),
-        help="of every prompt keep its --k highest and lowest scores too (topk), or all",
-    )
-    sub.add_argument("--k", type=_count, metavar="K", help="for --keep topk (default: 100)")
-    sub.add_argument(
-        "--keep-dtype", "--keep_dtype", choices=("float32", "bfloat16"), help="for --keep all (default: float32)"
-    )
-    slow = "fast, or the plain and slow judge of it (default: fast)"
-    sub.add_argument("--backend", default="fast", choices=("fast", "reference"), help=slow)
-    sub.add_argument(
-        "--option", "-o", action="append", default=[], metavar="NAME=VALUE", help="an option of the method"
-    )
-    sub.add_argument("--output", metavar="DIR", help="a new folder for the scores")
-    sub.add_argument(
-        "--resume", action="store_true", help="go on with a run that was stopped or killed, if there is one"
-    )
-    _overwrite_flag(sub)
+    if attribute:
+        from .request_flags import add_request_flags
+
+        add_request_flags(sub)
     sub.add_argument("--dry-run", "--dry_run", action="store_true", help="print the plan and its memory, write nothing")
 
     sub = command("find", "Choose the best and the worst neurons of saved scores.")
     sub.add_argument("scores", metavar="DIR", help="a folder that `neuronllm attribute` wrote")
-    sub.add_argument("--good", type=_count, default=100, metavar="N")
-    sub.add_argument("--bad", type=_count, default=100, metavar="N")
+    sub.add_argument("--good", type=count, default=100, metavar="N")
+    sub.add_argument("--bad", type=count, default=100, metavar="N")
     sub.add_argument("--output", required=True, metavar="DIR", help="a new folder for the neuron set")
     _overwrite_flag(sub)
 
     sub = command("tune", "Choose how many neurons, factors and positions on validation questions.")
     _model_flags(sub)
     _question_flags(sub)
+    _wording_flags(sub)
     _neurons_flag(sub)
     sub.add_argument("--positions", nargs="+", choices=("all", "answer"), help="to try (default: the set's)")
     sub.add_argument("--criterion", default="accuracy", choices=("accuracy", "p_right"))
@@ -108,11 +93,12 @@ def parser(run: Mapping[str, Command]) -> argparse.ArgumentParser:
     sub = command("evaluate", "Judge the model, with a neuron set beside random controls.")
     _model_flags(sub)
     _question_flags(sub)
+    _wording_flags(sub)
     _neurons_flag(sub, required=False)
     _factor_flags(sub)
     where = "where to edit (default: where the set was found or tuned; all where it does not say)"
     sub.add_argument("--positions", choices=("answer", "all"), help=where)
-    sub.add_argument("--controls", type=_count, default=20, metavar="N", help="random sets beside the edit")
+    sub.add_argument("--controls", type=count, default=20, metavar="N", help="random sets beside the edit")
     sub.add_argument("--unrelated", metavar="FILE", help="unrelated questions, for the PCR")
     sub.add_argument("--output", metavar="FILE", help="a new file for the report, as JSON")
 
@@ -128,10 +114,10 @@ def parser(run: Mapping[str, Command]) -> argparse.ArgumentParser:
     sub = command("select", "The largest and smallest numbers of .safetensors and .npy files, however large.")
     sub.add_argument("files", nargs="+", metavar="FILE", help=".safetensors or .npy; several count as one array")
     more = "best first, ties by the lowest index; NaN is counted and left out (default: 0)"
-    sub.add_argument("--largest", type=_count, default=0, metavar="K", help=f"the K greatest numbers, {more}")
-    sub.add_argument("--smallest", type=_count, default=0, metavar="K", help=f"the K least numbers, {more}")
+    sub.add_argument("--largest", type=count, default=0, metavar="K", help=f"the K greatest numbers, {more}")
+    sub.add_argument("--smallest", type=count, default=0, metavar="K", help=f"the K least numbers, {more}")
     sub.add_argument("--tensor", metavar="NAME", help="of a safetensors file (default: all of its floats)")
-    sub.add_argument("--threads", type=_count, metavar="N", help="(default: as many as torch uses)")
+    sub.add_argument("--threads", type=count, metavar="N", help="(default: as many as torch uses)")
     sub.add_argument("--output", metavar="FILE", help=SELECT_OUTPUT)
     sub.add_argument("--quiet", action="store_true", help="no progress bar")
 
@@ -159,13 +145,16 @@ def _model_flags(sub: argparse.ArgumentParser) -> None:
 
 def _question_flags(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--questions", required=True, metavar="FILE", help='JSONL, or "demo:TASK/SPLIT"')
-    sub.add_argument("--limit", type=_positive, metavar="N", help="only the first N questions")
-    sub.add_argument("--orders", choices=("rotate", "shuffle3", "none"), help="how choices are permuted")
-    sub.add_argument("--template", nargs="+", metavar="T", help="default, plain, brief, or a text with {question}")
+    sub.add_argument("--limit", type=positive, metavar="N", help="only the first N questions")
     chat = "ask through the tokenizer's chat template"
     sub.add_argument("--apply-chat-template", "--apply_chat_template", action="store_true", help=chat)
+
+
+def _wording_flags(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--orders", choices=("rotate", "shuffle3", "none"), help="how choices are permuted")
+    sub.add_argument("--template", nargs="+", metavar="T", help="default, plain, brief, or a text with {question}")
     size = "prompts of a batch, or auto, which goes by memory (default: auto)"
-    sub.add_argument("--batch-size", "--batch_size", type=_batch_size, default="auto", metavar="N", help=size)
+    sub.add_argument("--batch-size", "--batch_size", type=batch_size, default="auto", metavar="N", help=size)
 
 
 def _neurons_flag(sub: argparse.ArgumentParser, required: bool = True) -> None:
@@ -181,23 +170,3 @@ def _factor_flags(sub: argparse.ArgumentParser) -> None:
 
 def _overwrite_flag(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--overwrite", action="store_true", help="replace an earlier result that stands at --output")
-
-
-def _batch_size(text: str) -> int | str:
-    if text == "auto":
-        return text
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f'{text!r}: give a positive whole number or "auto"')
-    return int(text)
-
-
-def _count(text: str) -> int:
-    if not text.isdigit():
-        raise argparse.ArgumentTypeError(f"{text!r}: give a whole number, 0 or more")
-    return int(text)
-
-
-def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}: give a positive whole number")
-    return int(text)

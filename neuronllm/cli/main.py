@@ -69,8 +69,9 @@ def _run(argv: Sequence[str] | None) -> int:
     if given[:1] == ["bench"]:
         return _bench(given[1:])  # its flags are those of bench/, which parses them itself
     commands = {"attribute": _attribute, "find": _find, "tune": _tune, "evaluate": _evaluate}
-    args = parser(commands | {"bake": _bake, "select": _select, "demo": _demo, "env": _env}).parse_args(given)
+    commands |= {"bake": _bake, "select": _select, "demo": _demo, "env": _env}
     set_waiting()
+    args = parser(commands, attribute=given[:1] == ["attribute"]).parse_args(given)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     level = logging.INFO if first_process() else logging.ERROR
     logging.basicConfig(level=level, format="neuronllm: %(message)s", stream=sys.stderr)
@@ -103,40 +104,27 @@ def _one_line_warning(message: Any, category: Any, *place: Any, **more: Any) -> 
 
 
 def _attribute(args: argparse.Namespace) -> None:
-    import torch
-
-    from ..attribution.driver import attribute
-    from ..attribution.dry_run import dry_run
-    from ..attribution.request import checked
+    from ..attribution.driver import attributed
+    from ..attribution.dry_run import planned
     from ..data.templates import read_templates
-    from ..methods import get_method
-    from ..runs.checkpoint import check_output
     from ..runs.processes import Ranks
+    from .request_flags import request_of
 
     with Ranks.here() as ranks, ranks.together():
-        if args.output:
-            check_output(args.output, args.resume, args.overwrite)
-        elif not args.dry_run:
+        if not args.output and not args.dry_run:
             raise InputError("--output: name a folder for the scores (only --dry-run does without)")
         # What can be refused without the model is refused before it is loaded.
-        options, template = _options(args.option), _template(args)
-        for flag, value, keep in (("--k", args.k, "topk"), ("--keep-dtype", args.keep_dtype, "all")):
-            if value is not None and args.keep != keep:
-                raise InputError(f"{flag} {value}: it needs --keep {keep}")
-        asked = {name: getattr(args, name) for name in ("objective", "positions", "items", "keep", "batch_size")}
-        asked |= {"k": 100 if args.k is None else args.k, "keep_dtype": getattr(torch, args.keep_dtype or "float32")}
-        checked(get_method(args.method, options), **asked)
-        read_templates(template)
+        more = {"options": _options(args.options), "template": _template(args), "progress": not args.quiet}
+        request = request_of(args, **more)
+        read_templates(request.checked().template)
         questions = _questions(args, args.questions)
         model, tokenizer = _model(args)
-        asked |= {"orders": args.orders, "template": template, "backend": args.backend, **options}
-    more = {"output": args.output, "resume": args.resume, "overwrite": args.overwrite, "progress": not args.quiet}
     if args.dry_run:
-        plan = dry_run(model, tokenizer, questions, args.method, **asked, **more)
+        plan = planned(model, tokenizer, questions, request)
         if first_process():
             print(plan)
         return
-    scores = attribute(model, tokenizer, questions, args.method, **asked, **more)
+    scores = attributed(model, tokenizer, questions, request)
     if not first_process():
         return
     good, bad = int((scores.values > 0).sum()), int((scores.values < 0).sum())

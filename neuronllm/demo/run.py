@@ -107,10 +107,10 @@ def _faithfulness(model: Any, tokenizer: Any, questions: list[Question], progres
     """Mean over prompts of each method's rank correlation with the exact effects, at the answer position."""
     step = max(1, len(questions) // JUDGED_PROMPTS)
     prompts = render(tokenizer, questions[::step][:JUDGED_PROMPTS], "none", TEMPLATE)
-    exact = attribute(model, None, prompts, "exact", keep="all", progress=progress)
+    exact = attribute(model, None, prompts, "exact", positions="answer", keep="all", progress=progress)
     found = {}
     for method in METHODS:
-        scores = attribute(model, None, prompts, method, keep="all", progress=False)
+        scores = attribute(model, None, prompts, method, positions="answer", keep="all", progress=False)
         pairs = zip(_rows(scores), _rows(exact), strict=True)
         found[method] = float(np.mean([spearman(mine, truth) for mine, truth in pairs]))
     return found

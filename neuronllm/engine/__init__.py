@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
     from ..data.prompts import Prompt
     from ..model.anatomy import Anatomy
+    from .base import Engine
     from .batching import Plan
-    from .reference import ReferenceEngine
 
 BACKENDS = ("fast", "reference")
 _log = logging.getLogger("neuronllm")
@@ -34,7 +34,7 @@ def open_engine(
     dtype: torch.dtype | None = None,
     batch_size: int | str = "auto",
     plan: Plan | None = None,
-) -> Iterator[ReferenceEngine]:
+) -> Iterator[Engine]:
     """The engine named by `backend`, for these prompts; "fast" falls back to the reference and says why once.
 
     `plan` is that of an earlier run, to be followed again.
@@ -55,8 +55,7 @@ def open_engine(
                 yield fast
                 return
         _tell(f"backend fast -> reference for {type(model).__name__}: {reason}")
-    with ReferenceEngine(model, anatomy, dtype=dtype, batch_size=batch_size) as engine:
-        engine.plan = plan or engine.plan
+    with ReferenceEngine(model, anatomy, dtype=dtype, batch_size=batch_size, plan=plan) as engine:
         engine.reason = reason
         yield engine
 

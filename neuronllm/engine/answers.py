@@ -24,7 +24,7 @@ from ..model.edit import edit
 from .attention import piece_attention
 from .batching import unless_memory_ends
 from .borrowed import DRIVING_ERRORS, answer_logits, borrowed, check_prompts, quietly, rope_limit
-from .objective import NEVER, Choices
+from .head import NEVER, Choices
 from .prefill import piece_inputs, prefill_root, shared_levels
 from .tree import Level, root_length, siblings, tails
 

@@ -55,11 +55,10 @@ def piece_attention(model: PreTrainedModel, level: Level, above: list[Level], la
 
 
 @contextmanager
-def branch_attention(model: PreTrainedModel, prefix: Prefix, *, constant_patterns: bool = False) -> Iterator[set[int]]:
-    """Let answer tokens attend to `prefix`; yields the set of layers that have done so."""
-    rows = _Rows(prefix, constant_patterns)
-    with _attending(model, rows):
-        yield rows.seen
+def branch_attention(model: PreTrainedModel, prefix: Prefix, *, constant_patterns: bool = False) -> Iterator[None]:
+    """Let answer tokens attend to `prefix`."""
+    with _attending(model, _Rows(prefix, constant_patterns)):
+        yield
 
 
 @contextmanager
@@ -161,10 +160,9 @@ class _Rows:
 
     def __init__(self, prefix: Prefix, constant_patterns: bool) -> None:
         self.prefix, self.constant_patterns = prefix, constant_patterns
-        self.seen: set[int] = set()
 
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor, asked: Asked) -> Tensor:
-        self.seen.add(layer)
+        self.prefix.attended.add(layer)
         if self.constant_patterns:
             query, key = query.detach(), key.detach()
         if branch_attention_wanted(query, self.prefix, layer):

@@ -163,6 +163,9 @@ def smaller(plan: Plan, prompts: int) -> None:
     if prompts > 1:
         plan.prompts = (prompts + 1) // 2
         said = f"out of memory with {prompts} prompts: now {plan.prompts} at a time"
+    elif plan.can_recompute and not plan.recompute:
+        plan.recompute = True
+        said = "out of memory with one prompt: now blocks run again on the way back"
     elif plan.rows > 1:
         plan.rows //= 2
         said = f"out of memory with one prompt: now {plan.rows} answer tokens a pass"

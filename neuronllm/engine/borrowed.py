@@ -41,7 +41,7 @@ def borrowed(model: PreTrainedModel, attention: str | None = "sdpa") -> Iterator
     """The model in eval mode with frozen parameters and the named attention (None: its own), given back as found."""
     trainable = [p for p in model.parameters() if p.requires_grad]
     training = [m for m in model.modules() if m.training]
-    before = _attention_names(model)
+    before = attention_names(model)
     try:
         for module in training:
             module.training = False
@@ -55,11 +55,11 @@ def borrowed(model: PreTrainedModel, attention: str | None = "sdpa") -> Iterator
             module.training = True
         for parameter in trainable:
             parameter.requires_grad_(True)
-        if _attention_names(model) != before:
+        if attention_names(model) != before:
             model.set_attn_implementation(before)
 
 
-def _attention_names(model: PreTrainedModel) -> dict[str, str]:
+def attention_names(model: PreTrainedModel) -> dict[str, str]:
     """The attention of the model and of its parts, in the form that set_attn_implementation takes back."""
     config = model.config
     parts = {name: getattr(config, name, None) for name in getattr(config, "sub_configs", {})}

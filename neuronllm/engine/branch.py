@@ -5,13 +5,12 @@ edited in. A row attends to its prompt's prefix and to itself only, so a row IS 
 the price of one token through the layers from there on.
 
 Where a block adds W h to the residual stream as it is, a row needs not run through the block at all: it joins behind
-it, as the clean output plus W (h' - h). `plain_blocks` finds out by trying. In every other block (norms behind the FFN,
+it, as the clean output plus W (h' - h). The self-check finds out by trying. In every other block (norms behind the FFN,
 multipliers, experts) the copies join in front of it and their h is edited in front of the down projection.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from ..model.hooks import visiting
 from ..model.sites import Site
 from .answer import answer_pass
 from .attention import branch_attention
-from .objective import wide
+from .head import wide
 from .tree import Prefix
 
 if TYPE_CHECKING:
@@ -128,9 +127,9 @@ def clean_routes(batch: Batch) -> dict[str, Tensor]:
 def residuals(batch: Batch, sites: Sequence[Site], count: int, edit: EditRows) -> Tensor:
     """What `count` edited rows of the sites of one block have become right behind it, (prompts, rows, D)."""
     out: list[Tensor] = []
-    with _leaving(batch.model.get_submodule(sites[0].block), count, out):
+    with leaving(batch.model.get_submodule(sites[0].block), count, out):
         sweep(batch, sites, rows={sites[0].block: count}, edit=edit)
-    return out[0]
+    return out[0][:, -count:]
 
 
 def vectors(model: PreTrainedModel, site: Site, ids: Tensor | None = None) -> Tensor:
@@ -140,33 +139,6 @@ def vectors(model: PreTrainedModel, site: Site, ids: Tensor | None = None) -> Te
         return wide(weight if site.transposed else weight.T)
     index = ids.to(weight.device)
     return wide(weight.index_select(0, index) if site.transposed else weight.index_select(1, index).T)
-
-
-def plain_blocks(batch: Batch) -> frozenset[str]:
-    """The blocks whose only site adds W h to the residual stream and nothing more, found by halving h."""
-    count = Counter(site.block for site in batch.anatomy.sites)
-    alone = [site for site in batch.anatomy.sites if count[site.block] == 1 and _readable(batch.model, site)]
-    plain = set()
-    for site, (x, h) in zip(alone, clean_states(batch, alone).values(), strict=True):
-        moved = residuals(batch, [site], 1, lambda site, h, routes: h / 2)[:, 0]
-        step = wide(h) @ vectors(batch.model, site) / -2
-        tolerance = 0.05 if torch.finfo(moved.dtype).eps > 1e-4 else 1e-4  # the block's own rounding
-        # A block that is silent here says nothing about itself.
-        if bool(step.norm() > 0) and bool((wide(moved) - wide(x) - step).norm() <= tolerance * step.norm()):
-            plain.add(site.block)
-    return frozenset(plain)
-
-
-def _readable(model: PreTrainedModel, site: Site) -> bool:
-    """Whether a site's down projection is one plain matrix at hand."""
-    weight = getattr(model.get_submodule(site.down), "weight", None)
-    return (
-        not site.experts
-        and weight is not None
-        and weight.is_floating_point()
-        and weight.ndim == 2
-        and not weight.is_meta
-    )
 
 
 @contextmanager
@@ -186,12 +158,12 @@ def joining_behind(block: nn.Module, make: Callable[[Tensor], Tensor]) -> Iterat
 
 
 @contextmanager
-def _leaving(block: nn.Module, count: int, out: list[Tensor]) -> Iterator[None]:
-    """The last `count` rows leave the packed rows behind a block."""
+def leaving(block: nn.Module, count: int, out: list[Tensor]) -> Iterator[None]:
+    """The last `count` rows leave the packed rows behind a block, after `out` was given all of them."""
 
     def leave(module: nn.Module, args: Any, output: Any) -> Any:
         x = output[0] if isinstance(output, tuple) else output
-        out.append(x[:, -count:])
+        out.append(x)
         return (x[:, :-count], *output[1:]) if isinstance(output, tuple) else x[:, :-count]
 
     handle = block.register_forward_hook(leave)

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..model.sites import Site
 from .branch import Batch, clean_routes, clean_states, residuals, vectors
 from .effects import at_experts, columns_of, held_at
-from .objective import wide
+from .head import wide
 
 
 def direct(batch: Batch, unembed: Callable[[Tensor], Tensor]) -> Tensor:

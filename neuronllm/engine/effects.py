@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..model.sites import Site
 from .branch import Batch, clean_routes, sweep, vectors
-from .objective import wide
+from .head import wide
 
 Places = list[tuple[Site, Tensor]]
 COPIES = 8

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from operator import is_
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,21 +21,24 @@ from ..model.hooks import visiting
 from ..model.sites import Site
 from .answer import answer_pass, watching_gradients
 from .attention import branch_attention
+from .base import Engine, summed
 from .batching import Plan, batch_size, fit, make_plan, roomy, run_batches
 from .borrowed import DRIVING_ERRORS, answer_logits, check_prompts, input_device, quietly, rope_limit
-from .branch import Batch, plain_blocks, sweep
+from .branch import Batch
 from .direct import direct
 from .effects import effects, rounding
 from .full import full_pass, recomputing
 from .fused import glu_score_wanted, summed_products
+from .head import Choices, only_options, wide
 from .integrals import integral
 from .memory import available, peak_memory
-from .objective import Choices, needs_vocabulary, only_options, wide
+from .objectives import AnyObjective, Objective, get_objective
 from .prefill import prefill, prefill_root
-from .reference import ReferenceEngine, summed
 from .relp import relp_rules, watching_ups
+from .selfcheck import Blocks, Differs, Verdict, clean_branch, head_can_be_cut, try_blocks
 from .stream import HALVES, float32_stream
 from .tree import Level, Prefix, siblings
+from .verdicts import reach, verdicts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -45,7 +49,7 @@ Score = Callable[[Sequence["Prompt"]], Tensor]
 GRAPH = 3  # answer tokens without a graph that weigh as much as one whose graph is kept for the way back
 
 
-class FastEngine(ReferenceEngine):
+class FastEngine(Engine):
     """The reference's answers, without running what comes before the answer again for every edit."""
 
     name = "fast"
@@ -59,11 +63,11 @@ class FastEngine(ReferenceEngine):
         batch_size: int | str = "auto",
         plan: Plan | None = None,
     ) -> None:
-        super().__init__(model, anatomy, dtype=dtype, batch_size=batch_size)
+        super().__init__(model, anatomy, dtype=dtype, batch_size=batch_size, plan=plan)
         self._planned = plan is not None
-        self.plan = plan or self.plan
         self._roots: dict[bool, tuple[list[int], Level]] = {}  # by whether they are computed in float32
-        self._plain: frozenset[str] | None = None  # blocks behind which rows may join
+        self._ready: dict[bool, tuple[list[Prompt], Prefix]] = {}  # of the self-check, likewise
+        self._blocks: Blocks | None = None  # what the self-check found of them
         self.options_head = True  # whether the head may compute the options' logits alone
         self._widened = False
         self._trial = False  # as little work as shows what memory it takes
@@ -83,52 +87,52 @@ class FastEngine(ReferenceEngine):
         longest = max(range(len(prompts)), key=lambda n: len(prompts[n].input_ids))
         family = next(group for group in siblings(prompts, self.plan.root) if longest in group)
         some = [prompts[n] for n in dict.fromkeys([longest, family[0], family[-1]])]
-        with quietly():
-            plain = self._answers(some)  # an error here, of a user's hook for one, would meet the reference too
-            try:
-                return self._differs(some, plain)
-            except DRIVING_ERRORS as error:
-                text = (str(error).splitlines() or [""])[0]
-                return f"it cannot be run on answer tokens ({type(error).__name__}: {text[:120]})"
+        known = verdicts(self.model)
+        # A tree of another depth, prompts beyond another window: these are other questions to the model.
+        asked = ("answer tokens", self.dtype, bool(self.plan.root), len(some) > 1, reach(self.model, some[0]))
+        if asked not in known:
+            with quietly():
+                known[asked] = self._checked(some)
+        reason, self.options_head, self._blocks = known[asked]
+        return reason
+
+    def _checked(self, prompts: Sequence[Prompt]) -> Verdict:
+        plain = self._answers(prompts)  # an error here, of a user's hook for one, would meet the reference too
+        narrow = self.model.dtype in HALVES
+        try:
+            batch = self._to_check(prompts)
+            blocks = clean_branch(batch, plain, trials=not narrow)
+            if narrow:  # whose rounding would hide what a block adds
+                with self._in_float32():
+                    blocks = try_blocks(self._to_check(prompts))
+            return Verdict(None, head_can_be_cut(batch, plain), blocks)
+        except Differs as found:
+            return Verdict(str(found))
+        except DRIVING_ERRORS as error:
+            text = (str(error).splitlines() or [""])[0]
+            return Verdict(f"it cannot be run on answer tokens ({type(error).__name__}: {text[:120]})")
 
     @torch.no_grad()
     def _answers(self, prompts: Sequence[Prompt]) -> Tensor:
         """Logits of plain passes, as the reference has them."""
         return torch.stack([answer_logits(self.model, torch.tensor([p.input_ids]))[0] for p in prompts])
 
-    @torch.no_grad()
-    def _differs(self, prompts: Sequence[Prompt], plain: Tensor) -> str | None:
-        batch = self._batch(prompts, lambda logits: logits[..., 0])
-        first = batch.anatomy.blocks[self.anatomy.sites[0].block]
-        logits = sweep(batch, first, rows={first[0].block: 1}, edit=lambda site, h, routes: h)
-        with branch_attention(self.model, batch.prefix) as seen:
-            answer_pass(self.model, prompts, batch.prefix)
-        layers = len(decoder_layers(self.model)[1])
-        if len(seen) != layers:
-            return f"{layers - len(seen)} of its {layers} layers attend in a way of their own"
-        # Many models compute norms and softmax in float32 whatever their type.
-        eps = 1000 * max(torch.finfo(kind).eps for kind in (plain.dtype, torch.float32))
-        tolerance = min(eps, 0.1) * plain.abs().max()
-        distance = (logits - plain[:, None]).abs().max()
-        if not bool(distance <= tolerance):
-            return f"a clean branch differs from the clean answer by {float(distance):.1e}"
-        self.options_head = self._head_can_be_cut(batch, plain, tolerance)
-        self._find_plain_blocks(prompts[0])
-        return None
+    def _to_check(self, prompts: Sequence[Prompt]) -> Batch:
+        """A batch whose prefix also serves the first scores, if these are of the same prompts."""
+        before, batch = self._ready, self._batch(prompts, lambda logits: logits[..., 0])
+        self._ready = before | {self._widened: (list(prompts), batch.prefix)}
+        return batch
 
-    def _head_can_be_cut(self, batch: Batch, plain: Tensor, tolerance: Tensor) -> bool:
-        ids, _ = Choices.of(batch.prompts).columns()
-        try:
-            with only_options(self.model, ids), branch_attention(self.model, batch.prefix):
-                few = answer_pass(self.model, batch.prompts, batch.prefix)[:, 0]
-        except DRIVING_ERRORS:
-            return False
-        return few.shape[-1] == len(ids) and bool(((few - plain[:, ids.to(plain.device)]).abs() <= tolerance).all())
+    def post_normed(self, prompt: Prompt) -> bool:
+        return self._blocks_of([prompt]).post_normed
 
-    @torch.no_grad()
-    def _find_plain_blocks(self, prompt: Prompt) -> None:
-        with self._in_float32():
-            self._plain = plain_blocks(self._batch([prompt], lambda logits: logits[..., 0]))
+    def _blocks_of(self, prompts: Sequence[Prompt]) -> Blocks:
+        """What the self-check found of the blocks, or would have."""
+        if self._blocks is None:
+            shortest = min(prompts, key=lambda p: len(p.input_ids))
+            with self._in_float32():
+                self._blocks = try_blocks(self._batch([shortest], lambda logits: logits[..., 0]))
+        return self._blocks
 
     # ---- memory ----
 
@@ -137,7 +141,9 @@ class FastEngine(ReferenceEngine):
 
         Done where memory is an issue, and for batch_size="auto" only; `always` gives an estimate anyway.
         """
-        chosen = self.batch_size != "auto" or roomy(self.model, self.anatomy, prompts)
+        # One prompt is a batch as it is. Where memory ends with an error, and not with the process, it is just tried.
+        single = len(prompts) == 1 and self.model.device.type == "cuda"
+        chosen = self.batch_size != "auto" or single or roomy(self.model, self.anatomy, prompts)
         if chosen and not always:
             return
         device = input_device(self.model)
@@ -165,7 +171,7 @@ class FastEngine(ReferenceEngine):
         }
         self.plan = fitted
 
-    # ---- the reference's questions, answered in batches ----
+    # ---- the verbs, in batches ----
 
     @torch.no_grad()
     def option_scores(self, prompts: Sequence[Prompt]) -> list[Tensor]:
@@ -186,15 +192,17 @@ class FastEngine(ReferenceEngine):
     def gradients(
         self,
         prompts: Sequence[Prompt],
-        objective: str,
+        objective: AnyObjective,
         *,
         positions: str = "answer",
         weight: str = "activation",
         rules: str | None = None,
     ) -> Tensor:
+        explained = get_objective(objective)
+
         def score(batch: Sequence[Prompt]) -> Tensor:
-            with self._asking(batch, objective) as choices:
-                value = lambda logits: choices.value(objective, logits)  # noqa: E731
+            with self._asking(batch, explained) as choices:
+                value = lambda logits: choices.value(explained, logits)  # noqa: E731
                 return self._gradient(batch, value, 1, positions == "all", weight, rules)[:, 0]
 
         return self._batched(prompts, score)
@@ -210,23 +218,25 @@ class FastEngine(ReferenceEngine):
 
         return self._batched(prompts, score)
 
-    def integrate(self, prompts: Sequence[Prompt], objective: str, alphas: Tensor, weights: Tensor) -> Tensor:
+    def integrate(self, prompts: Sequence[Prompt], objective: AnyObjective, alphas: Tensor, weights: Tensor) -> Tensor:
+        explained = get_objective(objective)
+
         def score(batch: Sequence[Prompt]) -> Tensor:
-            with self._asking(batch, objective) as choices:
-                return integral(self._batch(batch, lambda logits: choices.value(objective, logits)), alphas, weights)
+            with self._asking(batch, explained) as choices:
+                return integral(self._batch(batch, lambda logits: choices.value(explained, logits)), alphas, weights)
 
         blocks = {site.block for site in self.anatomy.sites}
         return self._batched(prompts, score, GRAPH * (1 + len(alphas) * len(blocks)))
 
     @torch.no_grad()
     def effects(
-        self, prompts: Sequence[Prompt], objective: str, *, ids: Tensor | None = None, factor: float = 0.0
+        self, prompts: Sequence[Prompt], objective: AnyObjective, *, ids: Tensor | None = None, factor: float = 0.0
     ) -> Tensor:
-        ids = None if ids is None else self.anatomy.checked(ids)
+        ids, explained = None if ids is None else self.anatomy.checked(ids), get_objective(objective)
 
         def score(prompts: Sequence[Prompt]) -> Tensor:
-            with self._in_float32(), self._asking(prompts, objective) as choices:
-                batch = self._batch(prompts, lambda logits: choices.value(objective, logits))
+            with self._in_float32(), self._asking(prompts, explained) as choices:
+                batch = self._batch(prompts, lambda logits: choices.value(explained, logits))
                 self.plan.noise = max(self.plan.noise, rounding(batch))
                 return effects(batch, ids, factor, self._trial)
 
@@ -234,10 +244,12 @@ class FastEngine(ReferenceEngine):
         return self._batched(prompts, score, rows)
 
     @torch.no_grad()
-    def direct(self, prompts: Sequence[Prompt], objective: str) -> Tensor:
+    def direct(self, prompts: Sequence[Prompt], objective: AnyObjective) -> Tensor:
+        explained = get_objective(objective)
+
         def score(prompts: Sequence[Prompt]) -> Tensor:
-            with self._asking(prompts, objective) as choices:
-                batch = self._batch(prompts, lambda logits: choices.value(objective, logits))
+            with self._asking(prompts, explained) as choices:
+                batch = self._batch(prompts, lambda logits: choices.value(explained, logits))
                 return direct(batch, self._unembed_rows)
 
         return self._batched(prompts, score, max(site.width for site in self.anatomy.sites))
@@ -327,8 +339,7 @@ class FastEngine(ReferenceEngine):
         """Scores of all prompts, (prompts, ...), batch by batch; a pass has about `rows` answer tokens a prompt."""
         check_prompts(self.model, prompts)
         self._make_plan(prompts)
-        if self._plain is None:
-            self._find_plain_blocks(min(prompts, key=lambda p: len(p.input_ids)))
+        self._blocks_of(prompts)
         self._rows_a_prompt = min(rows, self.plan.rows)
         return run_batches(prompts, score, self.plan, self._rows_a_prompt)
 
@@ -338,12 +349,14 @@ class FastEngine(ReferenceEngine):
             self._planned = True
 
     def _batch(self, prompts: Sequence[Prompt], value: Callable[[Tensor], Tensor]) -> Batch:
-        plain = self._plain or frozenset()
+        plain = (self._blocks or Blocks()).plain
         return Batch(self.model, self.anatomy, prompts, self._prefill(prompts), plain, value, self.plan.rows)
 
     def _prefill(self, prompts: Sequence[Prompt]) -> Prefix:
         """Their prefixes; what all prompts of the run start with is computed once."""
-        prefix = self._prefilled(prompts)
+        ready, self._ready = self._ready.get(self._widened), {}  # not held any longer than to the next prompts
+        same = ready is not None and len(ready[0]) == len(prompts) and all(map(is_, ready[0], prompts))
+        prefix = ready[1] if ready is not None and same and not self._trial else self._prefilled(prompts)
         self._prefix_bytes = prefix.n_bytes() // len(prompts)
         return prefix
 
@@ -367,10 +380,10 @@ class FastEngine(ReferenceEngine):
             self._widened = False
 
     @contextmanager
-    def _asking(self, prompts: Sequence[Prompt], objective: str = "") -> Iterator[Choices]:
+    def _asking(self, prompts: Sequence[Prompt], objective: Objective | None = None) -> Iterator[Choices]:
         """The choices of a batch, with a head that computes their logits alone where that is enough."""
-        choices = Choices.of(prompts, objective)
-        if needs_vocabulary(objective) or not self.options_head:
+        choices = Choices.of(prompts, objective.forms if objective else None)
+        if (objective and objective.vocabulary) or not self.options_head:
             yield choices
         else:
             ids, choices = choices.columns()

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..model.sites import Site
 from .borrowed import input_device
 from .branch import Batch, sweep, vectors
-from .objective import wide
+from .head import wide
 
 
 def integral(batch: Batch, alphas: Tensor, weights: Tensor) -> Tensor:

@@ -7,7 +7,6 @@ short and slow. The only batching is of copies of the same prompt (the points of
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
@@ -15,107 +14,57 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..model.anatomy import Anatomy
-from ..model.experts import computable
 from ..model.hooks import visiting
 from ..model.sites import Site
-from .batching import Plan
-from .borrowed import DoublePrecision, answer_logits, borrowed, check_prompts, input_device
-from .objective import objective_value, option_scores, wide
+from .base import TOKENS, Engine, summed
+from .borrowed import answer_logits, check_prompts, input_device
+from .head import objective_value, option_scores, wide
+from .objectives import AnyObjective
 from .relp import relp_rules, watching_ups
 from .stream import float32_stream
+from .verdicts import verdicts
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
     from ..data.prompts import Prompt
 
 
-TOKENS = 4096
 # h at the answer position by site.down, and the experts it belongs to
 Clean = dict[str, tuple[Tensor, "Tensor | None"]]
 
 
-class ReferenceEngine:
-    """Plain attribution on a borrowed model.
-
-    `dtype` judges a copy of the model in that type; float64 is then kept even where the model's code asks for float32.
-    None works on the model itself.
-    `batch_size` bounds the copies of a prompt in one forward pass; "auto" keeps a pass near 4,096 tokens.
-
-    >>> with ReferenceEngine(model) as engine:   # doctest: +SKIP
-    ...     scores = engine.gradients(prompts, "logp_options")
-    """
+class ReferenceEngine(Engine):
+    """Plain attribution; `batch_size` bounds the copies of a prompt in one pass, "auto" keeps it near 4,096 tokens."""
 
     name = "reference"
-
-    @property
-    def at_once(self) -> int:
-        """How many prompts the engine likes to be given together: its progress shows only between such pieces."""
-        return self.plan.window
-
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        anatomy: Anatomy | None = None,
-        *,
-        dtype: torch.dtype | None = None,
-        batch_size: int | str = "auto",
-    ) -> None:
-        self.model: Any = model if dtype in (None, model.dtype) else copy.deepcopy(model).to(dtype)  # type: ignore[arg-type]
-        self.dtype = dtype
-        self.anatomy = anatomy or Anatomy.of(model)
-        self.batch_size = batch_size
-        self.reason: str | None = None  # why this engine works and not the one that was asked for
-        self.plan = Plan(prompts=1, rows=TOKENS, window=1)
-        self._stack = ExitStack()
-
-    def __enter__(self) -> ReferenceEngine:
-        self._stack.enter_context(borrowed(self.model))
-        if self.anatomy.routed:
-            self._stack.enter_context(computable(self.model))
-        if self.dtype == torch.float64:
-            self._stack.enter_context(DoublePrecision())
-        return self
-
-    def __exit__(self, *exc: Any) -> None:
-        self._stack.close()
 
     def fit(
         self, work: Callable[[Sequence[Prompt]], Tensor], prompts: Sequence[Prompt], *, always: bool = False
     ) -> None:
-        """Cut the batches by what memory `work` takes; here a pass is small enough as it is."""
+        """Nothing is to be planned here: a pass is small enough as it is."""
 
-    # ---- what a method can ask for: one row a prompt, one column a neuron ----
+    # ---- the verbs ----
 
     @torch.no_grad()
     def option_scores(self, prompts: Sequence[Prompt]) -> list[Tensor]:
-        """The score of every option of each prompt (logits; a softmax over them gives the model's answer)."""
         return [option_scores(self._forward(p)[0], [list(i) for i in p.option_ids]).cpu() for p in prompts]
 
     @torch.no_grad()
     def activations(self, prompts: Sequence[Prompt], positions: str = "answer", statistic: str = "value") -> Tensor:
-        """h at the answer position, or its mean over all positions; "frequency" counts h's gate being positive."""
         return self._each(prompts, lambda p: self._activations(p, positions, statistic))
 
     def gradients(
         self,
         prompts: Sequence[Prompt],
-        objective: str,
+        objective: AnyObjective,
         *,
         positions: str = "answer",
         weight: str = "activation",
         rules: str | None = None,
     ) -> Tensor:
-        """sum over positions of weight * dF/dh, weight being h ("activation") or its sign ("sign").
-
-        `rules` None is the true gradient; "relp" and "relp-detached" (attention patterns constant too) are LRP's.
-        """
         value = lambda logits, prompt: objective_value(objective, logits, prompt)  # noqa: E731
         return self._each(prompts, lambda p: self._gradients(p, value, positions, weight, rules))
 
     def option_gradients(self, prompts: Sequence[Prompt]) -> Tensor:
-        """(prompts, options, n_neurons): h times the gradient of every option's score; 0 where there is no option."""
         most = max(len(p.option_ids) for p in prompts)
 
         def one(prompt: Prompt) -> Tensor:
@@ -129,33 +78,29 @@ class ReferenceEngine:
 
         return self._each(prompts, one)
 
-    def integrate(self, prompts: Sequence[Prompt], objective: str, alphas: Tensor, weights: Tensor) -> Tensor:
-        """Integrated gradients at the answer position, a layer's whole h scaled together by each alpha.
-
-        Shared and routed experts of a layer are scaled together, because its routing does not depend on h.
-        """
+    def integrate(self, prompts: Sequence[Prompt], objective: AnyObjective, alphas: Tensor, weights: Tensor) -> Tensor:
         return self._each(prompts, lambda p: self._integrate(p, objective, alphas, weights))
 
     @torch.no_grad()
     def effects(
-        self, prompts: Sequence[Prompt], objective: str, *, ids: Tensor | None = None, factor: float = 0.0
+        self, prompts: Sequence[Prompt], objective: AnyObjective, *, ids: Tensor | None = None, factor: float = 0.0
     ) -> Tensor:
-        """F(clean) - F(neuron times factor) at the answer position, every neuron or those of `ids`, really run.
-
-        In float32 at least, whatever the weights; `plan.noise` says what a rounding of h does to the objective.
-        """
         with float32_stream(self.model):
             self.plan.noise = max([self.plan.noise, *(self._rounding(p, objective) for p in prompts)])
             return self._each(prompts, lambda p: self._effects(p, objective, ids, factor))
 
     @torch.no_grad()
-    def direct(self, prompts: Sequence[Prompt], objective: str) -> Tensor:
-        """F(unembed(r + h_i v_i)) - F(unembed(r)): a neuron's own push on the logits, no later layer in between."""
+    def direct(self, prompts: Sequence[Prompt], objective: AnyObjective) -> Tensor:
         return self._each(prompts, lambda p: self._direct(p, objective))
 
     @torch.no_grad()
     def post_normed(self, prompt: Prompt) -> bool:
-        """True if a block's output is not linear in h, as behind a norm of the FFN's output; one block of each kind."""
+        known, asked = verdicts(self.model), ("post norms", self.dtype)
+        if asked not in known:
+            known[asked] = self._post_normed(prompt)
+        return bool(known[asked])
+
+    def _post_normed(self, prompt: Prompt) -> bool:
         clean = self._clean(prompt)
         kinds = {site.expert: site for site in reversed(self.anatomy.sites)}  # the first one of each
         return any(self._not_linear(prompt, site, clean[site.down][0]) for site in kinds.values())
@@ -241,7 +186,7 @@ class ReferenceEngine:
             scores[site.down] = summed(site, wide(scale(h)) * wide(grads[site.down][0]), routes)
         return self._joined(scores)
 
-    def _integrate(self, prompt: Prompt, objective: str, alphas: Tensor, weights: Tensor) -> Tensor:
+    def _integrate(self, prompt: Prompt, objective: AnyObjective, alphas: Tensor, weights: Tensor) -> Tensor:
         scores, clean = {}, self._clean(prompt)
         for sites in self.anatomy.blocks.values():
             scaled = {}
@@ -257,7 +202,7 @@ class ReferenceEngine:
                 scores[site.down] = site.spread(mean.to(wide(h).dtype) * wide(h), routes)
         return self._joined(scores)
 
-    def _effects(self, prompt: Prompt, objective: str, ids: Tensor | None, factor: float) -> Tensor:
+    def _effects(self, prompt: Prompt, objective: AnyObjective, ids: Tensor | None, factor: float) -> Tensor:
         ids = torch.arange(self.anatomy.n_neurons) if ids is None else self.anatomy.checked(ids)
         where, clean = self.anatomy.site_of(ids), self._clean(prompt)
         effects = torch.zeros(len(ids), dtype=wide(next(iter(clean.values()))[0]).dtype)
@@ -275,7 +220,7 @@ class ReferenceEngine:
                 effects[part] = (value[-1] - value[:-1]).cpu()
         return effects
 
-    def _rounding(self, prompt: Prompt, objective: str) -> float:
+    def _rounding(self, prompt: Prompt, objective: AnyObjective) -> float:
         site = self.anatomy.sites[0]
         h = self._clean(prompt)[site.down][0]
         generator = torch.Generator().manual_seed(0)
@@ -284,7 +229,7 @@ class ReferenceEngine:
         value = objective_value(objective, self._edited(prompt, {site.down: rows}), prompt)
         return float((value[:-1] - value[-1]).abs().max())
 
-    def _direct(self, prompt: Prompt, objective: str) -> Tensor:
+    def _direct(self, prompt: Prompt, objective: AnyObjective) -> Tensor:
         scores, clean = {}, self._clean(prompt)
         for block, sites in self.anatomy.blocks.items():
             for site in sites:
@@ -348,11 +293,6 @@ class ReferenceEngine:
     def _rows(self, prompt: Prompt) -> int:
         """How many edited copies of a prompt go into one pass."""
         return self.batch_size if isinstance(self.batch_size, int) else max(1, TOKENS // len(prompt.input_ids))
-
-
-def summed(site: Site, values: Tensor, routes: Tensor | None) -> Tensor:
-    """(tokens, width) or (tokens, K, width) of a site -> the sum over tokens at all of its neurons, (size,)."""
-    return values.sum(0) if routes is None else site.spread(values.flatten(0, 1), routes.flatten())
 
 
 def across(points: Tensor, h: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..model.discovery import decoder_layers
-from .objective import is_cut
+from .head import is_cut
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -61,6 +61,7 @@ class Prefix:
 
     def __init__(self, levels: list[Level], lengths: Tensor) -> None:
         self.levels, self.lengths = levels, lengths
+        self.attended: set[int] = set()  # the layers whose answer tokens have attended to it
         self._visible: dict[tuple[int | None, torch.device], Tensor | None] = {}
 
     def n_bytes(self) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..common.errors import InputError
+from ..common.registry import known_names, offered
 from .ace import ACE
 from .activation import Activation
 from .base import Collector, Method, Summary
@@ -20,11 +21,15 @@ from .relp import RelP
 
 __all__ = ["METHODS", "Collector", "Method", "Summary", "get_method", "register"]
 
+ENTRY_POINTS = "neuronllm.methods"
 METHODS: dict[str, type[Method]] = {}
 
 
 def register(method: type[Method]) -> type[Method]:
-    """Add a method under its name, so that `nl.attribute(..., method=name)` finds it; usable as a decorator."""
+    """Add a method under its name, so that `nl.attribute(..., method=name)` finds it; usable as a decorator.
+
+    A package does the same without a call, by an entry point in the group "neuronllm.methods" named after the method.
+    """
     METHODS[method.name] = method
     return method
 
@@ -45,12 +50,17 @@ for _method in (
     register(_method)
 
 
-def get_method(name: str, options: dict[str, Any] | None = None) -> Method:
-    """The method called `name` with its options checked.
+def get_method(name: str | Method, options: dict[str, Any] | None = None) -> Method:
+    """The method called `name` with its options checked; a method that was made already is its own.
 
     >>> get_method("ace", {"steps": 8}).steps
     8
     """
-    if not isinstance(name, str) or name not in METHODS:
-        raise InputError(f"method={name!r}: known methods are {', '.join(METHODS)}")
-    return METHODS[name].with_options(options or {})
+    if isinstance(name, Method):
+        if options:
+            raise InputError(f"{next(iter(options))}: give the options of a method object when it is made")
+        return name
+    found = METHODS.get(name) or offered(ENTRY_POINTS, name) if isinstance(name, str) else None
+    if not (isinstance(found, type) and issubclass(found, Method)):
+        raise InputError(f"method={name!r}: known methods are {known_names(ENTRY_POINTS, METHODS)}")
+    return found.with_options(options or {})

@@ -27,7 +27,8 @@ from .base import Collector, Method, in_range, one_of, question_mean
 
 if TYPE_CHECKING:
     from ..data.prompts import Prompt
-    from ..engine.reference import ReferenceEngine
+    from ..engine.base import Engine
+    from ..engine.objectives import Objective
 
 MASKS = ("consistent", "ambiguous", "none")
 
@@ -36,8 +37,8 @@ MASKS = ("consistent", "ambiguous", "none")
 class ACE(Method):
     """The contrastive scores of NeuronLLM: integrated gradients, masked by the agreement of questions.
 
-    >>> ACE.options()  # doctest: +ELLIPSIS
-    [...]
+    >>> ACE.options()
+    ['steps', 'quadrature', 'mask', 'tau', 'z']
     """
 
     name: ClassVar[str] = "ace"
@@ -55,7 +56,7 @@ class ACE(Method):
         in_range("tau", self.tau, 0, 1)
         in_range("z", self.z, 0, 2**62)
 
-    def score(self, engine: ReferenceEngine, prompts: Sequence[Prompt], objective: str, positions: str) -> Tensor:
+    def score(self, engine: Engine, prompts: Sequence[Prompt], objective: Objective, positions: str) -> Tensor:
         return engine.integrate(prompts, objective, *quadrature(self.quadrature, self.steps))
 
     def collector(self, n_neurons: int) -> Collector:

@@ -12,15 +12,16 @@ from .base import Method, one_of
 
 if TYPE_CHECKING:
     from ..data.prompts import Prompt
-    from ..engine.reference import ReferenceEngine
+    from ..engine.base import Engine
+    from ..engine.objectives import Objective
 
 
 @dataclass(frozen=True)
 class Activation(Method):
     """h, or how often its gate is positive.
 
-    >>> Activation.options()  # doctest: +ELLIPSIS
-    [...]
+    >>> Activation.options()
+    ['statistic']
     """
 
     name: ClassVar[str] = "activation"
@@ -32,5 +33,5 @@ class Activation(Method):
     def __post_init__(self) -> None:
         one_of("statistic", self.statistic, ("value", "frequency"))
 
-    def score(self, engine: ReferenceEngine, prompts: Sequence[Prompt], objective: str, positions: str) -> Tensor:
+    def score(self, engine: Engine, prompts: Sequence[Prompt], objective: Objective, positions: str) -> Tensor:
         return engine.activations(prompts, positions, self.statistic)

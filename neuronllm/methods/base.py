@@ -16,7 +16,8 @@ from ..results.streaming import Statistics, Streaming
 
 if TYPE_CHECKING:
     from ..data.prompts import Prompt
-    from ..engine.reference import ReferenceEngine
+    from ..engine.base import Engine
+    from ..engine.objectives import AnyObjective, Objective
 
 
 class Summary(NamedTuple):
@@ -56,23 +57,28 @@ class Method(ABC):
 
     name: ClassVar[str]
     positions: ClassVar[tuple[str, ...]] = ("answer",)
-    objective: ClassVar[str | None] = "logp_options"  # None: the method explains no objective
+    objective: ClassVar[AnyObjective | None] = "logp_options"  # None: the method explains no objective
     orders: ClassVar[str] = "rotate"
     template: ClassVar[str | tuple[str, ...]] = "default"
     needs_answers: ClassVar[bool] = False
-    dear: ClassVar[bool] = False  # every prompt takes so long that its result is written down at once
+    expensive: ClassVar[bool] = False  # every prompt takes so long that its result is written down at once
     integrates: ClassVar[bool] = False  # integrated gradients: degenerate behind a post-FFN norm
 
     @abstractmethod
-    def score(self, engine: ReferenceEngine, prompts: Sequence[Prompt], objective: str, positions: str) -> Tensor:
+    def score(self, engine: Engine, prompts: Sequence[Prompt], objective: Objective, positions: str) -> Tensor:
         """Raw scores of prompts, (prompts, n_neurons): what to compute, in the engine's words."""
 
     def collector(self, n_neurons: int) -> Collector:
         """What turns the raw scores of all prompts into the summary."""
         return Collector(n_neurons)
 
-    def check_objective(self, objective: str) -> None:  # noqa: B027 - most methods take every objective
+    def check_objective(self, objective: Objective) -> None:  # noqa: B027 - most methods take every objective
         """Refuse an objective that the method cannot explain."""
+
+    @property
+    def default_positions(self) -> str:
+        """All of them where the method can: scores and edits at all positions are the stronger control."""
+        return "all" if "all" in self.positions else "answer"
 
     @classmethod
     def options(cls) -> list[str]:

@@ -12,24 +12,25 @@ from .base import Method, in_range
 
 if TYPE_CHECKING:
     from ..data.prompts import Prompt
-    from ..engine.reference import ReferenceEngine
+    from ..engine.base import Engine
+    from ..engine.objectives import Objective
 
 
 @dataclass(frozen=True)
 class Exact(Method):
     """F(clean) - F(neuron times factor), really run.
 
-    >>> Exact.options()  # doctest: +ELLIPSIS
-    [...]
+    >>> Exact.options()
+    ['factor']
     """
 
     name: ClassVar[str] = "exact"
-    dear: ClassVar[bool] = True
+    expensive: ClassVar[bool] = True
 
     factor: float = 0.0  # 0 silences: + means the neuron helps
 
     def __post_init__(self) -> None:
         in_range("factor", self.factor, -1e6, 1e6)
 
-    def score(self, engine: ReferenceEngine, prompts: Sequence[Prompt], objective: str, positions: str) -> Tensor:
+    def score(self, engine: Engine, prompts: Sequence[Prompt], objective: Objective, positions: str) -> Tensor:
         return engine.effects(prompts, objective, factor=self.factor)

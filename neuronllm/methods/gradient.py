@@ -12,19 +12,20 @@ from .base import Method
 
 if TYPE_CHECKING:
     from ..data.prompts import Prompt
-    from ..engine.reference import ReferenceEngine
+    from ..engine.base import Engine
+    from ..engine.objectives import Objective
 
 
 @dataclass(frozen=True)
 class Gradient(Method):
     """h dF/dh.
 
-    >>> Gradient.options()  # doctest: +ELLIPSIS
-    [...]
+    >>> Gradient.options()
+    []
     """
 
     name: ClassVar[str] = "gradient"
     positions: ClassVar[tuple[str, ...]] = ("answer", "all")
 
-    def score(self, engine: ReferenceEngine, prompts: Sequence[Prompt], objective: str, positions: str) -> Tensor:
+    def score(self, engine: Engine, prompts: Sequence[Prompt], objective: Objective, positions: str) -> Tensor:
         return engine.gradients(prompts, objective, positions=positions)

@@ -18,15 +18,16 @@ from .base import Collector, Method, above_share_of_max, in_range, question_mean
 
 if TYPE_CHECKING:
     from ..data.prompts import Prompt
-    from ..engine.reference import ReferenceEngine
+    from ..engine.base import Engine
+    from ..engine.objectives import Objective
 
 
 @dataclass(frozen=True)
 class Knowledge(Method):
     """Integrated gradients of P(right), refined over a question's prompts.
 
-    >>> Knowledge.options()  # doctest: +ELLIPSIS
-    [...]
+    >>> Knowledge.options()
+    ['steps', 'quadrature', 'threshold', 'share']
     """
 
     name: ClassVar[str] = "knowledge"
@@ -43,7 +44,7 @@ class Knowledge(Method):
         in_range("threshold", self.threshold, 0, 1)
         in_range("share", self.share, 0, 1)
 
-    def score(self, engine: ReferenceEngine, prompts: Sequence[Prompt], objective: str, positions: str) -> Tensor:
+    def score(self, engine: Engine, prompts: Sequence[Prompt], objective: Objective, positions: str) -> Tensor:
         return engine.integrate(prompts, objective, *quadrature(self.quadrature, self.steps))
 
     def collector(self, n_neurons: int) -> Collector:

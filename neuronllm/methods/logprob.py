@@ -16,19 +16,20 @@ from .base import Method
 
 if TYPE_CHECKING:
     from ..data.prompts import Prompt
-    from ..engine.reference import ReferenceEngine
+    from ..engine.base import Engine
+    from ..engine.objectives import Objective
 
 
 @dataclass(frozen=True)
 class LogProb(Method):
     """F(unembed(r + h v)) - F(unembed(r)).
 
-    >>> LogProb.options()  # doctest: +ELLIPSIS
-    [...]
+    >>> LogProb.options()
+    []
     """
 
     name: ClassVar[str] = "logprob"
-    dear: ClassVar[bool] = True
+    expensive: ClassVar[bool] = True
 
-    def score(self, engine: ReferenceEngine, prompts: Sequence[Prompt], objective: str, positions: str) -> Tensor:
+    def score(self, engine: Engine, prompts: Sequence[Prompt], objective: Objective, positions: str) -> Tensor:
         return engine.direct(prompts, objective)

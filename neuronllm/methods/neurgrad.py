@@ -12,20 +12,21 @@ from .base import Method
 
 if TYPE_CHECKING:
     from ..data.prompts import Prompt
-    from ..engine.reference import ReferenceEngine
+    from ..engine.base import Engine
+    from ..engine.objectives import Objective
 
 
 @dataclass(frozen=True)
 class NeurGrad(Method):
     """dF/dh sign(h).
 
-    >>> NeurGrad.options()  # doctest: +ELLIPSIS
-    [...]
+    >>> NeurGrad.options()
+    []
     """
 
     name: ClassVar[str] = "neurgrad"
     positions: ClassVar[tuple[str, ...]] = ("answer", "all")
     objective: ClassVar[str] = "p_vocab"
 
-    def score(self, engine: ReferenceEngine, prompts: Sequence[Prompt], objective: str, positions: str) -> Tensor:
+    def score(self, engine: Engine, prompts: Sequence[Prompt], objective: Objective, positions: str) -> Tensor:
         return engine.gradients(prompts, objective, positions=positions, weight="sign")

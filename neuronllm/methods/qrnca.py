@@ -13,6 +13,7 @@ the sum and the normaliser, what survives is rounded to six decimals, and no com
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
@@ -21,13 +22,14 @@ import torch
 from torch import Tensor
 
 from ..common.errors import InputError
-from ..engine.objective import BARE_LETTER
+from ..engine.objectives import BARE_LETTER
 from ..engine.quadrature import quadrature
 from .base import Collector, Method, above_share_of_max, empty_counts, in_range, one_of
 
 if TYPE_CHECKING:
     from ..data.prompts import Prompt
-    from ..engine.reference import ReferenceEngine
+    from ..engine.base import Engine
+    from ..engine.objectives import Objective
 
 RELEASED = "released-code"
 
@@ -36,8 +38,8 @@ RELEASED = "released-code"
 class QRNCA(Method):
     """Integrated gradients of P(right), weighted by how few questions share a neuron.
 
-    >>> QRNCA.options()  # doctest: +ELLIPSIS
-    [...]
+    >>> QRNCA.options()
+    ['steps', 'quadrature', 'threshold', 'common', 'compat']
     """
 
     name: ClassVar[str] = "qrnca"
@@ -63,13 +65,13 @@ class QRNCA(Method):
             object.__setattr__(self, "quadrature", "endpoints")
             object.__setattr__(self, "objective", BARE_LETTER)
 
-    def score(self, engine: ReferenceEngine, prompts: Sequence[Prompt], objective: str, positions: str) -> Tensor:
+    def score(self, engine: Engine, prompts: Sequence[Prompt], objective: Objective, positions: str) -> Tensor:
         return engine.integrate(prompts, objective, *quadrature(self.quadrature, self.steps))
 
-    def check_objective(self, objective: str) -> None:
+    def check_objective(self, objective: Objective) -> None:
         if self.compat == RELEASED and objective != BARE_LETTER:
             raise InputError(
-                f'objective={objective!r}: compat="{RELEASED}" explains the bare letter\'s probability only'
+                f'objective={objective.name!r}: compat="{RELEASED}" explains the bare letter\'s probability only'
             )
 
     def collector(self, n_neurons: int) -> Collector:
@@ -105,4 +107,9 @@ class Clusters(Collector):
         score = self.na / questions * torch.log(questions / (self.members.double() + 1))
         if self.method.compat == RELEASED:
             return score
+        if self.stats.count == 1:
+            warnings.warn(
+                "qrnca of one question scores nothing, since every neuron of its only cluster is common; give more",
+                stacklevel=8,  # past the driver and the decorator, to the caller of attribute
+            )
         return torch.where(self.members > self.method.common * questions, 0.0, score)

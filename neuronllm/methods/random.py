@@ -14,15 +14,16 @@ from .base import Method, in_range
 
 if TYPE_CHECKING:
     from ..data.prompts import Prompt
-    from ..engine.reference import ReferenceEngine
+    from ..engine.base import Engine
+    from ..engine.objectives import Objective
 
 
 @dataclass(frozen=True)
 class Random(Method):
     """Seeded normal numbers.
 
-    >>> Random.options()  # doctest: +ELLIPSIS
-    [...]
+    >>> Random.options()
+    ['seed']
     """
 
     name: ClassVar[str] = "random"
@@ -36,6 +37,6 @@ class Random(Method):
         if not isinstance(self.seed, int):
             raise InputError(f"seed={self.seed!r}: give a whole number")
 
-    def score(self, engine: ReferenceEngine, prompts: Sequence[Prompt], objective: str, positions: str) -> Tensor:
+    def score(self, engine: Engine, prompts: Sequence[Prompt], objective: Objective, positions: str) -> Tensor:
         generator = torch.Generator().manual_seed(self.seed)
         return torch.randn(engine.anatomy.n_neurons, generator=generator).expand(len(prompts), -1)

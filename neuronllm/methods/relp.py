@@ -16,15 +16,16 @@ from .base import Method, one_of
 
 if TYPE_CHECKING:
     from ..data.prompts import Prompt
-    from ..engine.reference import ReferenceEngine
+    from ..engine.base import Engine
+    from ..engine.objectives import Objective
 
 
 @dataclass(frozen=True)
 class RelP(Method):
     """h times a gradient by relevance rules.
 
-    >>> RelP.options()  # doctest: +ELLIPSIS
-    [...]
+    >>> RelP.options()
+    ['attention']
     """
 
     name: ClassVar[str] = "relp"
@@ -35,6 +36,6 @@ class RelP(Method):
     def __post_init__(self) -> None:
         one_of("attention", self.attention, ("live", "detached"))
 
-    def score(self, engine: ReferenceEngine, prompts: Sequence[Prompt], objective: str, positions: str) -> Tensor:
+    def score(self, engine: Engine, prompts: Sequence[Prompt], objective: Objective, positions: str) -> Tensor:
         rules = "relp" if self.attention == "live" else "relp-detached"
         return engine.gradients(prompts, objective, positions=positions, rules=rules)

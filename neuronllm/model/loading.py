@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import os
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 DEMO = "demo"
+GGUF = ".gguf"
 HUB = "huggingface_hub.utils._http"  # the logger that tells of every attempt to reach the hub
 RETRIES = ("thrown while requesting", "Retrying in")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
@@ -23,6 +25,9 @@ def load_model(
     name_or_path: str | os.PathLike[str], dtype: Any = "auto", device_map: Any = None, **kwargs: Any
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """(model, tokenizer) from a folder or a model id; "demo" is the tiny model that comes with the package.
+
+    A GGUF checkpoint is one file: give the file, a folder that holds one, or FOLDER:FILE (MODEL_ID:FILE) where there
+    are several. It is read into ordinary weights, float32 unless `dtype` says otherwise (extra "gguf").
 
     Further keywords (revision, quantization_config, attn_implementation, trust_remote_code, ...) go to
     `AutoModelForCausalLM.from_pretrained`. Remote code is off unless asked for.
@@ -34,14 +39,16 @@ def load_model(
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    name = str(demo_path()) if str(name_or_path) == DEMO else os.fspath(name_or_path)
-    looks_local = os.path.isabs(name) or name.startswith((".", "~"))
-    if looks_local and not os.path.isdir(os.path.expanduser(name)):
-        raise InputError(f"model {name}: no such folder")
-    name = os.path.expanduser(name) if looks_local else name
-    if os.path.isdir(name) and not any(os.path.exists(os.path.join(name, file)) for file in TOKENIZER_FILES):
-        raise InputError(f"model {name}: no tokenizer there; save it beside the model with tokenizer.save_pretrained")
-    shared = {key: kwargs[key] for key in ("revision", "trust_remote_code", "token", "subfolder") if key in kwargs}
+    given = str(demo_path()) if str(name_or_path) == DEMO else os.path.expanduser(os.fspath(name_or_path))
+    name, file = _split(given)
+    if file is not None:
+        check_gguf_packages(given)
+        kwargs = {"gguf_file": file} | _unpacking() | kwargs
+    shared = {
+        key: kwargs[key]
+        for key in ("revision", "trust_remote_code", "token", "subfolder", "gguf_file")
+        if key in kwargs
+    }
     try:
         with _retries_held_back():
             tokenizer = AutoTokenizer.from_pretrained(name, **shared)
@@ -50,14 +57,69 @@ def load_model(
             )
     except (OSError, ValueError, KeyError, RuntimeError, AssertionError, ImportError, SafetensorError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise InputError(f"model {name}: cannot be loaded ({first})") from error
+        raise InputError(f"model {given}: cannot be loaded ({first})") from error
     model, info = loaded
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])
         raise InputError(
-            f"model {name}: the checkpoint lacks {len(missing)} weights ({missing[0]}), which would be random numbers"
+            f"model {given}: the checkpoint lacks {len(missing)} weights ({missing[0]}), which would be random numbers"
         )
+    if file is not None:
+        _forget_packing(model)
+        model.config._name_or_path = os.path.join(name, file)
     return model.eval(), tokenizer
+
+
+def _split(given: str) -> tuple[str, str | None]:
+    """The folder or model id, and the GGUF file in it, if the weights are one."""
+    if given.endswith(GGUF):
+        folder, _, file = given.rpartition(":")
+        if os.path.isfile(given):
+            return os.path.dirname(given) or ".", os.path.basename(given)
+        if not folder or _looks_local(given) and not os.path.isfile(os.path.join(folder, file)):
+            raise InputError(f"model {given}: no such file; give FILE.gguf, or FOLDER:FILE.gguf for a file in a folder")
+        return folder, file
+    if _looks_local(given) and not os.path.isdir(given):
+        raise InputError(f"model {given}: no such folder")
+    if not os.path.isdir(given) or any(os.path.exists(os.path.join(given, file)) for file in TOKENIZER_FILES):
+        return given, None
+    packed = sorted(file for file in os.listdir(given) if file.endswith(GGUF))
+    if len(packed) == 1:
+        return given, packed[0]
+    if packed:
+        raise InputError(f"model {given}: it holds {len(packed)} GGUF files; name one: {given}:{packed[0]}")
+    raise InputError(f"model {given}: no tokenizer there; save it beside the model with tokenizer.save_pretrained")
+
+
+def _looks_local(name: str) -> bool:
+    return os.path.isabs(name) or name.startswith(".")
+
+
+def check_gguf_packages(name: str) -> None:
+    missing = [package for package in ("gguf", "accelerate") if importlib.util.find_spec(package) is None]
+    if missing:
+        raise InputError(
+            f"model {name}: reading GGUF takes the package {missing[0]}; install it with pip install 'neuronllm[gguf]'"
+        )
+
+
+def _unpacking() -> dict[str, Any]:
+    """Newer versions of transformers can keep packed weights packed, which nobody could bake into or save."""
+    import transformers
+
+    config = getattr(transformers, "GgufConfig", None)
+    return {} if config is None else {"quantization_config": config(dequantize=True)}
+
+
+def _forget_packing(model: Any) -> None:
+    """The weights are ordinary ones by now: what still says that they are packed would keep them from being saved."""
+    for owner, names in (
+        (model.config, ("quantization_config",)),
+        (model, ("hf_quantizer", "quantization_method", "is_quantized")),
+    ):
+        for attribute in names:
+            if attribute in vars(owner):
+                delattr(owner, attribute)
 
 
 @contextmanager
@@ -93,7 +155,9 @@ def check_weights(model: PreTrainedModel) -> None:
 
 
 def public_name(name_or_path: str) -> str:
-    """A model's name as others may see it: of a local folder only its last part."""
+    """A model's name as others may see it: of a local folder or file only its last part."""
+    if os.path.isfile(name_or_path):
+        return os.path.basename(name_or_path)
     if os.path.isdir(name_or_path):
         return DEMO if os.path.samefile(name_or_path, demo_path()) else os.path.basename(os.path.abspath(name_or_path))
     return name_or_path

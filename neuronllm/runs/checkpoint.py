@@ -18,26 +18,23 @@ import os
 import shutil
 import signal
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..common.errors import InputError
-from ..common.files import check_new_folder, open_tensors, read_json, read_tensors, write_json, write_tensors
+from ..common.files import check_new_folder, open_tensors, read_json, read_tensors, write_json
 from ..results.per_prompt import PLACES
 from ..results.scores import CONFIG, MANIFEST, PARTIAL, TENSORS, Scores
-from ..results.streaming import Streaming
 from .processes import Ranks
+from .provenance import check_same
 
-C = TypeVar("C", bound=Streaming)
 EVERY = 64  # prompts between two flushes, unless their rows are large
 PART_BYTES = 2**28
-SAVE_SECONDS = 60.0  # of work that a kill may cost, when prompts are dear
 
 
 class Interrupted(KeyboardInterrupt):
@@ -137,84 +134,7 @@ class Run:
                 path.unlink()
 
 
-class Progress(Generic[C]):
-    """How far one process is: its collector, the rows that no part holds yet, and how many windows and parts are done.
-
-    Without a run nothing is written and all rows stay here.
-    """
-
-    def __init__(self, collector: C, run: Run | None, rank: int = 0, every: int = EVERY) -> None:
-        self.collector, self.run, self.every = collector, run, every
-        self.windows = self.parts = self.waiting = 0
-        self._rows: list[dict[str, Tensor]] = []
-        self._name = f"{rank}"
-        self._saved = time.monotonic()
-
-    @property
-    def _state(self) -> str:
-        return state_name(self._name)
-
-    def load(self) -> dict[str, Any] | None:
-        """Go on from the last state, if there is one; the plan of the batches as it was then."""
-        if self.run is None or not (self.run.folder / self._state).is_file():
-            return None
-        found = read_tensors(self.run.folder, self._state, "run")
-        self.windows, self.parts, self.waiting = found["done"].tolist()
-        gathered = {name.removeprefix("gathered."): tensor for name, tensor in found.items()}
-        self.collector.load_state(gathered)
-        rows = {name.removeprefix("rows."): tensor for name, tensor in found.items() if name.startswith("rows.")}
-        self._rows = [rows] if rows else []
-        plan: dict[str, Any] = json.loads(bytes(found["plan"].tolist()))
-        return plan
-
-    def add(self, rows: dict[str, Tensor], prompts: int, plan: dict[str, Any]) -> None:
-        """One window more is done: the collector has it, these are the rows to keep of its prompts."""
-        if rows:
-            self._rows.append(rows)
-        self.windows += 1
-        self.waiting += prompts
-        if self.waiting >= self.every:
-            self.flush(plan)
-        elif time.monotonic() - self._saved > SAVE_SECONDS:
-            self.save(plan)
-
-    def flush(self, plan: dict[str, Any]) -> None:
-        """Write the rows that wait as a part, then the state that counts it."""
-        if self.run is None:
-            return
-        if self._rows:
-            name = f"part-{self._name}-{self.parts:05d}.safetensors"
-            self._write(name, self.rows())
-            self._rows = []
-            self.parts += 1
-        self.waiting = 0
-        self.save(plan)
-
-    def save(self, plan: dict[str, Any]) -> None:
-        """Write the state, rows that wait included, so that where the run was stopped leaves no trace in its parts."""
-        if self.run is None:
-            return
-        state = {f"gathered.{name}": tensor for name, tensor in self.collector.state().items()}
-        state |= {f"rows.{name}": tensor for name, tensor in self.rows().items()}
-        state["done"] = torch.tensor([self.windows, self.parts, self.waiting])
-        state["plan"] = torch.frombuffer(bytearray(json.dumps(plan).encode()), dtype=torch.uint8)
-        self._write(self._state, state)
-        self._saved = time.monotonic()
-
-    def _write(self, name: str, tensors: dict[str, Tensor]) -> None:
-        assert self.run is not None
-        try:
-            write_tensors(self.run.folder / name, tensors)
-        except InputError as error:
-            raise InputError(f"{error}; make room and go on with resume=True (--resume)") from error
-
-    def rows(self) -> dict[str, Tensor]:
-        """The rows that wait, below each other."""
-        names = self._rows[0] if self._rows else ()
-        return {name: torch.cat([rows[name] for rows in self._rows]) for name in names}
-
-
-def state_name(rank: int | str) -> str:
+def state_name(rank: int) -> str:
     return f"state-{rank}.safetensors"
 
 
@@ -250,21 +170,6 @@ def check_output(output: str | os.PathLike[str], resume: bool, overwrite: bool =
 def every_prompts(bytes_a_prompt: int) -> int:
     """How many prompts lie between two flushes: few enough that their rows fit into memory with ease."""
     return max(1, min(EVERY, PART_BYTES // max(1, bytes_a_prompt)))
-
-
-def check_same(then: dict[str, Any], now: dict[str, Any], what: str) -> None:
-    """Refuse to go on with other settings, and name the first that differs."""
-    for name, value in now.items():
-        before = then.get(name)
-        if isinstance(value, dict) and isinstance(before, dict):
-            check_same(before, value, what)
-        elif before != value:
-            raise InputError(f"{what} {name} {_short(before)}, not {_short(value)}: give the same, or another output")
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:50]}..."
 
 
 @contextmanager

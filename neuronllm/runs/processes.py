@@ -24,6 +24,7 @@ from torch import distributed as dist
 from ..common.env import launched
 from ..common.errors import InputError, PeerError, SharedError
 from ..results.streaming import Streaming
+from .provenance import check_same
 
 M = TypeVar("M", bound=Streaming)
 PATIENCE = timedelta(days=30)
@@ -90,6 +91,15 @@ class Ranks:
         lines = [line for line in self.gather(None if refusal is None else str(refusal)) if line is not None]
         if lines:
             raise SharedError(lines[0]) from refusal
+
+    def agree(self, settings: Callable[[], dict[str, Any]]) -> None:
+        """Refuse where the processes were given something different; alone, nobody needs the settings."""
+        if self.size == 1:
+            return
+        mine = settings()
+        first = self.gather(mine)[0]
+        with self.together():
+            check_same(first, mine, "the processes must be given the same: the first one has")
 
     def send(self, tensor: Tensor, source: int) -> None:
         """Give every process the content that a tensor has in process `source`, in place."""

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..common.checks import short
 from ..common.env import package_version
+from ..common.errors import InputError
 from ..data.prompts import Prompt, template_hash
 from ..data.questions import Question, fingerprint
 from ..model.loading import public_name
@@ -83,3 +85,13 @@ def _tensor_hash(tensor: Tensor) -> str:
 
 def type_name(dtype: torch.dtype | None) -> str | None:
     return None if dtype is None else str(dtype).removeprefix("torch.")
+
+
+def check_same(then: dict[str, Any], now: dict[str, Any], what: str) -> None:
+    """Refuse to go on with other settings, and name the first that differs."""
+    for name, value in now.items():
+        before = then.get(name)
+        if isinstance(value, dict) and isinstance(before, dict):
+            check_same(before, value, what)
+        elif before != value:
+            raise InputError(f"{what} {name} {short(before)}, not {short(value)}: give the same, or another output")

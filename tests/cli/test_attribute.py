@@ -27,6 +27,8 @@ def test_an_option_reaches_the_method(model_folder, questions, tmp_path):
         2,
         "--orders",
         "none",
+        "--method",
+        "ace",
     ]
     assert run(*command, "-o", "steps=3", "--option", "mask=none", "--output", tmp_path / "scores") == 0
     options = Scores.load(tmp_path / "scores").provenance["options"]
@@ -56,9 +58,9 @@ BAD_FLAGS = {
     "missing file": (["--questions", "absent.jsonl"], "absent.jsonl"),
     "missing model": (["--model", "./absent"], "absent"),
     "unknown method": (["--method", "magic"], "known methods"),
-    "unknown option": (["-o", "alpha=3"], "steps, quadrature"),
+    "unknown option": (["--method", "ace", "-o", "alpha=3"], "steps, quadrature"),
     "malformed option": (["-o", "alpha"], "NAME=VALUE"),
-    "positions of another method": (["--positions", "all"], "'answer'"),
+    "positions of another method": (["--method", "ace", "--positions", "all"], "'answer'"),
     "unknown objective": (["--objective", "loss"], "logp_options"),
     "unknown template": (["--template", "fancy"], "fancy"),
     "no chat template": (["--apply-chat-template"], "chat template"),
@@ -77,13 +79,13 @@ def test_a_bad_flag_is_one_line_and_writes_nothing(flags, named, model_folder, q
     "flags, named",
     [
         (["--method", "nope"], "known methods"),
-        (["-o", "steps=zz"], "steps='zz'"),
+        (["--method", "ace", "-o", "steps=zz"], "steps='zz'"),
         (["-o", "keep=all"], "has no option 'keep'"),
         (["--k", 0, "--keep", "topk"], "k=0"),
         (["--k", 5], "--k 5: it needs --keep topk"),
         (["--keep", "topk", "--keep-dtype", "bfloat16"], "it needs --keep all"),
         (["--objective", "loss"], "logp_options"),
-        (["--positions", "all"], "'answer'"),
+        (["--method", "ace", "--positions", "all"], "'answer'"),
         (["--template", "fancy"], "fancy"),
     ],
 )

@@ -25,8 +25,9 @@ pytestmark = pytest.mark.noext
 def test_the_whole_way(model_folder, questions, tmp_path, capsys):
     scores, neurons, tuned, baked = (tmp_path / name for name in ("scores", "neurons", "tuned", "baked"))
     asked = ("--model", model_folder, "--questions", questions, "--quiet", "--template", "plain")
-    assert run("attribute", *asked, "--method", "gradient", "--positions", "all", "--output", scores) == 0
-    assert Scores.load(scores).provenance["method"] == "gradient"
+    assert run("attribute", *asked, "--output", scores) == 0
+    found = Scores.load(scores).provenance
+    assert found["method"] == "gradient" and found["positions"] == "all"
     assert run("find", scores, "--good", 5, "--bad", 5, "--output", neurons) == 0
     assert len(NeuronSet.from_pretrained(neurons)) == 10
     assert run("tune", *asked, "--neurons", neurons, "--positions", "all", "--output", tuned) == 0

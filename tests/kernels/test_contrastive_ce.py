@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from neuronllm.engine.objective import NEVER, OBJECTIVES
+from neuronllm.engine.objectives import NEVER, OBJECTIVES, Readout
 from neuronllm.kernels.contrastive_ce import reference
 from neuronllm.ops import ContrastiveCE, contrastive_ce
 from tests.kernels.lanes import DEVICE, DTYPES, bits, only_interpreted, poisoned, same_bits, watched, within_budget
@@ -56,7 +56,7 @@ def judged(given: dict[str, Any], objective: str, scale: float, softcap: float |
     options = given["options"]
     found = logits[:, None].expand(-1, options.shape[1], -1).gather(-1, options.clamp(min=0))
     scores = found.masked_fill(options < 0, NEVER).logsumexp(-1)
-    value = OBJECTIVES[objective](scores, logits.logsumexp(-1), given["right"][:, None])
+    value = OBJECTIVES[objective].value(Readout(scores, given["right"][:, None], logits.logsumexp(-1)))
     (grad,) = torch.autograd.grad(value.sum(), hidden)
     return ContrastiveCE(value.detach(), scores.detach(), grad)
 

@@ -28,8 +28,8 @@ def test_what_a_run_leaves(model, whole):
 @pytest.mark.parametrize("keep", KEEPS)
 def test_on_disk_and_in_memory_are_alike(model, whole, keep):
     here = nl.attribute(
-        model, None, quiz(8), "ace" if keep == "mean" else "gradient", keep=keep, k=3, batch_size=2, progress=False,
-        **({"steps": 2} if keep == "mean" else {}),
+        model, None, quiz(8), "ace" if keep == "mean" else "gradient", positions="answer", keep=keep, k=3, batch_size=2,
+        progress=False, **({"steps": 2} if keep == "mean" else {}),
     )  # fmt: skip
     there = nl.Scores.load(whole / keep / "scores")
     for name in ("values", "stderr", "sign_consistency"):
@@ -73,17 +73,17 @@ def test_parts_are_indexed_like_a_tensor(model, whole):
 
 
 def test_top_is_each_prompts_own(model):
-    scores = nl.attribute(model, None, quiz(3), "gradient", keep="all", progress=False)
-    top = nl.attribute(model, None, quiz(3), "gradient", keep="topk", k=4, progress=False).top
+    scores = nl.attribute(model, None, quiz(3), "gradient", positions="answer", keep="all", progress=False)
+    top = nl.attribute(model, None, quiz(3), "gradient", positions="answer", keep="topk", k=4, progress=False).top
     order = scores.per_prompt.argsort(dim=1, descending=True, stable=True)
     assert torch.equal(top.largest.ids.long(), order[:, :4])
     assert torch.equal(top.smallest.ids.long(), order.flip(1)[:, :4])
     assert torch.equal(top.largest.values, scores.per_prompt.gather(1, order[:, :4]))
     assert top.largest.ids.dtype == torch.int32 and top.smallest.values.dtype == torch.float32
-    more = nl.attribute(model, None, quiz(1), "gradient", keep="topk", k=99, progress=False).top
+    more = nl.attribute(model, None, quiz(1), "gradient", positions="answer", keep="topk", k=99, progress=False).top
     assert more.largest.ids.shape == (2, 56)  # as many as there are
     narrow, judged = copy.deepcopy(model).float(), {"keep": "topk", "k": 4, "dtype": torch.float64}
-    double = nl.attribute(narrow, None, quiz(3), "gradient", progress=False, **judged)
+    double = nl.attribute(narrow, None, quiz(3), "gradient", positions="answer", progress=False, **judged)
     assert torch.equal(double.top.largest.ids, top.largest.ids) and double.top.largest.values.dtype == torch.float32
     assert torch.allclose(double.top.largest.values, top.largest.values, rtol=1e-4)
 
@@ -94,7 +94,9 @@ def test_bfloat16_halves_the_parts(model, whole, tmp_path):
     assert scores.per_prompt.dtype == torch.bfloat16
     assert torch.equal(scores.per_prompt[:], exact.bfloat16())
     assert torch.equal(scores.values, nl.Scores.load(whole / "all" / "scores").values)  # the mean is of exact scores
-    here = nl.attribute(model, None, quiz(1), "gradient", keep="all", keep_dtype=torch.bfloat16, progress=False)
+    here = nl.attribute(
+        model, None, quiz(1), "gradient", positions="answer", keep="all", keep_dtype=torch.bfloat16, progress=False
+    )
     assert here.per_prompt.dtype == torch.bfloat16
 
 

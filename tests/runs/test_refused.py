@@ -26,7 +26,7 @@ def stopped(model, output, **more):
 
 
 def attribute(model, output, method="gradient", questions=8, **more):
-    more = {"keep": "all", "k": 3, "batch_size": 2, "progress": False, **more}
+    more = {"positions": "answer", "keep": "all", "k": 3, "batch_size": 2, "progress": False, **more}
     return nl.attribute(model, None, quiz(questions), method, output=output, **more)
 
 
@@ -189,7 +189,16 @@ def test_failing_later_keeps_what_is_done(model, whole, tmp_path):
 def test_a_result_that_cannot_be_leaves_nothing(model, tmp_path):
     prompts = [p for p in quiz(40, variants=False) if right(model, p)]
     with refused("contrast", "answered right"):
-        nl.attribute(model, None, prompts, "contrast", batch_size=1, progress=False, output=tmp_path / "scores")
+        nl.attribute(
+            model,
+            None,
+            prompts,
+            "contrast",
+            positions="answer",
+            batch_size=1,
+            progress=False,
+            output=tmp_path / "scores",
+        )
     assert names(tmp_path) == [] and len(prompts) > 3
 
 
@@ -208,7 +217,7 @@ def test_bad_values(model):
         ({"keep_dtype": "float32"}, ["keep_dtype='float32'"]),
     ]:
         with refused(*parts):
-            nl.attribute(model, None, quiz(1), "gradient", progress=False, **arguments)
+            nl.attribute(model, None, quiz(1), "gradient", positions="answer", progress=False, **arguments)
 
 
 def test_parts_stay_small():
@@ -224,7 +233,7 @@ def test_an_earlier_result_is_replaced_only_where_that_is_asked(model, whole, tm
         with refused("scores: an earlier result stands there", "name a new folder", "overwrite=True (--overwrite)"):
             attribute(model, output, **more)
         with refused("an earlier result stands there"):
-            nl.dry_run(model, None, quiz(8), "gradient", output=output)
+            nl.dry_run(model, None, quiz(8), "gradient", positions="answer", output=output)
     with refused("give one of them"):
         attribute(model, output, resume=True, overwrite=True)
     with refused("nothing to replace without output="):

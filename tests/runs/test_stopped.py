@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import neuronllm as nl
-from neuronllm.runs import checkpoint
+from neuronllm.runs import stores
 from neuronllm.runs.checkpoint import undisturbed
 from tests.checks import quiz, refused, untouched
 from tests.killing import changes, content, dying_at, forked, run
@@ -85,7 +85,7 @@ def test_killed_while_one_result_takes_the_place_of_another(model, whole, tmp_pa
 @pytest.mark.parametrize("keep", KEEPS)
 def test_states_between_the_parts_save_work_and_leave_no_trace(model, whole, keep, tmp_path, monkeypatch):
     """What takes long is written down after every window, so that a kill costs little; the bytes stay the same."""
-    monkeypatch.setattr(checkpoint, "SAVE_SECONDS", -1.0)
+    monkeypatch.setattr(stores, "SAVE_SECONDS", -1.0)
     run(model, tmp_path / "often" / "scores", keep)
     assert content(tmp_path / "often") == content(whole / keep)
     output = tmp_path / "killed" / "scores"
@@ -133,7 +133,7 @@ def test_ctrl_c_before_anything_is_done_leaves_nothing(model, tmp_path):
 
 def test_ctrl_c_without_output_just_ends_it(model):
     with in_window(1, ctrl_c), pytest.raises(KeyboardInterrupt) as stop:
-        nl.attribute(model, None, quiz(30), "gradient", batch_size=2, progress=False)
+        nl.attribute(model, None, quiz(30), "gradient", positions="answer", batch_size=2, progress=False)
     assert not stop.value.args
 
 

@@ -1,13 +1,12 @@
-"""Objectives: one number of the answer logits that attribution explains.
+"""What the answer logits are read for: the scores of options, and the objectives on them.
 
-Every objective is a function of the option scores (for each option, the logsumexp of the logits of its token ids), the
-log of the vocabulary's normaliser, and the right option. All but the vocabulary's need a handful of logits, so
+An option's score is the logsumexp of the logits of its token ids. Where an objective needs no other logits,
 `only_options` lets the model's head compute those alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -16,46 +15,14 @@ import torch
 from torch import Tensor
 
 from ..common.errors import InputError
+from .objectives import NEVER, AnyObjective, Objective, Readout, get_objective
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from ..data.prompts import Prompt
 
-# (option scores (..., options), log of the vocabulary's normaliser (...), right option (..., 1)) -> (...)
-Formula = Callable[[Tensor, Tensor, Tensor], Tensor]
 CUT = "of_the_options"  # marks the forward of a head that is cut
-NEVER = -1e30  # the score of an option that a prompt does not have: no -inf, whose gradients are NaN
-
-
-def _at(values: Tensor, right: Tensor) -> Tensor:
-    return values.gather(-1, right.expand(*values.shape[:-1], 1))[..., 0]
-
-
-def _margin(options: Tensor, log_z: Tensor, right: Tensor) -> Tensor:
-    others = options.scatter(-1, right.expand(*options.shape[:-1], 1), NEVER)
-    return _at(options, right) - others.logsumexp(-1)
-
-
-OBJECTIVES: dict[str, Formula] = {
-    "logp_options": lambda s, log_z, right: _at(s.log_softmax(-1), right),
-    "p_options": lambda s, log_z, right: _at(s.softmax(-1), right),
-    "margin": _margin,
-    "logp_vocab": lambda s, log_z, right: _at(s, right) - log_z,
-    "p_vocab": lambda s, log_z, right: (_at(s, right) - log_z).exp(),
-}
-# The probability of the bare letter alone ("A", never " A"), which QRNCA's released code explains.
-BARE_LETTER = "p_vocab_bare"
-
-
-def check_objective(name: str) -> str:
-    if name not in (*OBJECTIVES, BARE_LETTER):
-        raise InputError(f"objective={name!r}: known objectives are {', '.join(OBJECTIVES)}")
-    return name
-
-
-def needs_vocabulary(objective: str) -> bool:
-    return "vocab" in objective
 
 
 @dataclass(frozen=True)
@@ -63,7 +30,7 @@ class Choices:
     """Which logits are whose: the option token ids of a batch of prompts, padded, and the right options.
 
     >>> choices = Choices.of([prompt])                # doctest: +SKIP
-    >>> choices.value("logp_options", logits)         # doctest: +SKIP
+    >>> choices.value(objective, logits)              # doctest: +SKIP
     """
 
     ids: Tensor  # (prompts, options, forms)
@@ -71,9 +38,8 @@ class Choices:
     right: Tensor  # (prompts, 1)
 
     @classmethod
-    def of(cls, prompts: Sequence[Prompt], objective: str = "") -> Choices:
-        """The options of prompts; the bare letter's objective knows an option's first form only."""
-        forms = 1 if objective == BARE_LETTER else None
+    def of(cls, prompts: Sequence[Prompt], forms: int | None = None) -> Choices:
+        """The options of prompts, of each option's token forms the first so many; None: all."""
         options = [[list(ids[:forms]) for ids in p.option_ids] for p in prompts]
         most, longest = max(len(o) for o in options), max(len(ids) for o in options for ids in o)
         none = [-1] * longest
@@ -97,12 +63,15 @@ class Choices:
         found = logits.gather(-1, index).unflatten(-1, here.ids.shape[1:])
         return wide(found).masked_fill(~here.real[:, None], NEVER).logsumexp(-1)
 
-    def value(self, objective: str, logits: Tensor) -> Tensor:
+    def value(self, objective: Objective, logits: Tensor) -> Tensor:
         """The objective of every row, (prompts, rows), in float32 or better."""
-        formula = OBJECTIVES["p_vocab" if objective == BARE_LETTER else objective]
-        options = self.scores(logits)
-        log_z = wide(logits).logsumexp(-1) if needs_vocabulary(objective) else options.new_zeros(())
-        return formula(options, log_z, self.right.to(logits.device)[:, None])
+        log_z = wide(logits).logsumexp(-1) if objective.vocabulary else None
+        value = objective.value(Readout(self.scores(logits), self.right.to(logits.device)[:, None], log_z))
+        if getattr(value, "shape", None) != logits.shape[:-1]:
+            raise InputError(
+                f"objective {objective.name!r}: its value must be one number a row, {tuple(logits.shape[:-1])}"
+            )
+        return value
 
     def each(self, logits: Tensor) -> Tensor:
         """Row k's score of option k, (prompts, options): its gradient is that of one option alone."""
@@ -123,10 +92,11 @@ def option_scores(logits: Tensor, option_ids: list[list[int]]) -> Tensor:
     return torch.stack([wide(logits[..., list(ids)]).logsumexp(-1) for ids in option_ids], -1)
 
 
-def objective_value(name: str, logits: Tensor, prompt: Prompt) -> Tensor:
+def objective_value(objective: AnyObjective, logits: Tensor, prompt: Prompt) -> Tensor:
     """The objective of answer logits (..., vocabulary) for a prompt, one value a row, in float32 or better."""
+    objective = get_objective(objective)
     rows = logits.reshape(1, -1, logits.shape[-1])
-    return Choices.of([prompt], name).value(name, rows).reshape(logits.shape[:-1])
+    return Choices.of([prompt], objective.forms).value(objective, rows).reshape(logits.shape[:-1])
 
 
 @contextmanager

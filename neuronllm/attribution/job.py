@@ -1,0 +1,129 @@
+"""A request together with what it is asked of: the model and the questions, rendered, and described for the records."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from ..data.prompts import Prompt, Questions, as_prompts, group_by_question
+from ..engine.borrowed import check_prompts
+from ..methods import Method
+from ..model.anatomy import Anatomy
+from ..results.per_prompt import PLACES, top_of
+from ..runs.provenance import identity, prompt_hash, question_hash, type_name, versions, weights_hash, wording
+from .request import Request
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """A request, checked, on a model and its questions.
+
+    >>> Job.of(model, tokenizer, questions, Request("gradient")).prompts   # doctest: +SKIP
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase | None
+    questions: Questions
+    request: Request
+
+    @classmethod
+    def of(
+        cls,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase | None,
+        questions: Questions,
+        request: Request,
+    ) -> Job:
+        """The job, after refusing what cannot be done: in the request, then with this model and these questions."""
+        job = cls(model, tokenizer, questions, request.checked())
+        check_prompts(model, job.prompts)
+        return job
+
+    @property
+    def how(self) -> Method:
+        return self.request.how
+
+    @cached_property
+    def anatomy(self) -> Anatomy:
+        return Anatomy.of(self.model)
+
+    @cached_property
+    def prompts(self) -> list[Prompt]:
+        return as_prompts(self.tokenizer, self.questions, self.request.orders or "", self.request.template)
+
+    @cached_property
+    def groups(self) -> list[list[Prompt]]:
+        return group_by_question(self.prompts)
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes that are kept of one prompt."""
+        if self.request.keep == "all":
+            return self.anatomy.n_neurons * self.request.keep_dtype.itemsize
+        return 2 * min(self.request.k, self.anatomy.n_neurons) * 8 if self.request.keep == "topk" else 0
+
+    def rows(self, raw: Tensor, places: Tensor) -> dict[str, Tensor]:
+        """What is kept of these prompts' raw scores."""
+        request = self.request
+        if request.keep == "mean":
+            return {}
+        kept = (
+            {"scores": raw.to(request.keep_dtype)}
+            if request.keep == "all"
+            else top_of(raw.float(), request.k).tensors()
+        )
+        return {PLACES: places, **kept}
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """What provenance and settings both say of the request."""
+        rendered = not isinstance(self.questions[0], Prompt)  # of given prompts, the caller chose the order
+        return {
+            "method": self.how.name,
+            "options": {name: getattr(self.how, name) for name in self.how.options()},
+            "objective": self.request.explained.name,
+            "positions": self.request.positions,
+            "orders": self.request.orders if rendered else None,
+            "items": self.request.items,
+        }
+
+    def settings(self, processes: int) -> dict[str, Any]:
+        """All that decides the bytes of the result."""
+        request = self.request
+        return {
+            **self.asked,
+            **identity(self.model),
+            "weights": weights_hash(self.model),
+            **wording(self.tokenizer, self.questions, request.template),
+            "prompts": prompt_hash(self.prompts),
+            "grouping": question_hash(self.groups),
+            "keep": request.keep,
+            "k": request.k if request.keep == "topk" else None,
+            "keep_dtype": type_name(request.keep_dtype) if request.keep == "all" else None,
+            "attention": self.model.config._attn_implementation,
+            "judged in": type_name(request.dtype),
+            "backend": request.backend,
+            "batch_size": request.batch_size,
+            "device": self.model.device.type,
+            "processes": processes,
+            **versions("torch"),
+        }
+
+    def provenance(self, groups: Sequence[Sequence[Prompt]]) -> dict[str, Any]:
+        """Where scores of these groups of prompts come from."""
+        return {
+            **identity(self.model),
+            "questions": len(groups),
+            "prompts": sum(len(group) for group in groups),
+            **wording(self.tokenizer, self.questions, self.request.template),
+            "option_tokens": [list(ids) for ids in groups[0][0].option_ids],
+            **versions(),
+            **self.asked,
+        }

@@ -1,0 +1,29 @@
+"""Things by name: our own, those that a user registers, and those that installed packages offer by an entry point."""
+
+from __future__ import annotations
+
+from importlib.metadata import entry_points
+from typing import Any
+
+from .errors import InputError
+
+
+def offered(group: str, name: str) -> Any | None:
+    """What an installed package offers under this name in a group of entry points; None if none does."""
+    for point in entry_points(group=group, name=name):
+        try:
+            found = point.load()
+        except Exception as error:  # whatever another package's import raises is no error of ours
+            first = (str(error).strip().splitlines() or [""])[0]
+            raise InputError(
+                f"{group} {name!r}: {point.value} cannot be loaded ({type(error).__name__}: {first})"
+            ) from error
+        if getattr(found, "name", None) != name:
+            raise InputError(f"{group} {name!r}: {point.value} calls itself {getattr(found, 'name', None)!r}")
+        return found
+    return None
+
+
+def known_names(group: str, ours: Any) -> str:
+    """All names, for an error: those at hand, then those of installed packages."""
+    return ", ".join(dict.fromkeys([*ours, *(point.name for point in entry_points(group=group))]))

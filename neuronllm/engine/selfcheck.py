@@ -1,0 +1,150 @@
+"""The self-check of the fast engine: whether a model may be driven by answer tokens, and what its blocks allow.
+
+1. Whole prompts are run plainly.
+2. Their answer tokens run against the cached prefix. A clean branch, which joins at the first block, must give the
+   plain answer, and every layer must have used the attention of the tree. In the same pass edited copies of the clean
+   row join in front of each block and leave behind it, which shows what the block makes of an edit.
+3. The same with a head that is cut to the options.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from contextlib import ExitStack
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..model.discovery import decoder_layers
+from ..model.sites import Site
+from .answer import answer_pass
+from .attention import branch_attention
+from .borrowed import DRIVING_ERRORS
+from .branch import Batch, leaving, sweep, vectors
+from .head import Choices, only_options, wide
+
+HALF, NONE, TWICE = 0.5, 0.0, 2.0  # what h of a site is multiplied with
+Trials = dict[str, list[tuple[Site, float]]]  # the edited copies of each block
+
+
+class Blocks(NamedTuple):
+    """What blocks make of an edit of h."""
+
+    plain: frozenset[str] = frozenset()  # they add W h to the residual stream as it is, so that rows may join behind
+    post_normed: bool = False  # the output of one is not linear in h, as behind a norm of the FFN's output
+
+
+class Verdict(NamedTuple):
+    """What the self-check found."""
+
+    reason: str | None = None  # why answer tokens cannot be used
+    options_head: bool = True  # whether the head may compute the options' logits alone
+    blocks: Blocks = Blocks()
+
+
+class Differs(Exception):
+    """Answer tokens do not give the plain answers."""
+
+
+@torch.no_grad()
+def clean_branch(batch: Batch, plain: Tensor, *, trials: bool) -> Blocks:
+    """Raises `Differs` where a branch differs from the plain logits (prompts, ids); with `trials`, tries the blocks."""
+    logits, blocks = tried(batch, _trials(batch) if trials else {})
+    layers = len(decoder_layers(batch.model)[1])
+    if missing := layers - len(batch.prefix.attended):
+        raise Differs(f"{missing} of its {layers} layers attend in a way of their own")
+    distance = (logits - plain[:, None]).abs().max()
+    if not bool(distance <= tolerance(plain)):
+        raise Differs(f"a clean branch differs from the clean answer by {float(distance):.1e}")
+    return blocks
+
+
+@torch.no_grad()
+def try_blocks(batch: Batch) -> Blocks:
+    return tried(batch, _trials(batch))[1]
+
+
+def tolerance(plain: Tensor) -> Tensor:
+    """Many models compute norms and softmax in float32 whatever their type."""
+    eps = 1000 * max(torch.finfo(kind).eps for kind in (plain.dtype, torch.float32))
+    return min(eps, 0.1) * plain.abs().max()
+
+
+@torch.no_grad()
+def head_can_be_cut(batch: Batch, plain: Tensor) -> bool:
+    ids, _ = Choices.of(batch.prompts).columns()
+    try:
+        with only_options(batch.model, ids), branch_attention(batch.model, batch.prefix):
+            few = answer_pass(batch.model, batch.prompts, batch.prefix)[:, 0]
+    except DRIVING_ERRORS:
+        return False
+    near = (few - plain[:, ids.to(plain.device)]).abs() <= tolerance(plain) if few.shape[-1] == len(ids) else None
+    return near is not None and bool(near.all())
+
+
+def _trials(batch: Batch) -> Trials:
+    """Halves for blocks that may turn out to be plain; nothing and twice for one site of each kind, for post-norms."""
+    count = Counter(site.block for site in batch.anatomy.sites)
+    kinds = {site.expert: site for site in reversed(batch.anatomy.sites)}  # the first one of each
+    trials: Trials = {}
+    for site in batch.anatomy.sites:
+        factors = [HALF] if count[site.block] == 1 and _readable(batch, site) else []
+        factors += [NONE, TWICE] if kinds[site.expert] is site else []
+        trials.setdefault(site.block, []).extend((site, factor) for factor in factors)
+    return {block: copies for block, copies in trials.items() if copies}
+
+
+def _readable(batch: Batch, site: Site) -> bool:
+    """Whether a site's down projection is one plain matrix at hand."""
+    weight = getattr(batch.model.get_submodule(site.down), "weight", None)
+    return (
+        not site.experts
+        and weight is not None
+        and weight.is_floating_point()
+        and weight.ndim == 2
+        and not weight.is_meta
+    )
+
+
+def tried(batch: Batch, trials: Trials) -> tuple[Tensor, Blocks]:
+    """Logits (prompts, 2, ids) of the clean row and of a clean branch, and what the trials showed; all in one pass."""
+    held: dict[str, Tensor] = {}
+    behind: dict[str, list[Tensor]] = {block: [] for block in trials}
+    first = batch.anatomy.sites[0].block
+    rows = {block: len(trials.get(block, [])) + (block == first) for block in {first, *trials}}
+
+    def edit(site: Site, h: Tensor, routes: Tensor | None) -> Tensor:
+        held[site.down] = h[:, 0]
+        copies = [factor if of is site else 1.0 for of, factor in trials.get(site.block, [])]
+        factors = torch.tensor([1.0] * (h.shape[1] - len(copies)) + copies).to(h)
+        return h * factors.reshape(1, -1, *[1] * (h.ndim - 2))
+
+    with ExitStack() as stack:
+        for block, copies in trials.items():
+            stack.enter_context(leaving(batch.model.get_submodule(block), len(copies), behind[block]))
+        logits = sweep(batch, [site for site in batch.anatomy.sites if site.block in rows], rows=rows, edit=edit)
+    return logits, _shown(batch, trials, held, {block: out[0] for block, out in behind.items()})
+
+
+def _shown(batch: Batch, trials: Trials, held: dict[str, Tensor], behind: dict[str, Tensor]) -> Blocks:
+    plain, post_normed = set(), False
+    for block, copies in trials.items():
+        out = behind[block]
+        once, edited = wide(out[:, 0]), wide(out[:, -len(copies) :]).unbind(1)
+        # what each factor made of h of a site: the change of the block's output
+        changes = {(site, factor): x - once for (site, factor), x in zip(copies, edited, strict=True)}
+        for site in dict.fromkeys(site for site, _ in copies):
+            if (site, HALF) in changes and _adds(batch, site, held[site.down], changes[site, HALF], out.dtype):
+                plain.add(block)
+            if (site, NONE) in changes:
+                step = -changes[site, NONE]
+                post_normed |= bool((changes[site, TWICE] - step).norm() > 0.1 * step.norm())
+    return Blocks(frozenset(plain), post_normed)
+
+
+def _adds(batch: Batch, site: Site, h: Tensor, change: Tensor, dtype: torch.dtype) -> bool:
+    """Whether halving h took half of W h away; a block that is silent here says nothing about itself."""
+    step = wide(h) @ vectors(batch.model, site) / -2
+    tolerance = 0.05 if torch.finfo(dtype).eps > 1e-4 else 1e-4  # the block's own rounding
+    return bool(step.norm() > 0) and bool((change - step).norm() <= tolerance * step.norm())

@@ -1,0 +1,30 @@
+"""Engines are siblings: each defines every verb itself, so that comparing them compares two computations."""
+
+from __future__ import annotations
+
+import pytest
+
+from neuronllm.engine.base import Engine
+from neuronllm.engine.fast import FastEngine
+from neuronllm.engine.reference import ReferenceEngine
+
+ENGINES = (ReferenceEngine, FastEngine)
+
+
+def test_what_a_method_may_ask():
+    verbs = {"option_scores", "activations", "gradients", "option_gradients", "integrate", "effects", "direct"}
+    assert Engine.__abstractmethods__ == verbs | {"fit", "post_normed"}
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_every_engine_defines_every_verb_itself(engine):
+    assert engine.__bases__ == (Engine,)
+    assert Engine.__abstractmethods__ <= set(vars(engine))
+
+
+def test_an_engine_without_a_verb_is_none():
+    class Lame(Engine):
+        name = "lame"
+
+    with pytest.raises(TypeError, match="abstract"):
+        Lame(None)

@@ -1,0 +1,200 @@
+"""What was found out about a model is remembered with it: a second call runs nothing that is not its own work."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from contextlib import contextmanager
+
+import pytest
+import torch
+
+from neuronllm.attribution.driver import attribute
+from neuronllm.engine.batching import Plan, run_batches
+from neuronllm.engine.fast import FastEngine
+from neuronllm.engine.reference import ReferenceEngine
+from neuronllm.engine.verdicts import reach, verdicts
+from tests.tiny import DENSE, EXPERTS, POST_NORMED, random_prompts, tiny
+
+OUT_OF_REACH = ("lfm2", "falcon", "gptj", "bloom")
+WORK = 2  # passes of a prompt: its prefix, its answer token
+
+
+@contextmanager
+def counted(model):
+    """Counts the passes of a model's decoder, without a hook."""
+    decoder, kind = model.get_decoder(), type(model.get_decoder())
+    own, calls = kind.forward, []
+
+    def forward(self, *args, **kwargs):
+        if self is decoder:
+            calls.append(self)
+        return own(self, *args, **kwargs)
+
+    kind.forward = forward
+    try:
+        yield calls
+    finally:
+        kind.forward = own
+
+
+def passes(calls, work) -> int:
+    before = len(calls)
+    work()
+    return len(calls) - before
+
+
+@pytest.mark.parametrize("method", ["gradient", "ace", "relp"])
+def test_a_second_call_runs_its_own_work_only(method):
+    model, prompts = tiny("llama"), random_prompts(3)
+    with counted(model) as calls:
+        one = [
+            passes(calls, lambda p=p: attribute(model, None, [p], method, positions="answer", progress=False))
+            for p in prompts
+        ]
+    assert one == [WORK + 3, WORK, WORK]
+
+
+def test_a_16_bit_model_is_tried_in_float32_too():
+    model, prompts = tiny("llama", torch.bfloat16), random_prompts(2)
+    with counted(model) as calls:
+        one = [
+            passes(calls, lambda p=p: attribute(model, None, [p], "gradient", positions="answer", progress=False))
+            for p in prompts
+        ]
+    assert one == [WORK + 5, WORK]
+
+
+def test_a_refused_model_is_not_tried_again():
+    model, prompts = tiny("bloom"), random_prompts(2)
+    with counted(model) as calls:
+        first, second = (passes(calls, lambda p=p: attribute(model, None, [p], "ace", progress=False)) for p in prompts)
+        judged = passes(calls, lambda: attribute(model, None, prompts[:1], "ace", backend="reference", progress=False))
+    assert second == judged < first
+
+
+def test_scores_do_not_depend_on_what_is_remembered():
+    """The first call takes the prefix of the self-check, the others compute it."""
+    model, prompts = tiny("llama", torch.float32), random_prompts(2)
+    for method in ("gradient", "ace", "exact"):
+        first, second = (
+            attribute(model, None, prompts[:1], method, positions="answer", progress=False).values for _ in range(2)
+        )
+        fresh = attribute(tiny("llama", torch.float32), None, prompts[:1], method, positions="answer", progress=False)
+        assert torch.equal(first, second) and torch.equal(first, fresh.values)
+
+
+class Other(torch.nn.Linear):
+    pass
+
+
+def replaced(model, monkeypatch):
+    model.lm_head = Other(16, 60, bias=False).to(torch.float64)
+
+
+CHANGES = {
+    "attention": lambda model, monkeypatch: model.set_attn_implementation("eager"),
+    "experts": lambda model, monkeypatch: model.set_experts_implementation("batched_mm"),
+    "type": lambda model, monkeypatch: model.to(torch.float32),
+    "a weight's type": lambda model, monkeypatch: model.lm_head.to(torch.float32),
+    "configuration": lambda model, monkeypatch: setattr(model.config, "rms_norm_eps", 0.1),
+    "a module": replaced,
+    "a forward": lambda model, monkeypatch: setattr(model.lm_head, "forward", lambda x: x),
+    "a class's forward": lambda model, monkeypatch: monkeypatch.setattr(type(model), "forward", lambda *_, **__: None),
+    "a class": lambda model, monkeypatch: setattr(model.lm_head, "__class__", Other),
+}
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_a_changed_model_begins_without_verdicts(what, monkeypatch):
+    model = tiny("mixtral")
+    verdicts(model)["found"] = True
+    assert verdicts(model) == {"found": True}
+    CHANGES[what](model, monkeypatch)
+    assert verdicts(model) == {}
+
+
+def test_a_model_that_is_changed_back_is_known_again():
+    model = tiny("llama")
+    verdicts(model)["found"] = "sdpa"
+    model.set_attn_implementation("eager")
+    verdicts(model)["found"] = "eager"
+    model.set_attn_implementation("sdpa")
+    assert verdicts(model)["found"] == "sdpa"
+
+
+def test_other_weights_are_the_same_model():
+    model = tiny("llama")
+    verdicts(model)["found"] = True
+    with torch.no_grad():
+        model.lm_head.weight *= 2
+    assert verdicts(model) == {"found": True}
+
+
+def test_autocast_is_another_model():
+    model = tiny("llama", torch.float32)
+    verdicts(model)["found"] = True
+    with torch.autocast("cpu", torch.bfloat16):
+        assert verdicts(model) == {}
+
+
+def test_nothing_is_remembered_of_a_model_with_hooks():
+    """What a hook does may change from call to call."""
+    model, prompts = tiny("llama"), random_prompts(1)
+    with FastEngine(model) as fast:
+        assert fast.unusable(prompts) is None
+    bent = False
+
+    def hook(module, args, output):
+        return output + 0.1 * torch.arange(output.shape[1])[None, :, None] if bent else output
+
+    handle = model.model.layers[1].register_forward_hook(hook)
+    for bent in (False, True, False):
+        with FastEngine(model) as fast:
+            assert (fast.unusable(prompts) is None) == (not bent)
+    handle.remove()
+
+
+def test_a_model_is_freed_with_its_verdicts():
+    model = tiny("llama")
+    model.lm_head.forward = model.lm_head.forward
+    attribute(model, None, random_prompts(1), "ace", progress=False)
+    gone = weakref.ref(model)
+    del model
+    gc.collect()
+    assert gone() is None
+
+
+def test_longer_prompts_are_another_question():
+    model = tiny("mistral")  # with a window of 8
+    short, near, beyond, longer = (reach(model, random_prompts(1, length=n)[0]) for n in (6, 7, 9, 17))
+    assert short == near and len({near, beyond, longer}) == 3
+    with counted(model) as calls, FastEngine(model) as fast:
+        for length, tried in ((6, True), (7, False), (9, True), (10, False)):
+            assert bool(passes(calls, lambda n=length: fast.unusable(random_prompts(1, length=n)))) == tried
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("name", [name for name in DENSE + EXPERTS if name not in OUT_OF_REACH])
+def test_post_norms_are_those_that_the_judge_finds(name, dtype):
+    """In the pass of the self-check, and without one."""
+    model, prompts = tiny(name, dtype), random_prompts(2)
+    with ReferenceEngine(tiny(name), dtype=torch.float64) as judge:
+        assert judge.post_normed(prompts[0]) == (name in POST_NORMED)
+    with FastEngine(model) as fast:
+        assert fast.post_normed(prompts[0]) == (name in POST_NORMED)
+    with FastEngine(model) as fast:
+        assert fast.unusable(prompts) is None
+        assert fast.post_normed(prompts[0]) == (name in POST_NORMED)
+
+
+def test_blocks_run_again_before_a_single_prompt_is_given_up():
+    plan = Plan(prompts=1, rows=8, window=1, can_recompute=True)
+
+    def score(batch):
+        if not plan.recompute:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return torch.ones(len(batch), 1)
+
+    assert run_batches(random_prompts(1), score, plan).tolist() == [[1.0]]
+    assert plan.rows == 8 and "run again" in plan.backoffs[0]
