@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+import neuronllm as nl
 from neuronllm.engine.answers import Edit, option_logprobs
 from neuronllm.model.anatomy import Anatomy
 from neuronllm.model.edit import edit
@@ -239,6 +240,18 @@ def test_a_plain_pass_needs_the_place():
             with refused("answer_start=", "model.generate"), torch.no_grad():
                 call()
         assert model.generate(ids, **GREEDY).shape == (ROWS, PROMPT + NEW)  # what was refused leaves nothing behind
+
+
+def test_questions_asked_under_such_an_edit_are_refused():
+    """The engine runs plain passes: an edit of the answer is handed to `nl.evaluate`, not put around it."""
+    model, prompts = tiny("llama"), quiz(3)
+    for ask in (
+        lambda: nl.evaluate(model, None, prompts, progress=False),
+        lambda: nl.attribute(model, None, prompts, "gradient", progress=False),
+        lambda: nl.attribute(model, None, prompts, "exact", backend="reference", progress=False),
+    ):
+        with untouched(model), edit(model, [3], 0.0, positions="answer"), refused("answer_start="):
+            ask()
 
 
 @pytest.mark.parametrize("name", ["llama", "opt", "gpt_oss"])

@@ -170,7 +170,7 @@ def test_every_number_of_an_edit(model, mode, positions):
         ({"positions": "all"}, "all", "where the set was found or tuned"),
         ({"positions": "all", "learned": {"positions": "answer"}}, "answer", "where the set was found or tuned"),
         ({"positions": "all", "tuned": {"positions": "answer"}}, "answer", "where the set was found or tuned"),
-        ({}, "all", "the set names none"),
+        ({}, "all", "as the set does not say"),
     ],
 )
 def test_a_set_is_judged_where_it_was_found(model, provenance, positions, source):
@@ -393,22 +393,3 @@ def test_bootstrap_intervals_have_the_width_of_the_standard_error():
     assert low == pytest.approx(0.3 - margin, abs=0.006) and high == pytest.approx(0.3 + margin, abs=0.006)
     assert bootstrap_interval(values) == (low, high) != bootstrap_interval(values, seed=1)
     assert bootstrap_interval(np.ones(3)) == (1.0, 1.0)
-
-
-def test_changes_are_paired():
-    """A change that is the same for every question has no spread, however much the questions differ."""
-    from neuronllm.judging.evaluate import _intervals
-    from neuronllm.results.answers import Answers
-
-    prompts = [Prompt([3], [[4], [5]], 0) for _ in range(40)]
-    before = torch.linspace(0.1, 0.8, 40)
-    base, edited = (Answers(prompts, torch.stack([p, 1 - p], 1).log()) for p in (before, before + 0.1))
-    found = _intervals(base, edited, 0)
-    assert list(found) == ["base", "edited", "change"]
-    low, high = found["change"]["p_right"]
-    assert low == pytest.approx(0.1, abs=1e-6) and high == pytest.approx(0.1, abs=1e-6)
-    for whose, answers in (("base", base), ("edited", edited)):
-        assert found[whose]["p_right"] == bootstrap_interval(answers.p_right)
-        low, high = found[whose]["p_right"]
-        assert high - low > 0.1 and low < answers.mean_p_right < high
-    assert found["edited"]["p_right"][0] > found["base"]["p_right"][0] + 0.09

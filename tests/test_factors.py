@@ -49,6 +49,7 @@ CASES = [
     ({}, TUNED, OWN, [0.5, 3.0, 1.75, -2.0]),
     ({"mode": "own"}, TUNED, OWN, [0.5, 3.0, 1.75, -2.0]),
     ({"mode": "own", "good": 7.0}, TUNED, OWN, [7.0, 7.0, 1.75, -2.0]),
+    ({"mode": "own", "good": 7.0}, None, OWN, [7.0, 7.0, 1.75, -2.0]),
     ({"mode": "tuned"}, TUNED, OWN, [3.0, 3.0, 0.25, 0.25]),
     ({"mode": "tuned", "bad": 0.0}, TUNED, OWN, [3.0, 3.0, 0.0, 0.0]),
     ({"mode": "tuned"}, TUNED | {"good": None}, [0.5, 6.0, NAN, NAN], [0.5, 6.0, 0.25, 0.25]),

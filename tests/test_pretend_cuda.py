@@ -254,6 +254,20 @@ def test_steering(tmp_path: Any) -> None:
     assert torch.allclose(found, right, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["llama", "qwen3_moe"])
+def test_generation_under_an_edit_of_the_answer(name: str) -> None:
+    def work(model: Any) -> torch.Tensor:
+        ids, found = torch.tensor([[3, 4, 5, 6, 7], [0, 0, 8, 9, 10]], device=model.device), []
+        asked = {"attention_mask": (ids != 0).long(), "max_new_tokens": 3, "do_sample": False, "pad_token_id": 0}
+        for cache in (True, False):
+            with nl.edit(model, torch.arange(20), -2.0, positions="answer"):
+                found.append(model.generate(ids, **asked, eos_token_id=None, use_cache=cache).cpu())
+        return torch.cat(found)
+
+    found, right, _ = on_both(work, lambda: tiny(name, torch.float32))
+    assert torch.equal(found, right)
+
+
 def test_selection_falls_back_to_torch() -> None:
     x = torch.randn(3, 50)
     x[1, :45] = float("nan")

@@ -10,9 +10,12 @@ import pytest
 import torch
 
 import neuronllm as nl
-from neuronllm.data.prompts import group_by_question
+from neuronllm.common.statistics import bootstrap_interval
+from neuronllm.data.prompts import Prompt, group_by_question
+from neuronllm.judging.evaluate import _intervals
 from neuronllm.judging.report import named
 from neuronllm.model.anatomy import Anatomy
+from neuronllm.results.answers import Answers
 from neuronllm.results.neurons import NeuronSet
 from tests.checks import quiz
 from tests.tiny import tiny
@@ -72,3 +75,19 @@ def test_every_interval_says_whose_it_is():
         report.ci["accuracy"]
     alone = nl.evaluate(tiny("llama"), None, quiz(4), progress=False)
     assert list(alone.ci) == ["base"] and "95 % accuracy" in str(alone) and "edited" not in str(alone)
+
+
+def test_changes_are_paired():
+    """A change that is the same for every question has no spread, however much the questions differ."""
+    prompts = [Prompt([3], [[4], [5]], 0) for _ in range(40)]
+    before = torch.linspace(0.1, 0.8, 40)
+    base, edited = (Answers(prompts, torch.stack([p, 1 - p], 1).log()) for p in (before, before + 0.1))
+    found = _intervals(base, edited, 0)
+    assert list(found) == ["base", "edited", "change"]
+    low, high = found["change"]["p_right"]
+    assert low == pytest.approx(0.1, abs=1e-6) and high == pytest.approx(0.1, abs=1e-6)
+    for whose, answers in (("base", base), ("edited", edited)):
+        assert found[whose]["p_right"] == bootstrap_interval(answers.p_right)
+        low, high = found[whose]["p_right"]
+        assert high - low > 0.1 and low < answers.mean_p_right < high
+    assert found["edited"]["p_right"][0] > found["base"]["p_right"][0] + 0.09

@@ -111,7 +111,7 @@ def _planned(
 ) -> tuple[Edit, dict[str, Any]]:
     """The edit that was asked for, and its description."""
     how = neurons.steering(mode, good, bad)
-    source = "where the set was found or tuned" if neurons.positions else "the set names none"
+    source = "where the set was found or tuned" if neurons.positions else "as the set does not say"
     source = "as asked for" if positions else source
     positions = positions or neurons.positions or "all"
     change = Edit(*neurons.edits(model, how), positions)

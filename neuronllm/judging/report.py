@@ -99,7 +99,7 @@ def named(questions: Questions, groups: Sequence[Sequence[Prompt]], which: np.nd
     found = []
     for n in which.nonzero()[0].tolist():
         # Given questions have a group of prompts each, in their order; given prompts are grouped by their ids.
-        question = questions[n] if isinstance(questions[n], Question) else None
+        question = questions[n]
         text = question.stem if isinstance(question, Question) else None
         found.append({"number": n, "id": groups[n][0].question_id, "question": text})
     return found

@@ -32,7 +32,7 @@ NO_PROMPT = (
 )
 
 
-class Prompt(NamedTuple):
+class PaddedPrompt(NamedTuple):
     """What a call of `generate` says about its prompts."""
 
     length: int  # in columns, with padding
@@ -95,7 +95,8 @@ def _heard_generate(model: Any) -> Iterator[None]:
     finally:
         own[LISTENERS] -= 1
         if not own[LISTENERS]:
-            del own[LISTENERS], own["generate"]
+            del own[LISTENERS]
+            own.pop("generate", None)
             caller = own.pop(CALLER)
             if caller is not None:
                 own["generate"] = caller
@@ -118,7 +119,7 @@ def _noting(kind: type) -> Callable[..., Any]:
     return generate if of_class is None else wraps(of_class)(generate)
 
 
-def _prompt(args: Any, kwargs: Any) -> Prompt:
+def _prompt(args: Any, kwargs: Any) -> PaddedPrompt:
     settings = (kwargs.get("guidance_scale"), getattr(kwargs.get("generation_config"), "guidance_scale", None))
     if any(scale not in (None, 1) for scale in settings):
         raise InputError(
@@ -129,8 +130,8 @@ def _prompt(args: Any, kwargs: Any) -> Prompt:
     tokens = next((value for value in given if value is not None), None)
     mask = kwargs.get("attention_mask")
     if mask is not None:  # with a cache, the prompt may be given without what the cache holds; the mask counts all
-        return Prompt(mask.shape[1], mask)
-    return Prompt(1 if tokens is None else tokens.shape[1], None)  # without a prompt it begins with one token
+        return PaddedPrompt(mask.shape[1], mask)
+    return PaddedPrompt(1 if tokens is None else tokens.shape[1], None)  # without a prompt it begins with one token
 
 
 def _named(module: Any, args: Any, kwargs: Any) -> dict[str, Any]:
@@ -143,7 +144,7 @@ def _of_pass(model: Any, named: dict[str, Any], start: Tensor | None) -> Tensor:
     rows, width = tokens.shape[:2]
     cache = named.get("past_key_values")
     before = 0 if cache is None else cache.get_seq_length()  # a number, or a tensor on the device: not waited for
-    prompt: Prompt | None = vars(model).get(PROMPT)
+    prompt: PaddedPrompt | None = vars(model).get(PROMPT)
     if start is None and prompt is None:
         raise InputError(NO_PROMPT)
     if start is None:
@@ -159,7 +160,7 @@ def _of_pass(model: Any, named: dict[str, Any], start: Tensor | None) -> Tensor:
     return torch.arange(width, device=tokens.device) + before >= first[:, None]
 
 
-def _last_prompt_token(prompt: Prompt, seen: Any) -> Tensor:
+def _last_prompt_token(prompt: PaddedPrompt, seen: Any) -> Tensor:
     """The place of each row's last token that is no padding."""
     mask = prompt.mask
     # Without a mask `generate` makes one where it finds padding; the pass shows it.

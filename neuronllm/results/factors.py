@@ -44,7 +44,8 @@ def steering_of(
         chosen: dict[str, float | None] = dict(zip(ROLES, FACTORS[mode], strict=True))
         first: tuple[str, ...] = ()
     elif mode == "own":
-        _check_own(own, tuned)
+        if own is None:
+            raise InputError('mode="own": the neurons have no factors of their own: give them some with with_factors')
         chosen, first = {role: (tuned or {}).get(role) for role in ROLES}, ROLES
     elif tuned is None:
         raise InputError(NOTHING_SAID)
@@ -108,12 +109,12 @@ def show_factor(value: float | None, own: list[float] | None) -> str:
     return f"{text}, their own" + ("" if value is None else f" (else x{value:g})")
 
 
-def _check_own(own: Tensor | None, tuned: dict[str, Any] | None) -> None:
-    if own is None:
-        raise InputError('mode="own": the neurons have no factors of their own: give them some with with_factors')
-    without = int(own.isnan().sum())
-    if without and tuned is None:
+def check_every_neuron_has_one(role: np.ndarray, own: Tensor | None, roles: tuple[str, ...]) -> None:
+    """Where nothing was tuned, own factors have to say it all, but for roles whose factor is given by hand."""
+    here = np.isin(role, roles)
+    without = int(here.sum()) if own is None else int((own.isnan().numpy() & here).sum())
+    if without:
         raise InputError(
-            f"{without} of {len(own)} neurons have no factor of their own, and the set was not tuned: give them one "
+            f"{without} of {len(role)} neurons have no factor of their own, and the set was not tuned: give them one "
             "with with_factors, or steer all by mode= or good= and bad="
         )

@@ -19,7 +19,16 @@ from ..common.files import new_folder, read_json, read_tensors, write_json
 from ..model.anatomy import Anatomy
 from ..model.edit import Positions, edit
 from ..model.sites import DENSE
-from .factors import ROLES, Steering, checked_own, factors_of, own_range, show_factor, steering_of
+from .factors import (
+    ROLES,
+    Steering,
+    check_every_neuron_has_one,
+    checked_own,
+    factors_of,
+    own_range,
+    show_factor,
+    steering_of,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -220,7 +229,10 @@ class NeuronSet:
 
         Without mode and factors: the neurons' own factors, and where they have none the tuned ones.
         """
-        return steering_of(mode, good, bad, self.factor, self.tuned)
+        how = steering_of(mode, good, bad, self.factor, self.tuned)
+        if how.mode == "own" and self.tuned is None:
+            check_every_neuron_has_one(self.role, self.factor, how.own)
+        return how
 
     def edits(self, model: PreTrainedModel, how: Steering) -> tuple[Tensor, Tensor]:
         """Flat ids in `model` and their factors; neurons that keep what they have are left out."""
