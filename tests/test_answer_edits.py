@@ -167,8 +167,8 @@ def test_the_first_new_token_is_read_under_the_edit_that_is_judged(name):
     """A left-padded batch of prompts: the options' probabilities are those that `nl.evaluate` asks for."""
     model, prompts = tiny(name), quiz(5, variants=False)
     neurons = torch.arange(0, Anatomy.of(model).n_neurons, 2)
-    edit = Edit(neurons, torch.tensor([0.0]).expand(len(neurons)), "answer")
-    judged = Asker(model, prompts).logprobs(edit).exp()
+    change = Edit(neurons, torch.tensor([0.0]).expand(len(neurons)), "answer")
+    judged = Asker(model, prompts).logprobs(change).exp()
     length = max(len(p.input_ids) for p in prompts)
     ids = torch.tensor([[0] * (length - len(p.input_ids)) + p.input_ids for p in prompts])
     mask = torch.tensor([[0] * (length - len(p.input_ids)) + [1] * len(p.input_ids) for p in prompts])
