@@ -20,6 +20,8 @@ from tests.benches import modules, refused_line
 from tests.checks import refused
 from tests.test_bench import known
 
+pytestmark = pytest.mark.slow  # whole runs of benchmarks
+
 ROOT = Path(__file__).resolve().parents[1]
 ONCE = ["--shape", "toy", "--rounds", "1", "--threads", "1", "--output"]
 

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.slow  # a run of pytest-benchmark
+
 ROOT = Path(__file__).resolve().parents[1]
 
 

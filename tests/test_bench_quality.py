@@ -15,6 +15,8 @@ import torch
 import neuronllm as nl
 from tests.benches import modules
 
+pytestmark = pytest.mark.slow  # whole runs of benchmarks
+
 ROOT = Path(__file__).resolve().parents[1]
 METHODS = ("gradient", "logprob", "random")
 

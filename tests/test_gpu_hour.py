@@ -51,6 +51,7 @@ def test_what_fails_is_told_and_the_rest_runs(tmp_path: Path, monkeypatch: pytes
     assert "memory" in cases["full"]["why"]
 
 
+@pytest.mark.slow
 def test_a_case_that_hangs_is_ended_and_says_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     code, cases, failures = run(tmp_path, "first hangs last", monkeypatch, patience=8.0, seconds=30.0)
     assert code == 1 and cases["stage"]["verdict"] == "timed out"
@@ -69,11 +70,13 @@ def test_a_stage_that_cannot_begin(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert code == 1 and cases["the process"]["verdict"] == "failed" and "No module named" in failures
 
 
+@pytest.mark.slow
 def test_a_failing_case_runs_once_more_loudly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _, _, failures = run(tmp_path, "first wrong last", monkeypatch, rerun=True)
     assert failures.count("==== bad: wrong") == 2 and "once more, alone" in failures
 
 
+@pytest.mark.slow
 def test_the_budget_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     """A stage that does not fit is named and no failure; one that takes longer than is left is ended in time."""
     monkeypatch.setenv("NEURONLLM_TEST_CASES", "first hangs last")
@@ -93,6 +96,7 @@ def test_nothing_but_what_does_not_fit_is_no_failure(tmp_path: Path) -> None:
     assert hour.run([stage("slow", 500)], folder.Folder(tmp_path), 0.1, pretend=True) == 0
 
 
+@pytest.mark.slow
 def test_resuming_skips_what_passed_and_adds_to_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     some = [stage("one"), stage("two")]
     monkeypatch.setenv("NEURONLLM_TEST_CASES", "wrong")
@@ -118,6 +122,7 @@ def test_a_device_that_is_missing_leaves_what_needs_none(tmp_path: Path, monkeyp
     assert lines["build"]["cases"] and lines["kernels"]["why"] == "there is no device to run on"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
 def test_what_is_known_is_kept_when_the_run_is_ended(name: str, tmp_path: Path) -> None:
     """The command itself, on its first stage: no process of its stays, and the summary is written."""

@@ -221,6 +221,7 @@ def build_in_place(sources: Path, **environment: str) -> subprocess.CompletedPro
     return run(sys.executable, "setup.py", "--quiet", "build_ext", "--inplace", cwd=sources, **environment)
 
 
+@pytest.mark.slow
 def test_wheel(sources: Path, tmp_path: Path) -> None:
     pip_wheel = (sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", tmp_path)
     done = run(*pip_wheel, sources, cwd=tmp_path, NEURONLLM_BUILD_EXT="0", NEURONLLM_BUILD_CUDA="0")
@@ -247,6 +248,7 @@ def test_wheel(sources: Path, tmp_path: Path) -> None:
     assert python(code, tmp_path, PYTHONPATH=str(tmp_path / "site")) == f"42 {where}"
 
 
+@pytest.mark.slow
 def test_build_switch_without_a_compiler(sources: Path) -> None:
     package = sources / "neuronllm"
     stale = package / ("_select" + sysconfig.get_config_var("EXT_SUFFIX"))
@@ -264,6 +266,7 @@ def test_build_switch_without_a_compiler(sources: Path) -> None:
     assert nonsense.returncode != 0 and "'yes'" in nonsense.stderr
 
 
+@pytest.mark.slow
 @needs_extension
 def test_build_is_incremental_and_skipping_removes_it(sources: Path) -> None:
     def object_times() -> dict[str, int]:
@@ -284,6 +287,7 @@ def test_build_is_incremental_and_skipping_removes_it(sources: Path) -> None:
     assert not list((sources / "neuronllm").glob("_select*.so"))
 
 
+@pytest.mark.slow
 def test_setup_never_imports_torch(sources: Path) -> None:
     code = (
         "import runpy, sys; sys.argv = ['setup.py', '--quiet', 'build_ext', '--inplace']\n"

@@ -38,12 +38,14 @@ def lane(*files: str, **environment: str) -> int:
     return int(re.findall(r"(\d+) passed", done.stdout)[-1])
 
 
+@pytest.mark.slow
 @needs_triton
 @pytest.mark.parametrize(("file", "least"), [*((f"test_{op}.py", 50) for op in OPS), ("test_engine.py", 4)])
 def test_interpreted(file: str, least: int) -> None:
     assert lane(file, TRITON_INTERPRET="1") >= least
 
 
+@pytest.mark.slow
 @needs_triton
 @pytest.mark.parametrize("target", ["sm_80", "sm_90", "gfx942"])
 def test_compiled_ahead_of_time(target: str, tmp_path: Path) -> None:

@@ -28,6 +28,8 @@ from tests.killing import content, dying_at, run
 from tests.tiny import tiny
 from tests.tiny_tokenizers import byte_level
 
+pytestmark = pytest.mark.slow  # processes that start, speak and die
+
 ROOT = Path(__file__).resolve().parents[1]
 KEEPS = ("mean", "topk", "all")
 SHORT = {"ace": {"steps": 2}, "qrnca": {"steps": 2}, "knowledge": {"steps": 2}}

@@ -19,6 +19,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from neuronllm.data.questions import load_questions
 from neuronllm.data.templates import TEMPLATES
 
+pytestmark = pytest.mark.slow  # a model is trained
+
 ROOT = Path(__file__).resolve().parents[1]
 DEMO = ROOT / "neuronllm" / "demo"
 TASKS = ("facts", "sentiment", "entailment", "ordering")

@@ -15,7 +15,7 @@ import torch
 from neuronllm.results.scores import Scores
 from tests.cli.tools import ROWS, asked, refused, run, write_questions
 
-pytestmark = pytest.mark.noext
+pytestmark = [pytest.mark.noext, pytest.mark.slow]  # commands that are killed and go on
 
 
 def test_a_dry_run_prints_the_plan_and_writes_nothing(model_folder, questions, tmp_path, capsys):
