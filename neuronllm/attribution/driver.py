@@ -164,7 +164,7 @@ def _scored(
                 engine.plan = Plan.from_dict(ranks.gather(engine.plan.to_dict())[0])
             worked = _described(engine)
             _warn_of_post_norms(job, engine)
-            window = manifest["window"] if manifest else (1 if job.how.dear else engine.at_once)
+            window = manifest["window"] if manifest else (1 if job.how.expensive else engine.at_once)
             if run is not None:
                 facts = {"engine": engine.name, "window": window, "every": every, "chosen": chosen}
                 with ranks.together():

@@ -67,7 +67,8 @@ def _work(job: Job, name: str, plan: Plan, reason: str | None) -> list[str]:
     lines = [f"method {job.how.name}, engine {name}{because}: {plan if plan.estimate else 'one prompt at a time'}"]
     lines += [f"  {what}: {size / 2**20:,.1f} MiB" for what, size in plan.estimate.items()]
     if not plan.estimate:
-        size = f"near {plan.rows:,} tokens together" if job.batch_size == "auto" else f"at most {job.batch_size}"
+        near = f"near {plan.answer_tokens:,} tokens together"
+        size = near if job.batch_size == "auto" else f"at most {job.batch_size}"
         lines.append(f"  memory: not tried out, which would take long; a pass holds copies of one prompt, {size}")
     if job.keep != "mean":
         total = job.row_bytes * len(job.prompts) / 2**20

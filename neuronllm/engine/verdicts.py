@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from ..data.prompts import Prompt
 
-KEPT = 4  # descriptions of one model whose verdicts are remembered, such as under several kinds of attention
+REMEMBERED = 4  # descriptions of one model whose verdicts are remembered, such as under several kinds of attention
 Verdicts = MutableMapping[Hashable, Any]
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -47,7 +47,7 @@ def verdicts(model: PreTrainedModel) -> Verdicts:
             known.insert(0, known.pop(place))
             return found
     known.insert(0, (now, {}))
-    del known[KEPT:]
+    del known[REMEMBERED:]
     return known[0][1]
 
 

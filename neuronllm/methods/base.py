@@ -61,7 +61,7 @@ class Method(ABC):
     orders: ClassVar[str] = "rotate"
     template: ClassVar[str | tuple[str, ...]] = "default"
     needs_answers: ClassVar[bool] = False
-    dear: ClassVar[bool] = False  # every prompt takes so long that its result is written down at once
+    expensive: ClassVar[bool] = False  # every prompt takes so long that its result is written down at once
     integrates: ClassVar[bool] = False  # integrated gradients: degenerate behind a post-FFN norm
 
     @abstractmethod

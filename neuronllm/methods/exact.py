@@ -25,7 +25,7 @@ class Exact(Method):
     """
 
     name: ClassVar[str] = "exact"
-    dear: ClassVar[bool] = True
+    expensive: ClassVar[bool] = True
 
     factor: float = 0.0  # 0 silences: + means the neuron helps
 

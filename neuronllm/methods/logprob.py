@@ -29,7 +29,7 @@ class LogProb(Method):
     """
 
     name: ClassVar[str] = "logprob"
-    dear: ClassVar[bool] = True
+    expensive: ClassVar[bool] = True
 
     def score(self, engine: Engine, prompts: Sequence[Prompt], objective: Objective, positions: str) -> Tensor:
         return engine.direct(prompts, objective)
