@@ -159,6 +159,19 @@ def test_nothing_is_remembered_of_a_model_with_hooks():
     handle.remove()
 
 
+def test_a_forward_that_cannot_be_told_from_another_is_not_remembered():
+    class Slotted:
+        __slots__ = ()
+
+        def __call__(self, x):
+            return x
+
+    model = tiny("llama")
+    model.model.layers[0].mlp.forward = Slotted()
+    verdicts(model)["found"] = True
+    assert verdicts(model) == {}
+
+
 def test_a_model_is_freed_with_its_verdicts():
     model = tiny("llama")
     model.lm_head.forward = model.lm_head.forward
