@@ -97,10 +97,10 @@ def test_a_prompt_does_not_depend_on_its_batch(name):
 
 def test_batches_hold_like_lengths_and_keep_siblings_together():
     prompts = [*random_prompts(2, length=40), *family()]
-    batches = in_batches(prompts, Plan(prompts=4, rows=64, window=32))
+    batches = in_batches(prompts, Plan(prompts=4, answer_tokens=64, window=32))
     assert sorted(n for batch in batches for n in batch) == list(range(len(prompts)))
     assert batches == [[2, 3, 4, 5], [6, 7, 8], [0, 1]]
-    assert in_batches(prompts, Plan(prompts=4, rows=64, window=32), rows=32)[2:4] == [[6, 7], [8]]
+    assert in_batches(prompts, Plan(prompts=4, answer_tokens=64, window=32), per_prompt=32)[2:4] == [[6, 7], [8]]
 
 
 # ---- memory ----
@@ -120,7 +120,7 @@ def scarce(most: int, calls: list[int]):
 
 def test_a_batch_without_room_is_cut_and_nothing_is_done_twice():
     prompts, calls = random_prompts(11), []
-    plan = Plan(prompts=8, rows=64, window=32)
+    plan = Plan(prompts=8, answer_tokens=64, window=32)
     scores = run_batches(prompts, scarce(2, calls), plan)
     assert scores[:, 0].tolist() == [len(p.input_ids) for p in prompts]
     assert calls == [6, 3, 2, 2, 2, 2, 2, 1]  # an even cut is 6 and 5
@@ -129,10 +129,10 @@ def test_a_batch_without_room_is_cut_and_nothing_is_done_twice():
 
 
 def test_one_prompt_without_room_gets_shorter_passes_and_in_the_end_a_clear_error():
-    plan = Plan(prompts=1, rows=8, window=1)
+    plan = Plan(prompts=1, answer_tokens=8, window=1)
     with pytest.raises(InputError, match="out of memory with a single answer token"):
         run_batches(random_prompts(1), scarce(0, []), plan)
-    assert plan.rows == 1 and len(plan.backoffs) == 3
+    assert plan.answer_tokens == 1 and len(plan.backoffs) == 3
 
 
 def test_other_errors_are_no_lack_of_memory():
@@ -140,7 +140,7 @@ def test_other_errors_are_no_lack_of_memory():
         raise RuntimeError("shapes do not fit")
 
     with pytest.raises(RuntimeError, match="shapes"):
-        run_batches(random_prompts(2), broken, Plan(prompts=2, rows=8, window=2))
+        run_batches(random_prompts(2), broken, Plan(prompts=2, answer_tokens=8, window=2))
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma2", "gpt2", "qwen3_moe"])
@@ -201,14 +201,14 @@ def test_memory_that_is_there_is_known():
 
 
 def test_a_plan_is_kept_as_it_was_given():
-    plan = Plan(prompts=2, rows=50, window=4, root=3)
+    plan = Plan(prompts=2, answer_tokens=50, window=4, root=3)
     model, prompts = tiny("llama"), random_prompts(4)
     with FastEngine(model, plan=plan) as engine:
         assert engine.unusable(prompts) is None
         engine.integrate(prompts, "logp_options", *quadrature("midpoint", 2))
-    assert engine.plan == Plan(prompts=2, rows=50, window=4, root=3)
+    assert engine.plan == Plan(prompts=2, answer_tokens=50, window=4, root=3)
     assert batching.batch_size(plan, 25, 4) == 2 and batching.batch_size(plan, 30, 4) == 1
-    assert batching.batch_size(Plan(prompts=5, rows=50, window=8), 1, 16) == 4  # rather than 5, 5, 5 and 1
+    assert batching.batch_size(Plan(prompts=5, answer_tokens=50, window=8), 1, 16) == 4  # rather than 5, 5, 5 and 1
 
 
 # ---- models that answer otherwise beside a longer prompt ----

@@ -184,7 +184,7 @@ def test_batch_size_changes_nothing_beyond_rounding(batch_size):
 def test_many_rows_are_cut_into_passes():
     """56 neurons in passes of at most 10 rows: the cuts fall inside sites and across them."""
     model, prompts = tiny("llama"), ragged()[:2]
-    with FastEngine(model) as engine, FastEngine(model, plan=Plan(prompts=2, rows=20, window=2)) as small:
+    with FastEngine(model) as engine, FastEngine(model, plan=Plan(prompts=2, answer_tokens=20, window=2)) as small:
         whole = engine.effects(prompts, "logp_options")
         assert differences(small.effects(prompts, "logp_options"), whole) <= 1e-12
 

@@ -129,7 +129,7 @@ def test_objectives_that_break_their_word_are_refused():
     model, prompts = tiny("llama"), plain.questions(1, options=3)
     for objective, words in (
         (Objective("greedy", lambda read: read.logp_vocab), "without asking for it"),
-        (Objective("flat", lambda read: read.options), "'flat': its value must be one number a row"),
+        (Objective("flat", lambda read: read.options), "'flat': its value must be one number a branch"),
         ("flat", "known objectives are logp_options"),
         (7, "objective=7: known objectives are"),
     ):

@@ -13,7 +13,7 @@ import torch
 import neuronllm as nl
 from neuronllm.attribution.dry_run import dry_run
 from neuronllm.data.prompts import Prompt
-from neuronllm.engine.batching import CUDA_ROWS, Plan
+from neuronllm.engine.batching import CUDA_ANSWER_TOKENS, Plan
 from neuronllm.engine.fast import FastEngine
 from neuronllm.engine.memory import available, peak_memory
 from neuronllm.engine.reference import ReferenceEngine
@@ -186,13 +186,13 @@ def test_the_plan_is_one_of_a_gpu_and_memory_that_ends_is_survived() -> None:
     right = score(model)
     with pretended() as device:
         text = dry_run(placed(tiny("llama", torch.float32)), None, prompts, "gradient", positions="all")
-        assert f"passes of {CUDA_ROWS} answer tokens" in text and "peak above the weights" in text
+        assert f"passes of {CUDA_ANSWER_TOKENS} answer tokens" in text and "peak above the weights" in text
         there = placed(tiny("llama", torch.float32))
         held = device.held
         with FastEngine(there) as engine:
             need = peak_memory(lambda: CALLS["gradient everywhere"](engine, prompts), there.device)
     with pretended(memory=held + need * 2 // 3) as device:
-        plan = Plan(prompts=64, rows=CUDA_ROWS, window=64)
+        plan = Plan(prompts=64, answer_tokens=CUDA_ANSWER_TOKENS, window=64)
         with FastEngine(placed(tiny("llama", torch.float32)), plan=plan) as engine:
             found = CALLS["gradient everywhere"](engine, prompts)
         assert plan.backoffs and device.ran["empty_cache"] > 0 and plan.prompts < len(prompts)

@@ -159,6 +159,19 @@ def test_nothing_is_remembered_of_a_model_with_hooks():
     handle.remove()
 
 
+def test_a_forward_that_cannot_be_told_from_another_is_not_remembered():
+    class Slotted:
+        __slots__ = ()
+
+        def __call__(self, x):
+            return x
+
+    model = tiny("llama")
+    model.model.layers[0].mlp.forward = Slotted()
+    verdicts(model)["found"] = True
+    assert verdicts(model) == {}
+
+
 def test_a_model_is_freed_with_its_verdicts():
     model = tiny("llama")
     model.lm_head.forward = model.lm_head.forward
@@ -193,7 +206,7 @@ def test_post_norms_are_those_that_the_judge_finds(name, dtype):
 
 
 def test_blocks_run_again_before_a_single_prompt_is_given_up():
-    plan = Plan(prompts=1, rows=8, window=1, can_recompute=True)
+    plan = Plan(prompts=1, answer_tokens=8, window=1, can_recompute=True)
 
     def score(batch):
         if not plan.recompute:
@@ -201,7 +214,7 @@ def test_blocks_run_again_before_a_single_prompt_is_given_up():
         return torch.ones(len(batch), 1)
 
     assert run_batches(random_prompts(1), score, plan).tolist() == [[1.0]]
-    assert plan.rows == 8 and "run again" in plan.backoffs[0]
+    assert plan.answer_tokens == 8 and "run again" in plan.backoffs[0]
 
 
 def test_a_second_question_is_asked_through_the_tree_at_once():

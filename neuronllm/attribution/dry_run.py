@@ -69,7 +69,7 @@ def _work(job: Job, name: str, plan: Plan, reason: str | None) -> list[str]:
     lines += [f"  {what}: {size / 2**20:,.1f} MiB" for what, size in plan.estimate.items()]
     if not plan.estimate:
         size = (
-            f"near {plan.rows:,} tokens together"
+            f"near {plan.answer_tokens:,} tokens together"
             if job.request.batch_size == "auto"
             else f"at most {job.request.batch_size}"
         )

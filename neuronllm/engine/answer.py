@@ -25,7 +25,7 @@ Keep = Callable[[Site, Tensor, Tensor, "Tensor | None"], None]
 
 
 def answer_pass(model: PreTrainedModel, prompts: Sequence[Prompt], prefix: Prefix, copies: int = 1) -> Tensor:
-    """Logits (prompts, rows, ids) of the answer tokens, inside `branch_attention`."""
+    """Logits (prompts, copies, ids) of the answer tokens, inside `branch_attention`."""
     last = torch.tensor([[p.input_ids[-1]] * copies for p in prompts], device=input_device(model))
     logits = model(
         input_ids=last,

@@ -71,7 +71,7 @@ class Asker:
         self.longest = max(prompts, key=lambda p: len(p.input_ids))
         own = len(self.longest.input_ids) - self.root
         size = max(1, TOKENS // own) if check_batch_size(batch_size) == "auto" else int(batch_size)
-        self.plan = Plan(prompts=size, rows=size, window=size)
+        self.plan = Plan(prompts=size, answer_tokens=size, window=size)
         limit = rope_limit(model) or len(self.longest.input_ids)
         # Prompts on both sides of the limit do not share a pass.
         self.sides = [[n for n in order if (len(prompts[n].input_ids) > limit) == beyond] for beyond in (False, True)]

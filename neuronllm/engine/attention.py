@@ -3,7 +3,7 @@
 Registered with transformers under the name TREE, so that a model's own layers call it. What the layers hand over as
 keyword arguments (scaling, soft cap, sliding window, sinks) is honoured here; windows count true positions. A piece of
 the prefix attends to the pieces above it and causally to itself; an answer token attends to its prompt's prefix and to
-itself, never to another row. Keys and values of shared pieces are shared: no row and no prompt has a copy of its own.
+itself, never to another one. Keys and values of shared pieces are shared: no token and no prompt has a copy of its own.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Enough(Exception):
     """The pass has computed all that was wanted of it."""
 
 
-class Asked(NamedTuple):
+class AttentionConfig(NamedTuple):
     """How a layer wants its attention."""
 
     scale: float
@@ -40,8 +40,8 @@ class Asked(NamedTuple):
 
 
 class Pass(Protocol):
-    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor, asked: Asked) -> Tensor:
-        """(batch, heads, rows, d) of the pass under way."""
+    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor, config: AttentionConfig) -> Tensor:
+        """(batch, heads, queries, d) of the pass under way."""
 
 
 _passes: list[Pass] = []
@@ -57,7 +57,7 @@ def piece_attention(model: PreTrainedModel, level: Level, above: list[Level], la
 @contextmanager
 def branch_attention(model: PreTrainedModel, prefix: Prefix, *, constant_patterns: bool = False) -> Iterator[None]:
     """Let answer tokens attend to `prefix`."""
-    with _attending(model, _Rows(prefix, constant_patterns)):
+    with _attending(model, _AnswerTokens(prefix, constant_patterns)):
         yield
 
 
@@ -97,8 +97,8 @@ def _attend(
     if position_bias is not None:
         raise NotImplementedError("attention with a learned position bias")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    asked = Asked(scale, softcap, sliding_window, s_aux)
-    mixed = _passes[-1](int(module.layer_idx), query, key, value, asked)  # type: ignore[arg-type]
+    config = AttentionConfig(scale, softcap, sliding_window, s_aux)
+    mixed = _passes[-1](int(module.layer_idx), query, key, value, config)  # type: ignore[arg-type]
     return mixed.transpose(1, 2).contiguous(), None
 
 
@@ -112,30 +112,30 @@ class _Pieces:
         self.above = [replace(upper, piece=upper.piece[firsts], _placed={}) for upper in above]
         self._masks: dict[tuple[int | None, torch.device], Tensor | None] = {}
 
-    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor, asked: Asked) -> Tensor:
+    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor, config: AttentionConfig) -> Tensor:
         self.level.layers[layer] = (key, value)
         if layer == self.last:
             raise Enough
-        mask = self._mask(asked.window, query.device)
+        mask = self._mask(config.window, query.device)
         if self.above:
             uppers = [_of_pieces(upper, layer) for upper in self.above]
             key = torch.cat([upper[0] for upper in uppers] + [key], 2)
             value = torch.cat([upper[1] for upper in uppers] + [value], 2)
-        if asked.softcap is None and asked.sinks is None:
+        if config.softcap is None and config.sinks is None:
             return nn.functional.scaled_dot_product_attention(
                 query,
                 key,
                 value,
                 attn_mask=mask,
                 is_causal=mask is None,
-                scale=asked.scale,
+                scale=config.scale,
                 enable_gqa=query.shape[1] != key.shape[1],
             )
         if mask is None:
             mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device).tril()[None, None]
         grouped = query.unflatten(1, (key.shape[1], -1))
         scores = torch.einsum("bkgnd,bktd->bkgnt", grouped, key)
-        weights = _softmax(scores, mask[:, :, None], asked).to(value.dtype)
+        weights = _softmax(scores, mask[:, :, None], config).to(value.dtype)
         return torch.einsum("bkgnt,bktd->bkgnd", weights, value).flatten(1, 2)
 
     def _mask(self, window: int | None, device: torch.device) -> Tensor | None:
@@ -155,26 +155,26 @@ class _Pieces:
         return self._masks[window, device]
 
 
-class _Rows:
-    """Answer tokens, any number of rows a prompt: each sees its prompt's prefix and itself."""
+class _AnswerTokens:
+    """Answer tokens, any number a prompt: each sees its prompt's prefix and itself."""
 
     def __init__(self, prefix: Prefix, constant_patterns: bool) -> None:
         self.prefix, self.constant_patterns = prefix, constant_patterns
 
-    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor, asked: Asked) -> Tensor:
+    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor, config: AttentionConfig) -> Tensor:
         self.prefix.attended.add(layer)
         if self.constant_patterns:
             query, key = query.detach(), key.detach()
         if branch_attention_wanted(query, self.prefix, layer):
-            return by_kernel(query, key, value, self.prefix, layer, **asked._asdict())
-        prompts, heads, rows, _ = query.shape
-        grouped = query.unflatten(1, (key.shape[1], -1))  # (prompts, groups, heads a group, rows, d)
+            return by_kernel(query, key, value, self.prefix, layer, **config._asdict())
+        prompts, heads, queries, _ = query.shape
+        grouped = query.unflatten(1, (key.shape[1], -1))  # (prompts, groups, heads a group, queries, d)
         pieces = [(level, *level.layers[layer]) for level in self.prefix.levels]
         scores = [_to_pieces(grouped, keys, level) for level, keys, _ in pieces]
         to_self = (grouped * key[:, :, None]).sum(-1, keepdim=True)
-        visible = self.prefix.visible(asked.window, query.device)
+        visible = self.prefix.visible(config.window, query.device)
         mask = None if visible is None else visible[:, None, None, None]
-        weights = _softmax(torch.cat([*scores, to_self], -1), mask, asked)
+        weights = _softmax(torch.cat([*scores, to_self], -1), mask, config)
         weights = weights.to(torch.promote_types(query.dtype, value.dtype))
         mixed = weights[..., -1:] * value[:, :, None]
         start = 0
@@ -182,26 +182,26 @@ class _Rows:
             part = weights[..., start : start + level.width]
             mixed = mixed + _from_pieces(part, values, level)
             start += level.width
-        return mixed.reshape(prompts, heads, rows, -1)
+        return mixed.reshape(prompts, heads, queries, -1)
 
 
-def _softmax(scores: Tensor, mask: Tensor | None, asked: Asked) -> Tensor:
-    """Attention weights (batch, groups, heads a group, rows, keys) of raw products, without those of the sinks."""
-    scores = scores * asked.scale
-    if asked.softcap is not None:
-        scores = torch.tanh(scores / asked.softcap) * asked.softcap
+def _softmax(scores: Tensor, mask: Tensor | None, config: AttentionConfig) -> Tensor:
+    """Attention weights (batch, groups, heads a group, queries, keys) of raw products, without those of the sinks."""
+    scores = scores * config.scale
+    if config.softcap is not None:
+        scores = torch.tanh(scores / config.softcap) * config.softcap
     if mask is not None:
         scores = scores.masked_fill(~mask, float("-inf"))
     keys = scores.shape[-1]
-    if asked.sinks is not None:
-        batch, groups, _, rows, _ = scores.shape
-        sinks = asked.sinks.reshape(1, groups, -1, 1, 1).expand(batch, -1, -1, rows, 1)
+    if config.sinks is not None:
+        batch, groups, _, queries, _ = scores.shape
+        sinks = config.sinks.reshape(1, groups, -1, 1, 1).expand(batch, -1, -1, queries, 1)
         scores = torch.cat([scores, sinks.to(scores)], -1)
     return scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32))[..., :keys]
 
 
 def _of_pieces(level: Level, layer: int) -> tuple[Tensor, Tensor]:
-    """The keys and values that each row of a batch has in its piece."""
+    """The keys and values that each prompt of a batch has in its piece."""
     keys, values = level.layers[layer]
     if len(keys) == 1:
         return keys.expand(len(level.piece), -1, -1, -1), values.expand(len(level.piece), -1, -1, -1)
@@ -210,36 +210,36 @@ def _of_pieces(level: Level, layer: int) -> tuple[Tensor, Tensor]:
 
 
 def _to_pieces(query: Tensor, keys: Tensor, level: Level) -> Tensor:
-    """Products of every row (prompts, groups, heads a group, rows, d) with the keys of its prompt's piece."""
+    """Products of every query (prompts, groups, heads a group, queries, d) with the keys of its prompt's piece."""
     dtype = torch.promote_types(query.dtype, keys.dtype)
     shared, unshared = _by_piece(query.to(dtype), keys.to(dtype), level)
     return _by_prompt(shared @ unshared.mT, query)
 
 
 def _from_pieces(weights: Tensor, values: Tensor, level: Level) -> Tensor:
-    """The values of its prompt's piece, mixed by every row's weights."""
+    """The values of its prompt's piece, mixed by every query's weights."""
     dtype = torch.promote_types(weights.dtype, values.dtype)
     shared, unshared = _by_piece(weights.to(dtype), values.to(dtype), level)
     return _by_prompt(shared @ unshared, weights)
 
 
-def _by_piece(rows: Tensor, pieces: Tensor, level: Level) -> tuple[Tensor, Tensor]:
-    """Rows (pieces, groups, rows of all that share the piece, x) beside pieces (pieces, groups, tokens, d).
+def _by_piece(queries: Tensor, pieces: Tensor, level: Level) -> tuple[Tensor, Tensor]:
+    """Queries (pieces, groups, those of all that share the piece, x) beside pieces (pieces, groups, tokens, d).
 
     Where pieces have different numbers of prompts they are copied for each.
     """
-    prompts, groups = rows.shape[:2]
+    prompts, groups = queries.shape[:2]
     count = prompts // len(pieces)
     if count * len(pieces) != prompts or not torch.equal(level.piece, torch.arange(prompts) // count):
         pieces, count = pieces[level.piece_on(pieces.device)], 1
     if count == 1:
-        return rows.flatten(2, 3), pieces
-    together = rows.unflatten(0, (-1, count)).transpose(1, 2)  # (pieces, groups, prompts, heads a group, rows, x)
-    return together.reshape(len(pieces), groups, -1, rows.shape[-1]), pieces
+        return queries.flatten(2, 3), pieces
+    together = queries.unflatten(0, (-1, count)).transpose(1, 2)  # (pieces, groups, prompts, heads a group, queries, x)
+    return together.reshape(len(pieces), groups, -1, queries.shape[-1]), pieces
 
 
-def _by_prompt(rows: Tensor, like: Tensor) -> Tensor:
+def _by_prompt(queries: Tensor, like: Tensor) -> Tensor:
     """The inverse of `_by_piece`'s order."""
     prompts, groups, heads, count, _ = like.shape
-    together = rows.reshape(len(rows), groups, prompts // len(rows), heads, count, rows.shape[-1])
-    return together.transpose(1, 2).reshape(prompts, groups, heads, count, rows.shape[-1])
+    together = queries.reshape(len(queries), groups, prompts // len(queries), heads, count, queries.shape[-1])
+    return together.transpose(1, 2).reshape(prompts, groups, heads, count, queries.shape[-1])

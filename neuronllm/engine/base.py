@@ -59,7 +59,7 @@ class Engine(ABC):
         self.anatomy = anatomy or Anatomy.of(model)
         self.batch_size = batch_size
         self.reason: str | None = None  # why this engine works and not the one that was asked for
-        self.plan = plan or Plan(prompts=1, rows=TOKENS, window=1)
+        self.plan = plan or Plan(prompts=1, answer_tokens=TOKENS, window=1)
         self._stack = ExitStack()
 
     def __enter__(self: E) -> E:

@@ -1,4 +1,4 @@
-"""How the work is cut into batches: a plan, made before the start and kept for the whole run.
+"""How the work is cut into batches: a plan, made before the start and followed for the whole run.
 
 The same prompts under the same plan give the same bytes, which is why a run writes its plan down and a resumed run
 takes it from there.
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("neuronllm")
 # Answer tokens, and tokens of prompts, of one pass: enough to keep the hardware busy, and memory small.
-ROWS, CUDA_ROWS, LEAST_ROWS = 2048, 8192, 64
+ANSWER_TOKENS, CUDA_ANSWER_TOKENS, FEWEST_ANSWER_TOKENS = 2048, 8192, 64
 TOKENS, CUDA_TOKENS = 4096, 16384
 WINDOW = 32
 # What is said of it by the CPU's allocator, and by cuBLAS, whose workspace is not PyTorch's.
@@ -40,12 +40,12 @@ ENOUGH = 4  # prompts of a batch, below which blocks had better run again on the
 class Plan:
     """Sizes of batches, and what was learnt on the way.
 
-    >>> Plan.from_dict(Plan(prompts=4, rows=64, window=8).to_dict()).prompts
+    >>> Plan.from_dict(Plan(prompts=4, answer_tokens=64, window=8).to_dict()).prompts
     4
     """
 
     prompts: int  # of one batch, at most
-    rows: int  # answer tokens of one pass, at most
+    answer_tokens: int  # answer tokens of one pass, at most
     window: int  # prompts that the engine is handed at once
     root: int = 0  # tokens that all prompts start with, computed once
     recompute: bool = False  # with positions="all", blocks run again on the way back
@@ -63,7 +63,7 @@ class Plan:
         return cls(**data)
 
     def __str__(self) -> str:
-        return f"batches of {self.batch or self.prompts} prompts, passes of {self.rows} answer tokens"
+        return f"batches of {self.batch or self.prompts} prompts, passes of {self.answer_tokens} answer tokens"
 
 
 def make_plan(model: PreTrainedModel, prompts: Sequence[Prompt], *, batch_size: int | str = "auto") -> Plan:
@@ -73,7 +73,7 @@ def make_plan(model: PreTrainedModel, prompts: Sequence[Prompt], *, batch_size: 
     cuda = model.device.type == "cuda"
     size = batch_size if isinstance(batch_size, int) else max(1, (CUDA_TOKENS if cuda else TOKENS) // longest)
     window = size if isinstance(batch_size, int) else max(WINDOW, size)
-    return Plan(prompts=size, rows=CUDA_ROWS if cuda else ROWS, window=window, root=root)
+    return Plan(prompts=size, answer_tokens=CUDA_ANSWER_TOKENS if cuda else ANSWER_TOKENS, window=window, root=root)
 
 
 def roomy(model: PreTrainedModel, anatomy: Anatomy, prompts: Sequence[Prompt]) -> bool:
@@ -81,7 +81,7 @@ def roomy(model: PreTrainedModel, anatomy: Anatomy, prompts: Sequence[Prompt]) -
     if model.device.type == "cuda":
         return False
     hidden = next(model.get_input_embeddings().parameters()).shape[1]
-    tokens = max(TOKENS, ROWS, *(len(p.input_ids) for p in prompts))
+    tokens = max(TOKENS, ANSWER_TOKENS, *(len(p.input_ids) for p in prompts))
     numbers = tokens * len(anatomy.blocks) * (24 * hidden + 10 * max(site.size for site in anatomy.sites))
     return bool(numbers * model.dtype.itemsize < available(model.device) // 4)
 
@@ -101,8 +101,8 @@ def fit(plan: Plan, work: Callable[[Plan, Sequence[Prompt]], int], prompts: Sequ
         most = 1 + (budget - first) // max(1, further) if first <= budget else 0
         if most < min(plan.prompts, ENOUGH) and not plan.recompute and plan.can_recompute:
             plan = replace(plan, recompute=True)
-        elif most < 1 and plan.rows > LEAST_ROWS:
-            plan = replace(plan, rows=plan.rows // 2)
+        elif most < 1 and plan.answer_tokens > FEWEST_ANSWER_TOKENS:
+            plan = replace(plan, answer_tokens=plan.answer_tokens // 2)
         else:
             break
     size = max(1, min(plan.prompts, most))
@@ -110,66 +110,66 @@ def fit(plan: Plan, work: Callable[[Plan, Sequence[Prompt]], int], prompts: Sequ
 
 
 def run_batches(
-    prompts: Sequence[Prompt], score: Callable[[Sequence[Prompt]], Tensor], plan: Plan, rows: int = 1
+    prompts: Sequence[Prompt], score: Callable[[Sequence[Prompt]], Tensor], plan: Plan, per_prompt: int = 1
 ) -> Tensor:
-    """Scores (prompts, ...) from those of batches, in the order given; `rows` answer tokens a prompt and pass.
+    """Scores (prompts, ...) from those of batches, in the order given; `per_prompt` answer tokens a prompt and pass.
 
     A batch that runs out of memory is cut in half, and the plan with it; what is done stays done.
     """
     score_places = lambda places: score([prompts[n] for n in places])  # noqa: E731
     found: dict[int, Tensor] = {}
-    for places, part in backing_off(in_batches(prompts, plan, rows), score_places, plan, rows):
+    for places, part in backing_off(in_batches(prompts, plan, per_prompt), score_places, plan, per_prompt):
         found.update(zip(places, part, strict=True))
     return torch.stack([found[n] for n in range(len(prompts))])
 
 
 def backing_off(
-    batches: list[list[int]], score: Callable[[list[int]], Tensor], plan: Plan, rows: int = 1
+    batches: list[list[int]], score: Callable[[list[int]], Tensor], plan: Plan, per_prompt: int = 1
 ) -> Iterator[tuple[list[int], Tensor]]:
     """(places, scores) of each batch; where one runs out of memory, the plan and all that is left are cut smaller.
 
-    `rows` 0 says that the pass of a prompt cannot be shortened.
+    `per_prompt` 0 says that the pass of a prompt cannot be shortened.
     """
     waiting = list(batches)
     while waiting:
         places = waiting.pop(0)
         part = unless_memory_ends(score, places)
         if part is None:
-            smaller(plan, len(places), rows)
-            waiting = cut([n for batch in [places, *waiting] for n in batch], plan, rows)
+            smaller(plan, len(places), per_prompt)
+            waiting = cut([n for batch in [places, *waiting] for n in batch], plan, per_prompt)
         else:
             yield places, part
 
 
-def in_batches(prompts: Sequence[Prompt], plan: Plan, rows: int = 1) -> list[list[int]]:
+def in_batches(prompts: Sequence[Prompt], plan: Plan, per_prompt: int = 1) -> list[list[int]]:
     """Places of prompts, batch by batch: like lengths beside each other, siblings together."""
     groups = siblings(prompts, plan.root)
     groups.sort(key=lambda group: max(len(prompts[n].input_ids) for n in group))
     batches: list[list[int]] = [[]]
-    size = batch_size(plan, rows, len(prompts))
+    size = batch_size(plan, per_prompt, len(prompts))
     for group in groups:
         if len(batches[-1]) + len(group) > size:
             batches.append([])
         batches[-1] += group
-    return [part for batch in batches for part in cut(batch, plan, rows)]
+    return [part for batch in batches for part in cut(batch, plan, per_prompt)]
 
 
-def batch_size(plan: Plan, rows: int, prompts: int) -> int:
+def batch_size(plan: Plan, per_prompt: int, prompts: int) -> int:
     """Prompts of a batch, of so many in all, whose passes have so many answer tokens a prompt.
 
     Batches are about even: a small one at the end would be slow, and the others need more memory for it.
     """
-    most = max(1, min(plan.prompts, plan.rows // max(1, rows)))
+    most = max(1, min(plan.prompts, plan.answer_tokens // max(1, per_prompt)))
     batches = math.ceil(max(1, prompts) / most)
     return max(1, math.ceil(prompts / batches))
 
 
-def cut(places: list[int], plan: Plan, rows: int) -> list[list[int]]:
-    size = batch_size(plan, rows, len(places))
+def cut(places: list[int], plan: Plan, per_prompt: int) -> list[list[int]]:
+    size = batch_size(plan, per_prompt, len(places))
     return [places[start : start + size] for start in range(0, len(places), size)]
 
 
-def smaller(plan: Plan, prompts: int, rows: int = 1) -> None:
+def smaller(plan: Plan, prompts: int, per_prompt: int = 1) -> None:
     """Halve what ran out of memory, and say so."""
     if prompts > 1:
         plan.prompts = (prompts + 1) // 2
@@ -177,11 +177,11 @@ def smaller(plan: Plan, prompts: int, rows: int = 1) -> None:
     elif plan.can_recompute and not plan.recompute:
         plan.recompute = True
         said = "out of memory with one prompt: now blocks run again on the way back"
-    elif not rows:
+    elif not per_prompt:
         raise InputError("out of memory with one prompt: shorten it, or use a device with more memory")
-    elif plan.rows > 1:
-        plan.rows //= 2
-        said = f"out of memory with one prompt: now {plan.rows} answer tokens a pass"
+    elif plan.answer_tokens > 1:
+        plan.answer_tokens //= 2
+        said = f"out of memory with one prompt: now {plan.answer_tokens} answer tokens a pass"
     else:
         raise InputError("out of memory with a single answer token: use a smaller dtype or a device with more memory")
     plan.backoffs.append(said)

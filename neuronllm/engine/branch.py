@@ -1,10 +1,10 @@
 """The branch sweep: one pass of answer tokens through the layers serves the edits of every layer.
 
-Row 0 of each prompt is the clean answer token; edited copies of it join the packed rows at the block that they are
-edited in. A row attends to its prompt's prefix and to itself only, so a row IS the full forward pass with that edit, at
-the price of one token through the layers from there on.
+The first branch of each prompt is its clean answer token; edited copies of it join at the block that they are edited
+in. A branch attends to its prompt's prefix and to itself only, so it IS the full forward pass with that edit, at the
+price of one token through the layers from there on.
 
-Where a block adds W h to the residual stream as it is, a row needs not run through the block at all: it joins behind
+Where a block adds W h to the residual stream as it is, a branch needs not run through the block at all: it joins behind
 it, as the clean output plus W (h' - h). The self-check finds out by trying. In every other block (norms behind the FFN,
 multipliers, experts) the copies join in front of it and their h is edited in front of the down projection.
 """
@@ -32,10 +32,10 @@ if TYPE_CHECKING:
     from ..data.prompts import Prompt
     from ..model.anatomy import Anatomy
 
-# (site, the rows of h that belong to its block: prompts x rows x width, their routes) -> the rows as they are to be
-EditRows = Callable[[Site, Tensor, "Tensor | None"], Tensor]
-# (site, clean output of its block: prompts x D, clean h: prompts x width) -> rows (prompts x rows x D) from there on
-RowsBehind = Callable[[Site, Tensor, Tensor], Tensor]
+# (site, h of the copies that joined at its block: prompts x copies x width, their routes) -> h as it is to be
+EditCopies = Callable[[Site, Tensor, "Tensor | None"], Tensor]
+# (site, clean output of its block: prompts x D, clean h: prompts x width) -> prompts x branches x D, from there on
+BranchesBehind = Callable[[Site, Tensor, Tensor], Tensor]
 
 
 @dataclass
@@ -46,9 +46,9 @@ class Batch:
     anatomy: Anatomy
     prompts: Sequence[Prompt]
     prefix: Prefix
-    plain: frozenset[str]  # blocks behind which rows may join
-    value: Callable[[Tensor], Tensor]  # logits (prompts, rows, ids) -> the objective (prompts, rows)
-    rows: int  # answer tokens of one pass, at most
+    plain: frozenset[str]  # blocks behind which branches may join
+    value: Callable[[Tensor], Tensor]  # logits (prompts, branches, ids) -> the objective (prompts, branches)
+    answer_tokens: int  # answer tokens of one pass, at most
 
     def in_order(self, found: dict[str, Tensor]) -> Tensor:
         """One column a neuron, of what was found at every site."""
@@ -59,34 +59,34 @@ def sweep(
     batch: Batch,
     sites: Sequence[Site],
     *,
-    rows: Mapping[str, int] | None = None,
-    edit: EditRows | None = None,
-    behind: Mapping[str, RowsBehind] | None = None,
+    copies: Mapping[str, int] | None = None,
+    edit: EditCopies | None = None,
+    behind: Mapping[str, BranchesBehind] | None = None,
 ) -> Tensor:
-    """Logits (prompts, 1 + rows, ids): the clean answer, then the rows of every block from the first to the last.
+    """Logits (prompts, 1 + branches, ids): the clean answer, then the branches of every block, first to last.
 
-    `rows` says how many copies join in front of a block, and `edit` sees them at its sites; `behind` makes the rows
-    that join behind a block. Both go by the block's name.
+    `copies` says how many of them join in front of a block, and `edit` sees them at its sites; `behind` makes the
+    branches that join behind a block. Both go by the block's name.
     """
     model = batch.model
-    rows, behind = rows or {}, behind or {}
+    copies, behind = copies or {}, behind or {}
     clean: dict[str, Tensor] = {}
 
     def in_front(site: Site, h: Tensor, routes: Tensor | None) -> Tensor | None:
         if site.block in behind:
             clean[site.block] = h[:, 0].detach()
             return None
-        count = rows[site.block]
+        count = copies[site.block]
         assert edit is not None
         edited = edit(site, h[:, -count:], None if routes is None else routes[:, -count:])
         return torch.cat([h[:, :-count], edited.to(h)], 1)
 
     with ExitStack() as stack:
         stack.enter_context(branch_attention(model, batch.prefix))
-        visited = [site for site in sites if rows.get(site.block) or site.block in behind]
+        visited = [site for site in sites if copies.get(site.block) or site.block in behind]
         for block in dict.fromkeys(site.block for site in visited if site.block not in behind):
             # before `visiting`, which looks at the shape that a block is given
-            stack.enter_context(_joining(model.get_submodule(block), rows[block]))
+            stack.enter_context(_joining(model.get_submodule(block), copies[block]))
         for site in visited:
             if site.block in behind:
                 make = behind[site.block]
@@ -124,11 +124,11 @@ def clean_routes(batch: Batch) -> dict[str, Tensor]:
     return found
 
 
-def residuals(batch: Batch, sites: Sequence[Site], count: int, edit: EditRows) -> Tensor:
-    """What `count` edited rows of the sites of one block have become right behind it, (prompts, rows, D)."""
+def residuals(batch: Batch, sites: Sequence[Site], count: int, edit: EditCopies) -> Tensor:
+    """What `count` edited copies of the sites of one block have become right behind it, (prompts, copies, D)."""
     out: list[Tensor] = []
     with leaving(batch.model.get_submodule(sites[0].block), count, out):
-        sweep(batch, sites, rows={sites[0].block: count}, edit=edit)
+        sweep(batch, sites, copies={sites[0].block: count}, edit=edit)
     return out[0][:, -count:]
 
 
@@ -143,7 +143,7 @@ def vectors(model: PreTrainedModel, site: Site, ids: Tensor | None = None) -> Te
 
 @contextmanager
 def joining_behind(block: nn.Module, make: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """`make(clean row)` gives rows that join the packed rows behind a block, in their own type if it is wider."""
+    """`make(clean branch)` gives branches that join the others behind a block, in their own type if it is wider."""
 
     def join(module: nn.Module, args: Any, output: Any) -> Any:
         x = output[0] if isinstance(output, tuple) else output
@@ -159,7 +159,7 @@ def joining_behind(block: nn.Module, make: Callable[[Tensor], Tensor]) -> Iterat
 
 @contextmanager
 def leaving(block: nn.Module, count: int, out: list[Tensor]) -> Iterator[None]:
-    """The last `count` rows leave the packed rows behind a block, after `out` was given all of them."""
+    """The last `count` branches leave the others behind a block, after `out` was given all of them."""
 
     def leave(module: nn.Module, args: Any, output: Any) -> Any:
         x = output[0] if isinstance(output, tuple) else output
@@ -175,7 +175,7 @@ def leaving(block: nn.Module, count: int, out: list[Tensor]) -> Iterator[None]:
 
 @contextmanager
 def _joining(block: nn.Module, count: int) -> Iterator[None]:
-    """`count` copies of the clean row join the rows that a block is given."""
+    """`count` copies of the clean branch join those that a block is given."""
 
     def join(module: nn.Module, args: Any, kwargs: Any) -> Any:
         x = args[0] if args else kwargs["hidden_states"]

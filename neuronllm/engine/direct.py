@@ -1,6 +1,6 @@
 """Direct pushes of a batch: what a neuron writes, read off by the model's own final norm and head.
 
-The rows are made as for exact effects, but go no further than the end of their block.
+The branches are made as for exact effects, but go no further than the end of their block.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ def direct(batch: Batch, unembed: Callable[[Tensor], Tensor]) -> Tensor:
     for site in batch.anatomy.sites:
         made = _added(batch, site, *states[site.down]) if site.block in batch.plain else _run(batch, site, routes)
         parts = []
-        for rows in made:  # neurons, and last of all a row without any
-            value = batch.value(unembed(rows))
+        for branches in made:  # neurons, and last of all a branch without any
+            value = batch.value(unembed(branches))
             parts.append((value[:, :-1] - value[:, -1:]).cpu())
         found[site.down] = site.spread(*at_experts(site, torch.cat(parts, 1), routes))
     return batch.in_order(found)
 
 
 def _places(batch: Batch, count: int) -> Iterator[Tensor]:
-    yield from torch.arange(count).split(max(1, batch.rows // len(batch.prompts)))
+    yield from torch.arange(count).split(max(1, batch.answer_tokens // len(batch.prompts)))
 
 
 def _added(batch: Batch, site: Site, x: Tensor, h: Tensor) -> Iterator[Tensor]:
@@ -46,18 +46,18 @@ def _added(batch: Batch, site: Site, x: Tensor, h: Tensor) -> Iterator[Tensor]:
 
 
 def _run(batch: Batch, site: Site, routes: dict[str, Tensor]) -> Iterator[Tensor]:
-    """Through any other block: rows in which one neuron of the site keeps its h, and nothing else of the layer."""
+    """Through any other block: copies in which one neuron of the site keeps its h, and nothing else of the layer."""
     for places in _places(batch, held_at(site, routes)):
 
         def alone(here: Site, h: Tensor, now: Tensor | None, places: Tensor = places) -> Tensor:
             if here is not site:
                 return torch.zeros_like(h)
             column = columns_of(site, places, routes, None if now is None else now[:, :-1]).to(h.device)
-            rows = h.flatten(2)
-            mask = torch.zeros_like(rows, dtype=torch.bool)
+            flat = h.flatten(2)
+            mask = torch.zeros_like(flat, dtype=torch.bool)
             mask[:, :-1].scatter_(
                 2, column.clamp(min=0).expand(len(h), -1)[..., None], (column >= 0)[..., None].expand(len(h), -1, -1)
             )
-            return torch.where(mask, rows, 0).reshape(h.shape)
+            return torch.where(mask, flat, 0).reshape(h.shape)
 
         yield residuals(batch, batch.anatomy.blocks[site.block], len(places) + 1, alone)

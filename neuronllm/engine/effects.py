@@ -1,6 +1,6 @@
-"""Exact effects of a batch: every neuron edited in a row of its own, and the row really run to the end.
+"""Exact effects of a batch: every neuron edited in a branch of its own, and the branch really run to the end.
 
-Neurons of experts that a token is not routed to do nothing, so rows are made for places only: a place is one of the
+Neurons of experts that a token is not routed to do nothing, so branches are made for places only: a place is one of the
 numbers that h holds at a site, counted over the experts of the token. Which neuron a place belongs to is up to each
 prompt's routes.
 """
@@ -26,7 +26,7 @@ def effects(batch: Batch, ids: Tensor | None, factor: float, trial: bool = False
     places = _places(batch, ids, routes)
     total = sum(len(at) for _, at in places)
     found: dict[str, list[Tensor]] = {site.down: [] for site, _ in places}
-    for chunk in _chunks(places, max(1, min(total, batch.rows // len(batch.prompts)))):
+    for chunk in _chunks(places, max(1, min(total, batch.answer_tokens // len(batch.prompts)))):
         if trial and found[places[0][0].down]:
             return torch.zeros(len(batch.prompts), batch.anatomy.n_neurons if ids is None else len(ids))
         values = _swept(batch, chunk, routes, factor).split([len(at) for _, at in chunk], 1)
@@ -59,7 +59,7 @@ def rounding(batch: Batch) -> float:
         return h * (1 + noise * torch.finfo(h.dtype).eps)
 
     first = batch.anatomy.sites[0]
-    logits = sweep(batch, batch.anatomy.blocks[first.block], rows={first.block: COPIES}, edit=jitter)
+    logits = sweep(batch, batch.anatomy.blocks[first.block], copies={first.block: COPIES}, edit=jitter)
     values = batch.value(logits)
     return float((values[:, 1:] - values[:, :1]).abs().max())
 
@@ -80,22 +80,22 @@ def _swept(batch: Batch, chunk: Places, routes: dict[str, Tensor], factor: float
 
     def multiply(site: Site, h: Tensor, now: Tensor | None) -> Tensor:
         own = slice(starts[site.down], starts[site.down] + len(at[site.down]))
-        rows, index = (
+        values, index = (
             h[:, own].flatten(2),
             columns_of(site, at[site.down], routes, None if now is None else now[:, own]),
         )
         index = index.to(h.device).expand(len(h), -1)[..., None]
-        value = rows.gather(2, index.clamp(min=0))
-        # Where rounding took an expert out of a row's routes there is nothing to edit.
-        rows = rows.scatter(2, index.clamp(min=0), torch.where(index < 0, value, value * factor)).reshape(
+        old = values.gather(2, index.clamp(min=0))
+        # Where rounding took an expert out of a branch's routes there is nothing to edit.
+        values = values.scatter(2, index.clamp(min=0), torch.where(index < 0, old, old * factor)).reshape(
             h[:, own].shape
         )
-        return torch.cat([h[:, : own.start], rows, h[:, own.stop :]], 1)
+        return torch.cat([h[:, : own.start], values, h[:, own.stop :]], 1)
 
     logits = sweep(
         batch,
         sites,
-        rows={block: count for block, count in counts.items() if block not in batch.plain},
+        copies={block: count for block, count in counts.items() if block not in batch.plain},
         edit=multiply,
         behind={site.block: join for site in sites if site.block in batch.plain},
     )
@@ -104,7 +104,7 @@ def _swept(batch: Batch, chunk: Places, routes: dict[str, Tensor], factor: float
 
 
 def columns_of(site: Site, places: Tensor, routes: dict[str, Tensor], now: Tensor | None) -> Tensor:
-    """(prompts, places): where in a row's own h the neuron of each place is; -1 where its expert is missing."""
+    """(prompts, places): where in a branch's own h the neuron of each place is; -1 where its expert is missing."""
     if now is None:
         return places[None]
     wanted = routes[site.down][:, places.to(now.device) // site.width]
@@ -128,17 +128,17 @@ def _places(batch: Batch, ids: Tensor | None, routes: dict[str, Tensor]) -> Plac
     return found
 
 
-def _chunks(places: Places, rows: int) -> Iterator[Places]:
-    """The same places in passes of so many rows."""
+def _chunks(places: Places, most: int) -> Iterator[Places]:
+    """The same places in passes of so many branches."""
     chunk: Places = []
-    room = rows
+    room = most
     for site, at in places:
         while len(at):
             chunk.append((site, at[:room]))
             at, room = at[room:], room - len(at[:room])
             if not room:
                 yield chunk
-                chunk, room = [], rows
+                chunk, room = [], most
     if chunk:
         yield chunk
 

@@ -71,7 +71,7 @@ class FastEngine(Engine):
         self.options_head = True  # whether the head may compute the options' logits alone
         self._widened = False
         self._trial = False  # as little work as shows what memory it takes
-        self._rows_a_prompt = 1
+        self._tokens_a_prompt = 1
         self._prefix_bytes = 0  # of a prompt, in the last batch
 
     # ---- the self-check ----
@@ -89,11 +89,11 @@ class FastEngine(Engine):
         some = [prompts[n] for n in dict.fromkeys([longest, family[0], family[-1]])]
         known = verdicts(self.model)
         # A tree of another depth, prompts beyond another window: these are other questions to the model.
-        asked = ("answer tokens", self.dtype, bool(self.plan.root), len(some) > 1, reach(self.model, some[0]))
-        if asked not in known:
+        question = ("answer tokens", self.dtype, bool(self.plan.root), len(some) > 1, reach(self.model, some[0]))
+        if question not in known:
             with quietly():
-                known[asked] = self._checked(some)
-        reason, self.options_head, self._blocks = known[asked]
+                known[question] = self._checked(some)
+        reason, self.options_head, self._blocks = known[question]
         return reason
 
     def _checked(self, prompts: Sequence[Prompt]) -> Verdict:
@@ -160,7 +160,7 @@ class FastEngine(Engine):
         finally:
             self._trial, self.plan = False, plan
         first, further = fitted.estimate.values()
-        fitted.batch = batch_size(fitted, self._rows_a_prompt, len(prompts))
+        fitted.batch = batch_size(fitted, self._tokens_a_prompt, len(prompts))
         weights = sum(p.numel() * p.element_size() for p in self.model.parameters())
         peak, prefixes = first + (fitted.batch - 1) * further, fitted.batch * self._prefix_bytes
         fitted.estimate = {
@@ -189,7 +189,7 @@ class FastEngine(Engine):
         explained = get_objective(objective)
 
         def score(batch: Sequence[Prompt]) -> Tensor:
-            with self._asking(batch, explained) as choices:
+            with self._choices(batch, explained) as choices:
                 value = lambda logits: choices.value(explained, logits)  # noqa: E731
                 return self._gradient(batch, value, 1, positions == "all", weight, rules)[:, 0]
 
@@ -200,7 +200,7 @@ class FastEngine(Engine):
         most = max(len(p.option_ids) for p in prompts)
 
         def score(batch: Sequence[Prompt]) -> Tensor:
-            with self._asking(batch) as choices:
+            with self._choices(batch) as choices:
                 found = self._gradient(batch, choices.each, choices.real.shape[1], False, "activation", None)
             return torch.nn.functional.pad(found, (0, 0, 0, most - found.shape[1]))
 
@@ -210,7 +210,7 @@ class FastEngine(Engine):
         explained = get_objective(objective)
 
         def score(batch: Sequence[Prompt]) -> Tensor:
-            with self._asking(batch, explained) as choices:
+            with self._choices(batch, explained) as choices:
                 return integral(self._batch(batch, lambda logits: choices.value(explained, logits)), alphas, weights)
 
         blocks = {site.block for site in self.anatomy.sites}
@@ -223,22 +223,22 @@ class FastEngine(Engine):
         ids, explained = None if ids is None else self.anatomy.checked(ids), get_objective(objective)
 
         def score(prompts: Sequence[Prompt]) -> Tensor:
-            with self._in_float32(), self._asking(prompts, explained) as choices:
+            with self._in_float32(), self._choices(prompts, explained) as choices:
                 batch = self._batch(prompts, lambda logits: choices.value(explained, logits))
                 self.plan.noise = max(self.plan.noise, rounding(batch))
                 return effects(batch, ids, factor, self._trial)
 
-        rows = self.anatomy.n_neurons if ids is None else len(ids)
-        return self._batched(prompts, score, rows)
+        per_prompt = self.anatomy.n_neurons if ids is None else len(ids)
+        return self._batched(prompts, score, per_prompt)
 
     @torch.no_grad()
     def direct(self, prompts: Sequence[Prompt], objective: AnyObjective) -> Tensor:
         explained = get_objective(objective)
 
         def score(prompts: Sequence[Prompt]) -> Tensor:
-            with self._asking(prompts, explained) as choices:
+            with self._choices(prompts, explained) as choices:
                 batch = self._batch(prompts, lambda logits: choices.value(explained, logits))
-                return direct(batch, self._unembed_rows)
+                return direct(batch, self._unembed)
 
         return self._batched(prompts, score, max(site.width for site in self.anatomy.sites))
 
@@ -248,7 +248,7 @@ class FastEngine(Engine):
         found: dict[str, Tensor] = {}
         real = [len(p.input_ids) if everywhere else 1 for p in prompts]
 
-        with watching_ups(self.model, self.anatomy.sites) as ups, self._asking(prompts):
+        with watching_ups(self.model, self.anatomy.sites) as ups, self._choices(prompts):
 
             def look(site: Site, h: Tensor, routes: Tensor | None) -> None:
                 value = wide(h if statistic == "value" else (ups(site, h)[0] > 0).to(h))
@@ -271,23 +271,23 @@ class FastEngine(Engine):
         self,
         prompts: Sequence[Prompt],
         value: Callable[[Tensor], Tensor],
-        rows: int,
+        copies: int,
         everywhere: bool,
         weight: str,
         rules: str | None,
     ) -> Tensor:
-        """(prompts, rows, n_neurons): weight times the gradient of every row's value, or summed over all tokens."""
+        """(prompts, copies, n_neurons): weight times the gradient of every copy's value, or summed over all tokens."""
         found: dict[str, Tensor] = {}
         scale = torch.sign if weight == "sign" else torch.Tensor.detach
 
         def keep(site: Site, h: Tensor, grad: Tensor, routes: Tensor | None) -> None:
-            if rows == 1 and routes is None and glu_score_wanted(h):
+            if copies == 1 and routes is None and glu_score_wanted(h):
                 found[site.down] = summed_products(scale(h), grad)[:, None].cpu()
                 return
             parts = []
             for n in range(len(h)):  # so that products in float32 stay small; behind the answer the gradient is 0
                 product, of = wide(scale(h[n])) * wide(grad[n]), None if routes is None else routes[n]
-                parts.append(summed(site, product, of)[None] if rows == 1 else site.spread(product, of))
+                parts.append(summed(site, product, of)[None] if copies == 1 else site.spread(product, of))
             found[site.down] = torch.stack(parts).cpu()
 
         with ExitStack() as stack:
@@ -302,34 +302,34 @@ class FastEngine(Engine):
                 prefix = self._prefill(prompts)
                 stack.enter_context(branch_attention(self.model, prefix, constant_patterns=detached))
             anchor = stack.enter_context(watching_gradients(self.model, self.anatomy.sites, keep))
-            logits = full_pass(self.model, prompts) if everywhere else answer_pass(self.model, prompts, prefix, rows)
+            logits = full_pass(self.model, prompts) if everywhere else answer_pass(self.model, prompts, prefix, copies)
             torch.autograd.grad(value(logits).sum(), anchor)
         return torch.cat([found[site.down] for site in self.anatomy.sites], -1)
 
-    def _unembed_rows(self, rows: Tensor) -> Tensor:
-        """Logits of residual rows (prompts, rows, D), by the model's own final norm, head and scale."""
+    def _unembed(self, states: Tensor) -> Tensor:
+        """Logits of residual states (prompts, branches, D), by the model's own final norm, head and scale."""
 
         def put(module: Any, args: Any, output: Any) -> Any:
             first = output[0] if isinstance(output, tuple) else output
-            placed = rows.reshape(1, -1, rows.shape[-1]).to(first)
+            placed = states.reshape(1, -1, states.shape[-1]).to(first)
             return (placed, *output[1:]) if isinstance(output, tuple) else placed
 
         handle = decoder_layers(self.model)[1][-1].register_forward_hook(put)
         try:
             ids = torch.zeros(1, 1, dtype=torch.int64, device=input_device(self.model))
-            return self.model(input_ids=ids, use_cache=False).logits.reshape(*rows.shape[:2], -1)
+            return self.model(input_ids=ids, use_cache=False).logits.reshape(*states.shape[:2], -1)
         finally:
             handle.remove()
 
     # ---- batches ----
 
-    def _batched(self, prompts: Sequence[Prompt], score: Score, rows: int = 1) -> Tensor:
-        """Scores of all prompts, (prompts, ...), batch by batch; a pass has about `rows` answer tokens a prompt."""
+    def _batched(self, prompts: Sequence[Prompt], score: Score, per_prompt: int = 1) -> Tensor:
+        """Scores of all prompts, (prompts, ...), batch by batch; a pass has some `per_prompt` answer tokens of each."""
         check_prompts(self.model, prompts)
         self._make_plan(prompts)
         self._blocks_of(prompts)
-        self._rows_a_prompt = min(rows, self.plan.rows)
-        return run_batches(prompts, score, self.plan, self._rows_a_prompt)
+        self._tokens_a_prompt = min(per_prompt, self.plan.answer_tokens)
+        return run_batches(prompts, score, self.plan, self._tokens_a_prompt)
 
     def _make_plan(self, prompts: Sequence[Prompt]) -> None:
         if not self._planned:
@@ -338,7 +338,7 @@ class FastEngine(Engine):
 
     def _batch(self, prompts: Sequence[Prompt], value: Callable[[Tensor], Tensor]) -> Batch:
         plain = (self._blocks or Blocks()).plain
-        return Batch(self.model, self.anatomy, prompts, self._prefill(prompts), plain, value, self.plan.rows)
+        return Batch(self.model, self.anatomy, prompts, self._prefill(prompts), plain, value, self.plan.answer_tokens)
 
     def _prefill(self, prompts: Sequence[Prompt]) -> Prefix:
         """Their prefixes; what all prompts of the run start with is computed once."""
@@ -368,7 +368,7 @@ class FastEngine(Engine):
             self._widened = False
 
     @contextmanager
-    def _asking(self, prompts: Sequence[Prompt], objective: Objective | None = None) -> Iterator[Choices]:
+    def _choices(self, prompts: Sequence[Prompt], objective: Objective | None = None) -> Iterator[Choices]:
         """The choices of a batch, with a head that computes their logits alone where that is enough."""
         choices = Choices.of(prompts, objective.forms if objective else None)
         if (objective and objective.vocabulary) or not self.options_head:

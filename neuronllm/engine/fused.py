@@ -32,7 +32,7 @@ def summed_products(h: Tensor, grad: Tensor) -> Tensor:
 
 
 def branch_attention_wanted(query: Tensor, prefix: Prefix, layer: int) -> bool:
-    """The prefix must have been computed in the type of the rows, and types be such as the kernel takes."""
+    """The prefix must have been computed in the type of the answer tokens, and types be such as the kernel takes."""
     wide = query.dtype == torch.float64 or (query.is_cuda and query.dtype == torch.float32)
     mixed = any(part.dtype != query.dtype for level in prefix.levels for part in level.layers[layer])
     return not wide and not mixed and uses_triton("branch_attention", "auto", query)
@@ -50,7 +50,7 @@ def by_kernel(
     window: int | None,
     sinks: Tensor | None,
 ) -> Tensor:
-    """Rows attend to their prompts' pieces where those lie, and to themselves."""
+    """Answer tokens attend to their prompts' pieces where those lie, and to themselves."""
     from ..ops import Pieces, branch_attention
 
     pieces = [Pieces(*level.layers[layer], level.piece, level.lengths, level.starts) for level in prefix.levels]

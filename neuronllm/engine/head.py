@@ -43,8 +43,8 @@ class Choices:
         options = [[list(ids[:forms]) for ids in p.option_ids] for p in prompts]
         most, longest = max(len(o) for o in options), max(len(ids) for o in options for ids in o)
         none = [-1] * longest
-        rows = [[ids + none[len(ids) :] for ids in o] + [none] * (most - len(o)) for o in options]
-        padded = torch.tensor(rows)
+        lists = [[ids + none[len(ids) :] for ids in o] + [none] * (most - len(o)) for o in options]
+        padded = torch.tensor(lists)
         return cls(padded.clamp(min=0), padded >= 0, torch.tensor([[p.answer] for p in prompts]))
 
     def columns(self) -> tuple[Tensor, Choices]:
@@ -56,25 +56,25 @@ class Choices:
         return Choices(self.ids.to(device), self.real.to(device), self.right.to(device))
 
     def scores(self, logits: Tensor) -> Tensor:
-        """(prompts, rows, tokens) -> (prompts, rows, options), the logsumexp over each option's token ids."""
+        """(prompts, branches, ids) -> (prompts, branches, options), the logsumexp over each option's token ids."""
         here = self.to(logits.device)
-        prompts, rows, _ = logits.shape
-        index = here.ids.reshape(prompts, 1, -1).expand(-1, rows, -1)
+        prompts, branches, _ = logits.shape
+        index = here.ids.reshape(prompts, 1, -1).expand(-1, branches, -1)
         found = logits.gather(-1, index).unflatten(-1, here.ids.shape[1:])
         return wide(found).masked_fill(~here.real[:, None], NEVER).logsumexp(-1)
 
     def value(self, objective: Objective, logits: Tensor) -> Tensor:
-        """The objective of every row, (prompts, rows), in float32 or better."""
+        """The objective of every branch, (prompts, branches), in float32 or better."""
         log_z = wide(logits).logsumexp(-1) if objective.vocabulary else None
         value = objective.value(Readout(self.scores(logits), self.right.to(logits.device)[:, None], log_z))
         if getattr(value, "shape", None) != logits.shape[:-1]:
             raise InputError(
-                f"objective {objective.name!r}: its value must be one number a row, {tuple(logits.shape[:-1])}"
+                f"objective {objective.name!r}: its value must be one number a branch, {tuple(logits.shape[:-1])}"
             )
         return value
 
     def each(self, logits: Tensor) -> Tensor:
-        """Row k's score of option k, (prompts, options): its gradient is that of one option alone."""
+        """Branch k's score of option k, (prompts, options): its gradient is that of one option alone."""
         return self.scores(logits).diagonal(dim1=1, dim2=2)
 
 
@@ -93,10 +93,10 @@ def option_scores(logits: Tensor, option_ids: list[list[int]]) -> Tensor:
 
 
 def objective_value(objective: AnyObjective, logits: Tensor, prompt: Prompt) -> Tensor:
-    """The objective of answer logits (..., vocabulary) for a prompt, one value a row, in float32 or better."""
+    """The objective of answer logits (..., vocabulary) for a prompt, one value each, in float32 or better."""
     objective = get_objective(objective)
-    rows = logits.reshape(1, -1, logits.shape[-1])
-    return Choices.of([prompt], objective.forms).value(objective, rows).reshape(logits.shape[:-1])
+    one_prompt = logits.reshape(1, -1, logits.shape[-1])
+    return Choices.of([prompt], objective.forms).value(objective, one_prompt).reshape(logits.shape[:-1])
 
 
 @contextmanager

@@ -23,11 +23,11 @@ def integral(batch: Batch, alphas: Tensor, weights: Tensor) -> Tensor:
     alphas, weights = (part.to(input_device(batch.model)) for part in (alphas, weights))
 
     def join(site: Site, x: Tensor, h: Tensor) -> Tensor:
-        """A row whose h is alpha h is the clean row less (1 - alpha) of what the neurons write."""
+        """A branch whose h is alpha h is the clean one less (1 - alpha) of what the neurons write."""
         held[site.down] = (h, None)
         step = wide(h) @ vectors(batch.model, site)
-        rows = wide(x)[:, None] - (1 - alphas.to(step))[None, :, None] * step[:, None]
-        leaves[site.down] = rows.to(x).requires_grad_(True)
+        branches = wide(x)[:, None] - (1 - alphas.to(step))[None, :, None] * step[:, None]
+        leaves[site.down] = branches.to(x).requires_grad_(True)
         return leaves[site.down]
 
     def scale(site: Site, h: Tensor, routes: Tensor | None) -> Tensor:
@@ -41,7 +41,7 @@ def integral(batch: Batch, alphas: Tensor, weights: Tensor) -> Tensor:
         logits = sweep(
             batch,
             batch.anatomy.sites,
-            rows=dict.fromkeys(in_front, len(alphas)),
+            copies=dict.fromkeys(in_front, len(alphas)),
             edit=scale,
             behind=dict.fromkeys(batch.plain, join),
         )
@@ -60,10 +60,10 @@ def integral(batch: Batch, alphas: Tensor, weights: Tensor) -> Tensor:
 
 
 def _mean(site: Site, terms: Tensor, routes: Tensor | None, weights: Tensor) -> Tensor:
-    """The weighted sum of rows (prompts, rows, ...) at a site's neurons, (prompts, size)."""
+    """The weighted sum of copies (prompts, copies, ...) at a site's neurons, (prompts, size)."""
     weights = weights.to(terms.device)
     if routes is None or bool((routes == routes[:, :1]).all()):
         routes = None if routes is None else routes[:, 0]
         return site.spread(torch.einsum("m,bm...->b...", weights, terms), routes)
-    # Rounding broke a tie of the router in some rows: every row knows its own experts.
+    # Rounding broke a tie of the router in some copies: every copy has its own experts.
     return torch.einsum("m,bm...->b...", weights, site.spread(terms, routes))

@@ -102,7 +102,7 @@ def passing_cache(length: int) -> Any:
             return length
 
         def get_mask_sizes(self, query_length: Any, layer_idx: int = 0) -> tuple[int, int]:
-            rows = query_length if isinstance(query_length, int) else len(query_length)
-            return length + rows, 0
+            tokens = query_length if isinstance(query_length, int) else len(query_length)
+            return length + tokens, 0
 
     return PassingCache()

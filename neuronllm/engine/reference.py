@@ -91,10 +91,10 @@ class ReferenceEngine(Engine):
 
     @torch.no_grad()
     def post_normed(self, prompt: Prompt) -> bool:
-        known, asked = verdicts(self.model), ("post norms", self.dtype)
-        if asked not in known:
-            known[asked] = self._post_normed(prompt)
-        return bool(known[asked])
+        known, question = verdicts(self.model), ("post norms", self.dtype)
+        if question not in known:
+            known[question] = self._post_normed(prompt)
+        return bool(known[question])
 
     def _post_normed(self, prompt: Prompt) -> bool:
         clean = self._clean(prompt)
@@ -112,9 +112,9 @@ class ReferenceEngine(Engine):
         check_prompts(self.model, prompts)
         return torch.stack([score(prompt) for prompt in prompts])
 
-    def _forward(self, prompt: Prompt, rows: int = 1) -> Tensor:
-        """Logits (rows, vocabulary) at the answer position of `rows` copies of the prompt."""
-        return answer_logits(self.model, torch.tensor([prompt.input_ids]).expand(rows, -1))
+    def _forward(self, prompt: Prompt, copies: int = 1) -> Tensor:
+        """Logits (copies, vocabulary) at the answer position of so many copies of the prompt."""
+        return answer_logits(self.model, torch.tensor([prompt.input_ids]).expand(copies, -1))
 
     def _clean(self, prompt: Prompt) -> Clean:
         """h of every site at the answer position: (width,), or (K, width) of the K experts in the routes beside it."""
@@ -127,14 +127,14 @@ class ReferenceEngine(Engine):
             self._forward(prompt)
         return seen
 
-    def _edited(self, prompt: Prompt, rows: dict[str, Tensor]) -> Tensor:
-        """Logits of copies of the prompt, each with its row of h at the answer position of the sites in `rows`."""
+    def _edited(self, prompt: Prompt, copies: dict[str, Tensor]) -> Tensor:
+        """Logits of copies of the prompt, each with its own h at the answer position of the sites in `copies`."""
 
         def replace(site: Site, old: Tensor, routes: Tensor | None) -> Tensor:
-            return torch.cat([old[:, :-1], rows[site.down][:, None].to(old)], 1)
+            return torch.cat([old[:, :-1], copies[site.down][:, None].to(old)], 1)
 
-        with visiting(self.model, [site for site in self.anatomy.sites if site.down in rows], replace):
-            return self._forward(prompt, len(next(iter(rows.values()))))
+        with visiting(self.model, [site for site in self.anatomy.sites if site.down in copies], replace):
+            return self._forward(prompt, len(next(iter(copies.values()))))
 
     def _activations(self, prompt: Prompt, positions: str, statistic: str) -> Tensor:
         seen: dict[str, Tensor] = {}
@@ -208,11 +208,11 @@ class ReferenceEngine(Engine):
             within = ids - self.anatomy.offsets[n]
             # Neurons of experts that the answer token is not routed to do nothing here.
             active = where == n if routes is None else (where == n) & torch.isin(within // site.width, routes.cpu())
-            for part in active.nonzero()[:, 0].split(self._rows(prompt)):
+            for part in active.nonzero()[:, 0].split(self._copies_in_a_pass(prompt)):
                 mask = one_each(site, within[part].to(h.device), routes)
-                # The last row stays clean: both sides come from one pass.
-                rows = torch.cat([torch.where(mask, h * factor, h), h[None]])
-                value = objective_value(objective, self._edited(prompt, {site.down: rows}), prompt)
+                # The last copy stays clean: both sides come from one pass.
+                copies = torch.cat([torch.where(mask, h * factor, h), h[None]])
+                value = objective_value(objective, self._edited(prompt, {site.down: copies}), prompt)
                 effects[part] = (value[-1] - value[:-1]).cpu()
         return effects
 
@@ -221,8 +221,8 @@ class ReferenceEngine(Engine):
         h = self._clean(prompt)[site.down][0]
         generator = torch.Generator().manual_seed(0)
         noise = torch.randn(8, *h.shape, generator=generator, dtype=torch.float64).to(h)
-        rows = torch.cat([h * (1 + noise * torch.finfo(h.dtype).eps), h[None]])
-        value = objective_value(objective, self._edited(prompt, {site.down: rows}), prompt)
+        copies = torch.cat([h * (1 + noise * torch.finfo(h.dtype).eps), h[None]])
+        value = objective_value(objective, self._edited(prompt, {site.down: copies}), prompt)
         return float((value[:-1] - value[-1]).abs().max())
 
     def _direct(self, prompt: Prompt, objective: AnyObjective) -> Tensor:
@@ -231,10 +231,10 @@ class ReferenceEngine(Engine):
             for site in sites:
                 h, routes = clean[site.down]
                 found = torch.zeros(site.size, dtype=wide(h).dtype)
-                for index in self._active(site, routes).split(self._rows(prompt)):
+                for index in self._active(site, routes).split(self._copies_in_a_pass(prompt)):
                     mask = one_each(site, index.to(h.device), routes)
                     alone = torch.cat([torch.where(mask, h, 0), torch.zeros_like(h)[None]])
-                    # Whatever else the layer holds stays silent, and so it does in the last row.
+                    # Whatever else the layer holds stays silent, and so it does in the last copy.
                     others = {s.down: clean[s.down][0] for s in sites if s is not site}
                     silent = {down: torch.zeros_like(o).expand(len(alone), *o.shape) for down, o in others.items()}
                     logits = self._unembed(self._after(prompt, block, {site.down: alone, **silent}))
@@ -249,11 +249,11 @@ class ReferenceEngine(Engine):
         return every if routes is None else every[torch.isin(every // site.width, routes.cpu())]
 
     def _joined(self, scores: dict[str, Tensor]) -> Tensor:
-        """One row of all neurons out of what was found in each site."""
+        """The scores of all neurons, in order, out of what was found in each site."""
         return torch.cat([scores[site.down].cpu() for site in self.anatomy.sites])
 
-    def _after(self, prompt: Prompt, block: str, rows: dict[str, Tensor]) -> Tensor:
-        """The residual stream (rows, D) right after a layer, with rows of h at the answer position of its sites."""
+    def _after(self, prompt: Prompt, block: str, copies: dict[str, Tensor]) -> Tensor:
+        """The residual stream (copies, D) right after a layer, with copies of h at the answer position of its sites."""
         out: list[Tensor] = []
 
         def keep(module: Any, args: Any, output: Any) -> None:
@@ -261,21 +261,21 @@ class ReferenceEngine(Engine):
 
         handle = self.model.get_submodule(block).register_forward_hook(keep)
         try:
-            self._edited(prompt, rows)
+            self._edited(prompt, copies)
         finally:
             handle.remove()
         return out[0]
 
     def _unembed(self, residual: Tensor) -> Tensor:
-        """Logits of residual rows, by the model's own final norm, head and scale.
+        """Logits of residual states, by the model's own final norm, head and scale.
 
-        The rows take the place of the last layer's output in a forward of one-token inputs, so no architecture needs to
-        be known here.
+        The states take the place of the last layer's output in a forward of one-token inputs, so no architecture needs
+        to be known here.
         """
 
         def put(module: Any, args: Any, output: Any) -> Any:
-            rows = residual[:, None].to(output[0] if isinstance(output, tuple) else output)
-            return (rows, *output[1:]) if isinstance(output, tuple) else rows
+            states = residual[:, None].to(output[0] if isinstance(output, tuple) else output)
+            return (states, *output[1:]) if isinstance(output, tuple) else states
 
         # Every decoder layer is a sibling of the sites' blocks; the last one feeds the final norm.
         stack = self.model.get_submodule(self.anatomy.sites[-1].block.rpartition(".")[0])
@@ -286,7 +286,7 @@ class ReferenceEngine(Engine):
         finally:
             handle.remove()
 
-    def _rows(self, prompt: Prompt) -> int:
+    def _copies_in_a_pass(self, prompt: Prompt) -> int:
         """How many edited copies of a prompt go into one pass."""
         return self.batch_size if isinstance(self.batch_size, int) else max(1, TOKENS // len(prompt.input_ids))
 

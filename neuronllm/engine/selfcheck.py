@@ -3,7 +3,7 @@
 1. Whole prompts are run plainly.
 2. Their answer tokens run against the cached prefix. A clean branch, which joins at the first block, must give the
    plain answer, and every layer must have used the attention of the tree. In the same pass edited copies of the clean
-   row join in front of each block and leave behind it, which shows what the block makes of an edit.
+   branch join in front of each block and leave behind it, which shows what the block makes of an edit.
 3. The same with a head that is cut to the options.
 """
 
@@ -31,8 +31,10 @@ Trials = dict[str, list[tuple[Site, float]]]  # the edited copies of each block
 class Blocks(NamedTuple):
     """What blocks make of an edit of h."""
 
-    plain: frozenset[str] = frozenset()  # they add W h to the residual stream as it is, so that rows may join behind
-    post_normed: bool = False  # the output of one is not linear in h, as behind a norm of the FFN's output
+    # Those that add W h to the residual stream as it is, so that branches may join behind them.
+    plain: frozenset[str] = frozenset()
+    # Whether the output of one is not linear in h, as behind a norm of the FFN's output.
+    post_normed: bool = False
 
 
 class Verdict(NamedTuple):
@@ -108,11 +110,11 @@ def _readable(batch: Batch, site: Site) -> bool:
 
 
 def tried(batch: Batch, trials: Trials) -> tuple[Tensor, Blocks]:
-    """Logits (prompts, 2, ids) of the clean row and of a clean branch, and what the trials showed; all in one pass."""
+    """Logits (prompts, 2, ids) of the answer token and of a clean copy, and what the trials showed; all in one pass."""
     held: dict[str, Tensor] = {}
     behind: dict[str, list[Tensor]] = {block: [] for block in trials}
     first = batch.anatomy.sites[0].block
-    rows = {block: len(trials.get(block, [])) + (block == first) for block in {first, *trials}}
+    counts = {block: len(trials.get(block, [])) + (block == first) for block in {first, *trials}}
 
     def edit(site: Site, h: Tensor, routes: Tensor | None) -> Tensor:
         held[site.down] = h[:, 0]
@@ -123,7 +125,7 @@ def tried(batch: Batch, trials: Trials) -> tuple[Tensor, Blocks]:
     with ExitStack() as stack:
         for block, copies in trials.items():
             stack.enter_context(leaving(batch.model.get_submodule(block), len(copies), behind[block]))
-        logits = sweep(batch, [site for site in batch.anatomy.sites if site.block in rows], rows=rows, edit=edit)
+        logits = sweep(batch, [site for site in batch.anatomy.sites if site.block in counts], copies=counts, edit=edit)
     return logits, _shown(batch, trials, held, {block: out[0] for block, out in behind.items()})
 
 

@@ -58,13 +58,13 @@ def _widening(module: nn.Module, name: str) -> Callable[..., Any]:
     forward = getattr(module, name)
 
     def widened(*args: Any, **kwargs: Any) -> Any:
-        kept = [(p, p.data) for p in module.parameters(recurse=False) if p.dtype in HALVES]
+        narrow = [(p, p.data) for p in module.parameters(recurse=False) if p.dtype in HALVES]
         try:
-            for parameter, data in kept:
+            for parameter, data in narrow:
                 parameter.data = data.float()
             return forward(*args, **kwargs)
         finally:
-            for parameter, data in kept:
+            for parameter, data in narrow:
                 parameter.data = data
 
     return widened

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
     from ..data.prompts import Prompt
 
-KEPT = 4  # descriptions of one model whose verdicts are remembered, such as under several kinds of attention
+REMEMBERED = 4  # descriptions of one model whose verdicts are remembered, such as under several kinds of attention
+AUTOCASTS = ("cpu", "cuda")
 Verdicts = MutableMapping[Hashable, Any]
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -47,7 +48,7 @@ def verdicts(model: PreTrainedModel) -> Verdicts:
             known.insert(0, known.pop(place))
             return found
     known.insert(0, (now, {}))
-    del known[KEPT:]
+    del known[REMEMBERED:]
     return known[0][1]
 
 
@@ -58,7 +59,7 @@ def _description(model: Any, modules: list[nn.Module]) -> Any:
         [(tensor.shape, tensor.dtype, tensor.device) for tensor in tensors],
         repr(vars(model.config)),
         attention_names(model),
-        torch.is_autocast_enabled(model.device.type) and torch.get_autocast_dtype(model.device.type),
+        [(kind, torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind)) for kind in AUTOCASTS],
     )
 
 
@@ -66,7 +67,15 @@ def _of_module(module: nn.Module) -> tuple[Any, ...]:
     """Which object it is, and what runs when it is called: its class's forward, or one that was put before it."""
     own = vars(module).get("forward")
     kind = type(module)
-    return (weakref.ref(module), kind, weakref.ref(kind.forward), None if own is None else weakref.ref(own))
+    return (_weakly(module), kind, _weakly(kind.forward), None if own is None else _weakly(own))
+
+
+def _weakly(thing: Any) -> Any:
+    """Stands for a thing without holding it; where that cannot be done, for nothing that could come again."""
+    try:
+        return weakref.ref(thing)
+    except TypeError:
+        return object()
 
 
 def reach(model: PreTrainedModel, prompt: Prompt) -> tuple[int, ...]:

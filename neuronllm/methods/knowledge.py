@@ -61,8 +61,8 @@ class Refined(Collector):
 
     def add(self, scores: Tensor, right: Tensor | None = None) -> None:
         super().add(scores, right)
-        kept = above_share_of_max(scores, self.threshold).double().mean(0) > self.share
-        self.sum += torch.where(kept, question_mean(scores), 0.0)
+        above = above_share_of_max(scores, self.threshold).double().mean(0) > self.share
+        self.sum += torch.where(above, question_mean(scores), 0.0)
 
     def values(self) -> Tensor:
         return self.sum / max(1, self.stats.count)

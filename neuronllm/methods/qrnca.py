@@ -91,9 +91,9 @@ class Clusters(Collector):
         super().add(scores, right)
         scores = scores.double()
         if self.method.compat == RELEASED:
-            kept = above_share_of_max(scores, self.method.threshold)
-            total = torch.where(kept, scores.round(decimals=6), 0.0).sum(0)
-            cluster = kept.any(0)
+            above = above_share_of_max(scores, self.method.threshold)
+            total = torch.where(above, scores.round(decimals=6), 0.0).sum(0)
+            cluster = above.any(0)
         else:
             total = scores.sum(0)
             cluster = above_share_of_max(total, self.method.threshold)
