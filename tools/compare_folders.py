@@ -19,6 +19,7 @@ from torch import Tensor
 
 # Names of fields that say when, by what and how wide a result was computed, and nothing about it.
 IGNORED = {"neuronllm", "transformers", "transformers_version", "torch", "versions", "commit", "threads", "seconds"}
+REASON = "engine_reason"
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,9 @@ def flattened(plain: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     """The leaves of plain data under their paths. An empty list or dictionary is a leaf: it may become a full one."""
     if isinstance(plain, dict) and plain:
         for key, value in plain.items():
-            if key not in IGNORED:
+            if key == REASON:  # the words of an error, which name what was tried first; that there is one counts
+                yield f"{path}/{key}", value is not None
+            elif key not in IGNORED:
                 yield from flattened(value, f"{path}/{key}" if path else key)
     elif isinstance(plain, list) and plain:
         for number, value in enumerate(plain):

@@ -180,14 +180,31 @@ def edited(subject: Subject, record: Record) -> None:
 
 def reports(subject: Subject, record: Record) -> None:
     """Every mode at both positions beside random controls, with other factors, seeds and unrelated questions."""
-    record.data["no neurons"] = subject.evaluate(None, orders="rotate", seed=0).to_dict()
+    record.data["no neurons"] = _said(subject.evaluate(None, orders="rotate", seed=0))
     tuned = subject.tune("p_right", 0.0, ("all",))
     for where in POSITIONS:
         for mode, chosen in (("enhance", subject.neurons), ("degrade", subject.neurons), ("tuned", tuned)):
-            record.data[f"{mode}/{where}"] = subject.evaluate(chosen, mode=mode, positions=where).to_dict()
+            record.data[f"{mode}/{where}"] = _said(subject.evaluate(chosen, mode=mode, positions=where))
     asked = {"good": 1.5, "bad": 0.3, "seed": 0, "controls": 0, "positions": "answer", "unrelated": subject.unrelated}
     other = subject.evaluate(subject.neurons, **asked)
-    record.data["factors"] = other.to_dict()
+    record.data["factors"] = _said(other)
+
+
+def _said(report: Any) -> dict[str, Any]:
+    """A report in the form of the first commits, where all intervals stand in one table.
+
+    What reports have said since then has no counterpart: which questions flipped, intervals of the base, own factors, where positions are from.
+    """
+    data = report.to_dict()
+    data.pop("flipped", None)
+    data["edit"] = {
+        name: value for name, value in data["edit"].items() if name != "positions_from" and (name != "own" or value)
+    }
+    if "base" in data["ci"]:
+        ci = data["ci"]
+        change = {f"{name}_change": interval for name, interval in ci.get("change", {}).items()}
+        data["ci"] = ci.get("edited", ci["base"]) | change
+    return data
 
 
 def tuned(subject: Subject, record: Record) -> None:
