@@ -117,6 +117,15 @@ def median_error(found: torch.Tensor, true: torch.Tensor) -> float:
     return float(((found.double() - true).norm(dim=1) / true.norm(dim=1)).median())
 
 
+@pytest.mark.parametrize("name", ["llama", "mixtral", "opt"])
+@pytest.mark.parametrize("label", CALLS)
+def test_one_prompt_alone_equals_the_judge_in_float64(name, label):
+    model, prompts = tiny(name), random_prompts(1)
+    with FastEngine(model, dtype=torch.float64) as fast, ReferenceEngine(model, dtype=torch.float64) as judge:
+        assert fast.unusable(prompts) is None
+        assert differences(CALLS[label](fast, prompts), CALLS[label](judge, prompts)) <= 1e-9
+
+
 @pytest.mark.parametrize("name", OUT_OF_REACH)
 def test_a_model_out_of_reach_is_left_to_the_judge_with_a_reason(name, caplog):
     model, prompts = tiny(name), random_prompts(2)

@@ -246,19 +246,22 @@ class FastEngine(Engine):
 
     def _held(self, prompts: Sequence[Prompt], everywhere: bool, statistic: str) -> Tensor:
         found: dict[str, Tensor] = {}
-        real = [len(p.input_ids) if everywhere else 1 for p in prompts]
+        # Of a single prompt, without anything that others have computed, one pass is less than a prefix and a token.
+        whole = everywhere or (len(prompts) == 1 and not self.plan.root)
+        ends = [len(p.input_ids) if whole else 1 for p in prompts]
+        spans = [slice(0 if everywhere else end - 1, end) for end in ends]
 
         with watching_ups(self.model, self.anatomy.sites) as ups, self._choices(prompts):
 
             def look(site: Site, h: Tensor, routes: Tensor | None) -> None:
                 value = wide(h if statistic == "value" else (ups(site, h)[0] > 0).to(h))
                 means = [
-                    summed(site, value[n, :count], None if routes is None else routes[n, :count]) / count
-                    for n, count in enumerate(real)
+                    summed(site, value[n, span], None if routes is None else routes[n, span]) / len(value[n, span])
+                    for n, span in enumerate(spans)
                 ]
                 found[site.down] = torch.stack(means)
 
-            batch = None if everywhere else self._batch(prompts, lambda logits: logits)
+            batch = None if whole else self._batch(prompts, lambda logits: logits)
             with visiting(self.model, self.anatomy.sites, look):
                 if batch is None:
                     full_pass(self.model, prompts)
