@@ -193,7 +193,8 @@ def reports(subject: Subject, record: Record) -> None:
 def _said(report: Any) -> dict[str, Any]:
     """A report in the form of the first commits, where all intervals stand in one table.
 
-    What reports have said since then has no counterpart: which questions flipped, intervals of the base, own factors, where positions are from.
+    What reports have said since then has no counterpart: which questions flipped, intervals of the base, own factors,
+    where positions are from.
     """
     data = report.to_dict()
     data.pop("flipped", None)
