@@ -247,7 +247,8 @@ class FastEngine(Engine):
     def _held(self, prompts: Sequence[Prompt], everywhere: bool, statistic: str) -> Tensor:
         found: dict[str, Tensor] = {}
         # Of a single prompt, without anything that others have computed, one pass is less than a prefix and a token.
-        whole = everywhere or (len(prompts) == 1 and not self.plan.root)
+        # A trial does what batches will do, whose memory it is to foretell.
+        whole = everywhere or (len(prompts) == 1 and not self.plan.root and not self._trial)
         ends = [len(p.input_ids) if whole else 1 for p in prompts]
         spans = [slice(0 if everywhere else end - 1, end) for end in ends]
 
