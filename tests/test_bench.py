@@ -19,6 +19,8 @@ import torch
 
 from tests.benches import modules
 
+pytestmark = pytest.mark.slow  # benchmarks that are checked
+
 ROOT = Path(__file__).resolve().parents[1]
 
 

@@ -14,6 +14,8 @@ import pytest
 from tests.benches import modules
 from tests.test_bench import ROOT, known
 
+pytestmark = pytest.mark.slow  # pictures that are drawn
+
 
 @pytest.fixture(scope="module")
 def bench() -> Any:
