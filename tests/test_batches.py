@@ -195,6 +195,24 @@ def test_blocks_run_again_where_memory_is_short(monkeypatch):
     assert not any("forward" in vars(module) for module in model.modules())
 
 
+def test_memory_is_tried_out_only_where_the_work_at_hand_could_fill_it(monkeypatch):
+    """What one short prompt takes is small beside memory that batches of 4,096 tokens would fill."""
+    model, prompts = tiny("llama", torch.float32), family()
+    tried = []
+    monkeypatch.setattr("neuronllm.engine.fast.peak_memory", lambda call, device: tried.append(call()) or 2**10)
+    monkeypatch.setattr("neuronllm.engine.batching.available", lambda device: 2**24)
+    monkeypatch.setattr("neuronllm.engine.fast.available", lambda device: 2**24)
+
+    def trials(label: str, some: list[Prompt]) -> int:
+        tried.clear()
+        with FastEngine(model) as engine:
+            engine.fit(lambda batch: CALLS[label](engine, batch), some)
+        return len(tried)
+
+    assert trials("gradient", prompts[:1]) == trials("gradient everywhere", prompts[:1]) == 0
+    assert trials("gradient", prompts * 40) == 2  # with one prompt and with two
+
+
 def test_memory_that_is_there_is_known():
     assert 2**20 < available(torch.device("cpu")) < 2**50
     assert peak_memory(lambda: torch.zeros(2**18) + 1) == pytest.approx(2**21, rel=0.01)

@@ -76,12 +76,24 @@ def make_plan(model: PreTrainedModel, prompts: Sequence[Prompt], *, batch_size: 
     return Plan(prompts=size, answer_tokens=CUDA_ANSWER_TOKENS if cuda else ANSWER_TOKENS, window=window, root=root)
 
 
-def roomy(model: PreTrainedModel, anatomy: Anatomy, prompts: Sequence[Prompt]) -> bool:
-    """Whether even a whole graph of a batch is small beside the memory of this computer, so that no trial is needed."""
+class Sized(Exception):
+    """Raised in the place of work whose size alone was asked for."""
+
+    def __init__(self, answer_tokens: int) -> None:
+        super().__init__(answer_tokens)
+        self.answer_tokens = answer_tokens  # of a prompt, in one pass
+
+
+def roomy(model: PreTrainedModel, anatomy: Anatomy, prompts: Sequence[Prompt], answer_tokens: int) -> bool:
+    """Whether even a whole graph of a batch is small beside the memory of this computer, so that no trial is needed.
+
+    `answer_tokens` is how many a pass has of each prompt.
+    """
     if model.device.type == "cuda":
         return False
     hidden = next(model.get_input_embeddings().parameters()).shape[1]
-    tokens = max(TOKENS, ANSWER_TOKENS, *(len(p.input_ids) for p in prompts))
+    lengths = [len(p.input_ids) for p in prompts]
+    tokens = max(*lengths, min(TOKENS, sum(lengths)), min(ANSWER_TOKENS, answer_tokens * len(prompts)))
     numbers = tokens * len(anatomy.blocks) * (24 * hidden + 10 * max(site.size for site in anatomy.sites))
     return bool(numbers * model.dtype.itemsize < available(model.device) // 4)
 

@@ -22,7 +22,7 @@ from ..model.sites import Site
 from .answer import answer_pass, watching_gradients
 from .attention import branch_attention
 from .base import Engine, summed
-from .batching import Plan, batch_size, fit, make_plan, roomy, run_batches
+from .batching import ANSWER_TOKENS, Plan, Sized, batch_size, fit, make_plan, roomy, run_batches
 from .borrowed import DRIVING_ERRORS, answer_logits, check_prompts, input_device, quietly, rope_limit
 from .branch import Batch
 from .direct import direct
@@ -71,6 +71,7 @@ class FastEngine(Engine):
         self.options_head = True  # whether the head may compute the options' logits alone
         self._widened = False
         self._trial = False  # as little work as shows what memory it takes
+        self._sizing = False  # no work at all, only its size
         self._tokens_a_prompt = 1
         self._prefix_bytes = 0  # of a prompt, in the last batch
 
@@ -143,7 +144,7 @@ class FastEngine(Engine):
         """
         # One prompt is a batch as it is. Where memory ends with an error, and not with the process, it is just tried.
         single = len(prompts) == 1 and self.model.device.type == "cuda"
-        chosen = self.batch_size != "auto" or single or roomy(self.model, self.anatomy, prompts)
+        chosen = self.batch_size != "auto" or single or self._roomy(work, prompts)
         if chosen and not always:
             return
         device = input_device(self.model)
@@ -170,6 +171,18 @@ class FastEngine(Engine):
             "peak above the weights": peak,
         }
         self.plan = fitted
+
+    def _roomy(self, work: Score, prompts: Sequence[Prompt]) -> bool:
+        if self.model.device.type == "cuda":
+            return False
+        self._sizing, answer_tokens = True, ANSWER_TOKENS
+        try:
+            work(prompts[:1])
+        except Sized as found:
+            answer_tokens = found.answer_tokens
+        finally:
+            self._sizing = False
+        return roomy(self.model, self.anatomy, prompts, answer_tokens)
 
     # ---- the verbs, in batches ----
 
@@ -333,6 +346,8 @@ class FastEngine(Engine):
         self._make_plan(prompts)
         self._blocks_of(prompts)
         self._tokens_a_prompt = min(per_prompt, self.plan.answer_tokens)
+        if self._sizing:
+            raise Sized(self._tokens_a_prompt)
         return run_batches(prompts, score, self.plan, self._tokens_a_prompt)
 
     def _make_plan(self, prompts: Sequence[Prompt]) -> None:
