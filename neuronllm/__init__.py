@@ -38,7 +38,7 @@ _PUBLIC = {
 _MODULES = {
     "select": "select",
     "methods": "methods",
-    "objectives": "engine.objectives",
+    "objectives": "objectives",
     "transform": "data.transform",
 }
 __all__ = [*_PUBLIC, *_MODULES, "__version__"]

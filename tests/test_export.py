@@ -111,6 +111,10 @@ def test_undo_of_baking_twice_and_undo_twice():
     with untouched(model):
         first = nl.bake(model, neurons, mode="enhance")
         second = nl.bake(model, neurons, good=0.0)
+        with refused(
+            "undo what was baked later first"
+        ):  # its columns would come back with the second bake's zeros lost
+            first.undo()
         second.undo()
         first.undo()
         first.undo()

@@ -38,7 +38,7 @@ FLOORS = (
     ("data", "model", "kernels", "select"),
     ("ops", "results"),
     ("engine", "runs"),
-    ("methods",),
+    ("methods", "objectives"),
     ("attribution", "judging", "steering"),
     ("demo",),
     ("cli",),

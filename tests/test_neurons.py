@@ -347,3 +347,20 @@ def test_a_set_combines_with_sets_only():
     for combine in (lambda: neurons | 3, lambda: neurons & [1], lambda: neurons - None):
         with refused("another neuron set only"):
             combine()
+
+
+def test_a_set_of_another_family_of_the_same_shape_is_remarked_on(model):
+    other = tiny("mistral")
+    neurons = make(model, good=[1])
+    assert Anatomy.of(other).same_layout(Anatomy.of(model))
+    remark = pytest.warns(UserWarning, match="found on a llama, this is a mistral of the same shape")
+    with remark, untouched(other), neurons.degrade(other):
+        pass
+
+
+def test_apply_takes_a_mode_by_name(model):
+    neurons = make(model, good=[1], bad=[2])
+    with neurons.degrade(model):
+        right = logits(model)
+    with neurons.apply(model, mode="degrade"):
+        assert torch.equal(logits(model), right)

@@ -235,3 +235,8 @@ def test_a_method_that_is_not_registered_is_unknown(llama):
     assert "energy" not in METHODS
     with pytest.raises(InputError, match="method='energy'"):
         attributed(llama, "energy")
+
+
+def test_methods_are_taken_by_name_as_classes_and_as_they_are() -> None:
+    made = get_method("ace", {"steps": 8})
+    assert get_method(METHODS["ace"], {"steps": 8}) == made and get_method(made) is made

@@ -171,7 +171,7 @@ def _tune(args: argparse.Namespace) -> None:
         where = f"positions {chosen['positions']}"
         print(f"{args.output}: {good}; {bad}; {where}; report on other questions than these")
     else:
-        print(f"{args.output}: no edit was better than any edit tried")
+        print(f"{args.output}: no edit: nothing that was tried is better than the model as it is")
 
 
 def _evaluate(args: argparse.Namespace) -> None:

@@ -1,4 +1,4 @@
-"""Objectives: one number of a model's answer that attribution explains. Public as `neuronllm.objectives`.
+"""Objectives: one number of a model's answer that attribution explains. `neuronllm.objectives` is its public face.
 
 An objective is a function of what is read off the answer logits: a score for every option (the logsumexp of the logits
 of its tokens), which option is right, and, for those that ask for it, the log of the normaliser over the vocabulary.

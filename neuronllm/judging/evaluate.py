@@ -63,7 +63,7 @@ def evaluate(
     change: Edit | None = None
     edit: dict[str, Any] = {}
     if neurons is not None:
-        if controls < ENOUGH_CONTROLS:
+        if 0 < controls < ENOUGH_CONTROLS:
             few = f"controls={controls}: with fewer than {ENOUGH_CONTROLS} random sets their band says little"
             warnings.warn(few, stacklevel=2)
         change, edit = _planned(model, neurons, mode, good, bad, positions)

@@ -51,7 +51,7 @@ for _method in (
 
 
 def get_method(name: str | Method, options: dict[str, Any] | None = None) -> Method:
-    """The method called `name` with its options checked; a method that was made already is its own.
+    """The method called `name` with its options checked; a class by itself, and a method that was made already.
 
     >>> get_method("ace", {"steps": 8}).steps
     8
@@ -60,6 +60,8 @@ def get_method(name: str | Method, options: dict[str, Any] | None = None) -> Met
         if options:
             raise InputError(f"{next(iter(options))}: give the options of a method object when it is made")
         return name
+    if isinstance(name, type) and issubclass(name, Method):
+        return name.with_options(options or {})
     found = METHODS.get(name) or offered(ENTRY_POINTS, name) if isinstance(name, str) else None
     if not (isinstance(found, type) and issubclass(found, Method)):
         raise InputError(f"method={name!r}: known methods are {known_names(ENTRY_POINTS, METHODS)}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
@@ -189,15 +190,19 @@ class NeuronSet:
         bad: float | None = None,
         positions: Positions | None = None,
         answer_start: Any = None,
+        *,
+        mode: str | None = None,
     ) -> Iterator[PreTrainedModel]:
         """Multiply good and bad neurons by factors while the context lasts.
 
-        Without factors the neurons' own, and where they have none those of `nl.tune`. One factor alone leaves the other
-        role as it is. Positions default to
-        those of the set, or to "all". At "answer", `model.generate` edits the last prompt token and what follows it; a
-        plain forward pass needs `answer_start`, the place of the first edited token, one for all rows or one a row.
+        `mode` is "enhance", "degrade", "own" or "tuned". Without it and without factors the neurons' own, and where
+        they have none those of `nl.tune`. One factor alone leaves the other role as it is.
+
+        Positions default to those of the set, or to "all". At "answer", `model.generate` edits the last prompt token
+        and what follows it; a plain forward pass needs `answer_start`, the place of the first edited token, one for all
+        rows or one a row.
         """
-        ids, factors = self.edits(model, self.steering(None, good, bad))
+        ids, factors = self.edits(model, self.steering(mode, good, bad))
         where = (self.positions or "all") if positions is None else positions
         with edit(model, ids, factors, positions=where, answer_start=answer_start):
             yield model
@@ -239,6 +244,12 @@ class NeuronSet:
         anatomy = Anatomy.of(model)
         if not anatomy.same_layout(self.anatomy):
             raise InputError(f"the neuron set is of a {self.anatomy.describe()}, the model is a {anatomy.describe()}")
+        if anatomy.model_type != self.anatomy.model_type:
+            warnings.warn(
+                f"the neuron set was found on a {self.anatomy.model_type}, this is a {anatomy.model_type} of the same "
+                "shape: its neurons do something else",
+                stacklevel=2,
+            )
         factors = factors_of(self.role, self.factor, how)
         return self.ids[factors != 1], factors[factors != 1]
 

@@ -23,23 +23,28 @@ class Baked:
     """The undo handle of `bake`: it kept the original columns, because dividing cannot restore zeros."""
 
     def __init__(self) -> None:
-        self._columns: list[tuple[Tensor, bool, tuple[Tensor, ...], Tensor]] = []
+        self._columns: list[tuple[Tensor, bool, tuple[Tensor, ...], Tensor, Tensor]] = []
 
     @torch.no_grad()
     def scale(self, weight: Tensor, transposed: bool, neurons: tuple[Tensor, ...], factors: Tensor) -> None:
         """Multiply the columns of `neurons`: their indices, after those of their experts where there are any."""
         columns = _by_neuron(weight, transposed)
         original = columns[neurons]
-        self._columns.append((weight, transposed, neurons, original))
-        columns[neurons] = original * factors.to(weight)[:, None]
+        baked = original * factors.to(weight)[:, None]
+        self._columns.append((weight, transposed, neurons, original, baked))
+        columns[neurons] = baked
 
     @torch.no_grad()
     def undo(self) -> None:
-        """Put the original weights back, bit for bit."""
-        while self._columns:
-            weight, transposed, neurons, original = self._columns.pop()
-            # The model may have been moved or cast in between.
-            _by_neuron(weight, transposed)[tuple(n.to(weight.device) for n in neurons)] = original.to(weight)
+        """Put the original weights back, bit for bit; refused where they were changed since, as by another bake."""
+        # The model may have been moved or cast in between.
+        places = [tuple(n.to(weight.device) for n in neurons) for weight, _, neurons, *_ in self._columns]
+        for (weight, transposed, _, _, baked), here in zip(self._columns, places, strict=True):
+            if not torch.equal(_by_neuron(weight, transposed)[here], baked.to(weight)):
+                raise InputError("undo: the baked weights were changed since; undo what was baked later first")
+        for (weight, transposed, _, original, _), here in zip(self._columns, places, strict=True):
+            _by_neuron(weight, transposed)[here] = original.to(weight)
+        self._columns = []
 
 
 def _by_neuron(weight: Tensor, transposed: bool) -> Tensor:
