@@ -78,6 +78,14 @@ SHAPES = {
         Shape("narrow-olmo2", "olmo2", _dense(4, 128, 352, 4, 4, 1000, eos_token_id=0), std=0.1, tokens=40),
         Shape("narrow-neox", "gpt_neox", _dense(4, 128, 352, 4, 4, 1000), std=0.1, tokens=40),
         Shape("small", "llama", _dense(8, 512, 1408, 8, 8, 8000), std=0.05, dear=("logprob",)),
+        # The real model of `make real`, here with random weights.
+        Shape(
+            "smollm2-135m",
+            "llama",
+            _dense(30, 576, 1536, 9, 3, 49152, tie_word_embeddings=True),
+            prompts=4,
+            batches=(2, 4),
+        ),
         Shape(
             "llama-3.2-1b",
             "llama",

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import neuronllm as nl
 from neuronllm.common.errors import InputError
 from neuronllm.model.anatomy import Anatomy
 from neuronllm.model.edit import edit
@@ -364,3 +365,11 @@ def test_apply_takes_a_mode_by_name(model):
         right = logits(model)
     with neurons.apply(model, mode="degrade"):
         assert torch.equal(logits(model), right)
+
+
+def test_an_empty_set_is_remarked_on(model):
+    empty = make(model, good=[1]).take([])
+    with pytest.warns(UserWarning, match="the neuron set is empty"), empty.degrade(model):
+        pass
+    with pytest.warns(UserWarning, match="the neuron set is empty"):
+        nl.bake(model, empty, mode="degrade").undo()

@@ -12,10 +12,11 @@ import pytest
 import torch
 
 import neuronllm as nl
-from neuronllm import methods
+from neuronllm import methods, objectives
 from neuronllm.common.errors import InputError
 from neuronllm.methods import METHODS, Method, get_method, register
 from tests import plain
+from tests.checks import refused
 from tests.tiny import DENSE, POST_NORMED, tiny
 
 EVERYWHERE = {"gradient", "neurgrad", "relp", "activation", "contrast", "random"}
@@ -240,3 +241,22 @@ def test_a_method_that_is_not_registered_is_unknown(llama):
 def test_methods_are_taken_by_name_as_classes_and_as_they_are() -> None:
     made = get_method("ace", {"steps": 8})
     assert get_method(METHODS["ace"], {"steps": 8}) == made and get_method(made) is made
+
+
+def test_names_of_ours_are_not_replaced_and_names_are_needed() -> None:
+    class Nameless(Method):
+        def score(self, engine, prompts, objective, positions):
+            raise AssertionError
+
+    class Gradient(Nameless):
+        name = "gradient"
+
+    with refused("method 'gradient' is one of ours"):
+        register(Gradient)
+    with refused("method: give it a name"):
+        register(Nameless)
+    with refused("derives from Method"):
+        register(METHODS["ace"]())
+    with refused("objective 'margin' is one of ours"):
+        objectives.register(objectives.Objective("margin", lambda read: read.options.sum(-1)))
+    assert METHODS["gradient"].__module__ == "neuronllm.methods.gradient"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from importlib.metadata import entry_points
 from typing import Any
 
@@ -27,3 +28,11 @@ def offered(group: str, name: str) -> Any | None:
 def known_names(group: str, ours: Any) -> str:
     """All names, for an error: those at hand, then those of installed packages."""
     return ", ".join(dict.fromkeys([*ours, *(point.name for point in entry_points(group=group))]))
+
+
+def check_own_name(what: str, name: Any, ours: Collection[str]) -> None:
+    """Refuse what has no name, and names of ours: what others find under them must not change."""
+    if not isinstance(name, str) or not name:
+        raise InputError(f"{what}: give it a name, a text, before it is registered")
+    if name in ours:
+        raise InputError(f"{what} {name!r} is one of ours: take a name of your own")

@@ -17,7 +17,7 @@ from typing import TypeAlias
 from torch import Tensor
 
 from ..common.errors import InputError
-from ..common.registry import known_names, offered
+from ..common.registry import check_own_name, known_names, offered
 
 ENTRY_POINTS = "neuronllm.objectives"
 NEVER = -1e30  # the score of an option that a prompt does not have: no -inf, whose gradients are NaN
@@ -64,6 +64,7 @@ class Objective:
 # What callers may give: a name, or the object itself, registered or not.
 AnyObjective: TypeAlias = "Objective | str"
 OBJECTIVES: dict[str, Objective] = {}
+OURS: frozenset[str] = frozenset()  # names that are taken
 
 
 def register(objective: Objective) -> Objective:
@@ -73,6 +74,7 @@ def register(objective: Objective) -> Objective:
     """
     if not isinstance(objective, Objective):
         raise InputError(f"objective: register an Objective, not {type(objective).__name__}")
+    check_own_name("objective", objective.name, OURS)
     OBJECTIVES[objective.name] = objective
     return objective
 
@@ -110,3 +112,4 @@ for _objective in (
     BARE_LETTER,
 ):
     register(_objective)
+OURS = frozenset(OBJECTIVES)

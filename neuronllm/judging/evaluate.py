@@ -110,6 +110,7 @@ def _planned(
     model: PreTrainedModel, neurons: NeuronSet, mode: str | None, good: Any, bad: Any, positions: str | None
 ) -> tuple[Edit, dict[str, Any]]:
     """The edit that was asked for, and its description."""
+    neurons.warn_if_empty()
     how = neurons.steering(mode, good, bad)
     source = "where the set was found or tuned" if neurons.positions else "as the set does not say"
     source = "as asked for" if positions else source

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..common.checks import short
 from ..common.errors import InputError
-from ..common.registry import known_names, offered
+from ..common.registry import check_own_name, known_names, offered
 from .ace import ACE
 from .activation import Activation
 from .base import Collector, Method, Summary
@@ -23,6 +24,7 @@ __all__ = ["METHODS", "Collector", "Method", "Summary", "get_method", "register"
 
 ENTRY_POINTS = "neuronllm.methods"
 METHODS: dict[str, type[Method]] = {}
+OURS: frozenset[str] = frozenset()  # names that are taken
 
 
 def register(method: type[Method]) -> type[Method]:
@@ -30,6 +32,9 @@ def register(method: type[Method]) -> type[Method]:
 
     A package does the same without a call, by an entry point in the group "neuronllm.methods" named after the method.
     """
+    if not (isinstance(method, type) and issubclass(method, Method)):
+        raise InputError(f"method: register a class that derives from Method, not {short(method)}")
+    check_own_name("method", getattr(method, "name", None), OURS)
     METHODS[method.name] = method
     return method
 
@@ -48,6 +53,7 @@ for _method in (
     Random,
 ):
     register(_method)
+OURS = frozenset(METHODS)
 
 
 def get_method(name: str | Method, options: dict[str, Any] | None = None) -> Method:

@@ -202,6 +202,7 @@ class NeuronSet:
         and what follows it; a plain forward pass needs `answer_start`, the place of the first edited token, one for all
         rows or one a row.
         """
+        self.warn_if_empty()
         ids, factors = self.edits(model, self.steering(mode, good, bad))
         where = (self.positions or "all") if positions is None else positions
         with edit(model, ids, factors, positions=where, answer_start=answer_start):
@@ -238,6 +239,11 @@ class NeuronSet:
         if how.mode == "own" and self.tuned is None:
             check_every_neuron_has_one(self.role, self.factor, how.own)
         return how
+
+    def warn_if_empty(self) -> None:
+        """A set without neurons, as `nl.tune` returns where no edit is best, steers nothing."""
+        if not len(self):
+            warnings.warn("the neuron set is empty: nothing is edited", stacklevel=3)
 
     def edits(self, model: PreTrainedModel, how: Steering) -> tuple[Tensor, Tensor]:
         """Flat ids in `model` and their factors; neurons that keep what they have are left out."""

@@ -72,6 +72,7 @@ def bake(
     >>> handle.undo()                                   # doctest: +SKIP
     """
     check_positions(neurons, positions)
+    neurons.warn_if_empty()
     ids, factors = neurons.edits(model, neurons.steering(mode, good, bad))
     anatomy = Anatomy.of(model)
     where = anatomy.site_of(ids)
