@@ -23,7 +23,7 @@ from torch import Tensor
 def tensors(prompts: Sequence[Any], device: str) -> tuple[Tensor, Tensor, Tensor]:
     """Token ids (prompts, tokens), option ids (prompts, options) and right options of prompts of one length."""
     ids = torch.tensor([p.input_ids for p in prompts], device=device)
-    options = torch.tensor([[ids[0] for ids in p.option_ids] for p in prompts], device=device)
+    options = torch.tensor([[ids[0] for ids in p.first_tokens] for p in prompts], device=device)
     return ids, options, torch.tensor([p.answer for p in prompts], device=device)
 
 

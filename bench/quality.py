@@ -241,7 +241,7 @@ def _asked(model: Any, prompts: Sequence[nl.Prompt]) -> Tensor:
     rows = []
     for prompt in prompts:
         logits = model(torch.tensor([prompt.input_ids]), use_cache=False).logits[0, -1].double()
-        rows.append(torch.stack([logits[ids].logsumexp(0) for ids in prompt.option_ids]).log_softmax(0))
+        rows.append(torch.stack([logits[ids].logsumexp(0) for ids in prompt.first_tokens]).log_softmax(0))
     return torch.stack(rows)
 
 

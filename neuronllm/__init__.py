@@ -21,7 +21,7 @@ _PUBLIC = {
     "load_questions": "data.questions",
     "save_questions": "data.questions",
     "Prompt": "data.prompts",
-    "render": "data.prompts",
+    "render": "data.rendering",
     "Anatomy": "model.anatomy",
     "attribute": "attribution.driver",
     "dry_run": "attribution.dry_run",

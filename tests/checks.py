@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from neuronllm.common.errors import InputError
-from neuronllm.data.prompts import Prompt, option_orders
+from neuronllm.data.prompts import Prompt
+from neuronllm.data.rendering import option_orders
 from tests.tiny import VOCABULARY, tiny
 
 
@@ -124,7 +125,7 @@ def with_every_letter(model: Any) -> list[Prompt]:
     for prompt in pool:
         with torch.no_grad():
             logits = model(torch.tensor([prompt.input_ids])).logits[0, -1]
-        letter = int(torch.stack([logits[ids].logsumexp(0) for ids in prompt.option_ids]).argmax())
+        letter = int(torch.stack([logits[ids].logsumexp(0) for ids in prompt.first_tokens]).argmax())
         if len(kept[letter]) < 4:
             answer = (letter + len(kept[letter]) % 2) % 4
             kept[letter].append(Prompt(prompt.input_ids, prompt.option_ids, answer, question_id=prompt.question_id))

@@ -111,7 +111,7 @@ def effects(model: Any, prompt: Prompt, objective: Objective, factor: float) -> 
 
 def option_scores(logits: Tensor, prompt: Prompt) -> Tensor:
     """log of the summed exponentials of each option's token ids."""
-    return torch.stack([logits[ids].exp().sum().log() for ids in prompt.option_ids])
+    return torch.stack([logits[ids].exp().sum().log() for ids in prompt.first_tokens])
 
 
 def logp_options(logits: Tensor, prompt: Prompt) -> Tensor:
@@ -120,8 +120,8 @@ def logp_options(logits: Tensor, prompt: Prompt) -> Tensor:
 
 
 def p_vocab(logits: Tensor, prompt: Prompt) -> Tensor:
-    return (logits.exp() / logits.exp().sum())[prompt.option_ids[prompt.answer]].sum()
+    return (logits.exp() / logits.exp().sum())[prompt.first_tokens[prompt.answer]].sum()
 
 
 def p_bare_letter(logits: Tensor, prompt: Prompt) -> Tensor:
-    return logits.softmax(-1)[prompt.option_ids[prompt.answer][0]]
+    return logits.softmax(-1)[prompt.first_tokens[prompt.answer][0]]

@@ -176,7 +176,7 @@ def test_the_first_new_token_is_read_under_the_edit_that_is_judged(name):
         more = {"output_logits": True, "return_dict_in_generate": True, "max_new_tokens": 1, "pad_token_id": 0}
         logits = model.generate(ids, attention_mask=mask, do_sample=False, **more).logits[0]
     for prompt, row, expected in zip(prompts, logits, judged, strict=True):
-        options = torch.stack([row[tokens].logsumexp(0) for tokens in prompt.option_ids]).softmax(-1)
+        options = torch.stack([row[tokens].logsumexp(0) for tokens in prompt.first_tokens]).softmax(-1)
         assert torch.allclose(options.float(), expected[: len(options)], atol=1e-6)
 
 

@@ -35,7 +35,7 @@ def logits(model, prompt) -> torch.Tensor:
 
 
 def answered(model, prompt) -> int:
-    scores = [torch.logsumexp(logits(model, prompt)[ids], 0) for ids in prompt.option_ids]
+    scores = [torch.logsumexp(logits(model, prompt)[ids], 0) for ids in prompt.first_tokens]
     return int(torch.stack(scores).argmax())
 
 
@@ -92,7 +92,8 @@ def test_gradient_scores_equal_their_formula_written_out():
         for layer in model.model.layers:
             handle = layer.mlp.down_proj.register_forward_pre_hook(keep)
             options = model(torch.tensor([prompt.input_ids])).logits[0, -1]
-            value = torch.stack([options[ids].logsumexp(0) for ids in prompt.option_ids]).log_softmax(0)[prompt.answer]
+            scores = torch.stack([options[ids].logsumexp(0) for ids in prompt.first_tokens])
+            value = scores.log_softmax(0)[prompt.answer]
             (gradient,) = torch.autograd.grad(value, seen[-1])
             row.append((seen[-1] * gradient)[0, -1].detach())
             handle.remove()
@@ -124,7 +125,8 @@ def test_items_judge_a_question_over_its_variants():
     prompts, orders = random_prompts(3), [(0, 1, 2), (1, 2, 0), (2, 0, 1)]
     mean = torch.zeros(3, dtype=torch.float64)
     for prompt, order in zip(prompts, orders, strict=True):
-        options = torch.stack([torch.logsumexp(logits(model, prompt)[ids], 0) for ids in prompt.option_ids]).softmax(0)
+        seen = logits(model, prompt)
+        options = torch.stack([seen[ids].logsumexp(0) for ids in prompt.first_tokens]).softmax(0)
         for shown, choice in enumerate(order):
             mean[choice] += options[shown] / 3
     best = int(mean.argmax())

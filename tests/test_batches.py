@@ -38,7 +38,7 @@ def family(roots: int = 14, stem: int = 12, questions: int = 3, variants: int = 
         shared = tokens(stem + question)
         for variant in range(variants + (question == 1)):
             ids = root + shared + tokens(4 + 3 * variant)
-            prompts.append(Prompt(ids, [[3], [4, 5], [6]], variant % 3, question_id=f"q{question}"))
+            prompts.append(Prompt(ids, [[3], [[4], [5]], [6]], variant % 3, question_id=f"q{question}"))
     return prompts
 
 
@@ -268,7 +268,7 @@ def option_logprobs_beside(model, prompt, longer):
     """What the model says of a prompt that shares its pass with a longer one."""
     ids, mask, answer = padded([prompt, longer])
     logits = model(input_ids=ids, attention_mask=mask).logits[0, answer[0]]
-    return option_scores(logits, prompt.option_ids).log_softmax(-1)[None].float()
+    return option_scores(logits, prompt.first_tokens).log_softmax(-1)[None].float()
 
 
 def test_asking_survives_a_lack_of_memory(monkeypatch, caplog):

@@ -59,7 +59,7 @@ def by_reference(model: Any, prompts: list[nl.Prompt], objective: str, rule: str
 @pytest.mark.parametrize("batch", [None, 2])
 def test_the_steps_of_qrnca_are_its_integral(bench: Any, toy: Any, batch: int | None) -> None:
     ups = [layer.mlp.up_proj for layer in toy.model.model.layers]
-    letters = torch.tensor([prompt.option_ids[prompt.answer][0] for prompt in toy.prompts])
+    letters = torch.tensor([prompt.first_tokens[prompt.answer][0] for prompt in toy.prompts])
     found = bench.peers_by_hand.qrnca_scores(toy.model, toy.tensors[0], letters, steps=6, batch=batch)
     right = by_reference(toy.model, toy.prompts, "p_vocab", "endpoints", 6)
     assert found.dtype == torch.float64 and bench.harness.relative(found, right) < 1e-10

@@ -49,7 +49,7 @@ def ask(model, prompts, factors: dict[int, float] | None = None, positions: str 
     for prompt in prompts:
         with torch.no_grad():
             logits = model(torch.tensor([prompt.input_ids])).logits[0, -1].double().numpy()
-        scores = np.array([np.logaddexp.reduce(logits[ids]) for ids in prompt.option_ids])
+        scores = np.array([np.logaddexp.reduce(logits[ids]) for ids in prompt.first_tokens])
         probabilities.append(np.exp(scores - np.logaddexp.reduce(scores)))
     for handle in handles:
         handle.remove()

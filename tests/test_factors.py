@@ -189,7 +189,7 @@ def harmed():
     def letter(prompt) -> int:
         with torch.no_grad():
             row = model(torch.tensor([prompt.input_ids])).logits[0, -1]
-        return int(torch.stack([row[ids].logsumexp(0) for ids in prompt.option_ids]).argmax())
+        return int(torch.stack([row[ids].logsumexp(0) for ids in prompt.first_tokens]).argmax())
 
     prompts = [dataclasses.replace(prompt, answer=letter(prompt)) for prompt in prompts]
     with torch.no_grad():

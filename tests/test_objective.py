@@ -17,7 +17,7 @@ from tests import plain
 from tests.tiny import tiny
 
 LOGITS = [0.3, -1.2, 2.0, 0.7, 1.1, -0.4, 0.0, 3.1]
-PROMPT = Prompt(input_ids=[1], option_ids=[[2, 5], [4], [7, 1]], answer=0)
+PROMPT = Prompt(input_ids=[1], option_ids=[[[2], [5]], [4], [[7], [1]]], answer=0)
 
 
 def formulas(logits: list[float]) -> dict[str, float]:
@@ -109,7 +109,7 @@ def test_an_objective_of_ones_own(objective, backend):
     model, prompts = tiny("llama"), plain.questions(1, options=3)
 
     def by_hand(logits, prompt):
-        forms = [list(ids)[: objective.forms] for ids in prompt.option_ids]
+        forms = [list(ids)[: objective.forms] for ids in prompt.first_tokens]
         scores = torch.stack([logits[..., ids].logsumexp(-1) for ids in forms], -1)
         log_z = logits.logsumexp(-1) if objective.vocabulary else 0.0
         return scores[..., prompt.answer] - log_z - scores.mean(-1)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from neuronllm.common.errors import InputError
-from neuronllm.data.prompts import option_orders, render
 from neuronllm.data.questions import Question
+from neuronllm.data.rendering import option_orders, render
 from tests import tiny_tokenizers
 from tests.checks import bad
 
@@ -79,7 +79,7 @@ def test_option_tokens_are_those_found_one_by_one(name: str, template: str) -> N
                 lambda question=question: render(tokenizer, [question], None, template)
             )
     prompts = render(tokenizer, [question for question, _ in answerable], "rotate", template) if answerable else []
-    assert [prompt.option_ids for prompt in prompts] == [options for _, wanted in answerable for options in wanted]
+    assert [prompt.first_tokens for prompt in prompts] == [options for _, wanted in answerable for options in wanted]
     assert answerable or template.endswith(":")
 
 
@@ -93,9 +93,9 @@ def test_a_merge_across_the_end_of_a_question_is_seen_for_that_question_only() -
 def test_both_forms_are_kept_and_equal_ones_once() -> None:
     byte_level, word_level = tiny_tokenizers.byte_level(), tiny_tokenizers.word_level()
     (prompt,) = render(byte_level, [SKY], "none", "plain")
-    assert prompt.option_ids == [byte_level.convert_tokens_to_ids([f"{x}", f"Ġ{x}"]) for x in "ABCD"]
+    assert prompt.first_tokens == [byte_level.convert_tokens_to_ids([f"{x}", f"Ġ{x}"]) for x in "ABCD"]
     (prompt,) = render(word_level, [SKY], "none", "plain")
-    assert prompt.option_ids == [[word_level.convert_tokens_to_ids(x)] for x in "ABCD"]
+    assert prompt.first_tokens == [[word_level.convert_tokens_to_ids(x)] for x in "ABCD"]
 
 
 def test_context_decides_where_the_bare_letter_misleads() -> None:
@@ -105,16 +105,16 @@ def test_context_decides_where_the_bare_letter_misleads() -> None:
     with pytest.raises(InputError, match="letter 'A'"):
         render(tokenizer, [SKY], "none", "plain")
     (prompt,) = render(tokenizer, [SKY], "none", "{question}\n{options}\nAnswer =")
-    assert prompt.option_ids[0] == bare
+    assert prompt.first_tokens[0] == bare
     # " B" is one token, "B" another: both are forms; " A" is two tokens, so "A" has one form only
-    assert [len(ids) for ids in prompt.option_ids] == [1, 2, 1, 1]
+    assert [len(ids) for ids in prompt.first_tokens] == [1, 2, 1, 1]
 
 
 def test_sentencepiece_letters_carry_their_space() -> None:
     tokenizer = tiny_tokenizers.metaspace()
     (prompt,) = render(tokenizer, [SKY], "none", "plain")
     assert prompt.input_ids[0] == tokenizer.bos_token_id
-    for letter, ids in zip("ABCD", prompt.option_ids, strict=True):
+    for letter, ids in zip("ABCD", prompt.first_tokens, strict=True):
         assert tokenizer.convert_tokens_to_ids(f"▁{letter}") in ids
 
 

@@ -12,15 +12,10 @@ import pytest
 import torch
 
 from neuronllm.common.errors import InputError
-from neuronllm.data.prompts import (
-    TEMPLATES,
-    Prompt,
-    group_by_question,
-    option_orders,
-    render,
-    template_hash,
-)
+from neuronllm.data.prompts import Prompt, group_by_question
 from neuronllm.data.questions import Question
+from neuronllm.data.rendering import option_orders, render
+from neuronllm.data.templates import TEMPLATES, template_hash
 from tests import tiny_tokenizers
 from tests.checks import bad
 
@@ -56,7 +51,7 @@ def test_shuffle3_is_distinct_for_every_seed(n_choices: int, count: int) -> None
 
 def test_shuffle3_is_the_same_in_every_process() -> None:
     code = (
-        "import json, neuronllm.data.prompts as p;"
+        "import json, neuronllm.data.rendering as p;"
         "print(json.dumps([p.option_orders(6, 0, 'shuffle3', seed=3, question_id=f'q{i}') for i in range(20)]))"
     )
     here = [[list(order) for order in option_orders(6, 0, "shuffle3", seed=3, question_id=f"q{i}")] for i in range(20)]
@@ -123,7 +118,7 @@ def test_the_right_choice_is_displayed_at_the_answer() -> None:
         line = tokenizer.decode(prompt.input_ids).splitlines()[1 + prompt.answer]
         assert line == f"{'ABCD'[prompt.answer]}. blue"
         assert prompt.order[prompt.answer] == SKY.answer
-        assert tokenizer.decode(prompt.option_ids[prompt.answer][:1]).strip() == "ABCD"[prompt.answer]
+        assert tokenizer.decode(prompt.option_ids[prompt.answer][0]).strip() == "ABCD"[prompt.answer]
 
 
 def test_own_template_with_all_placeholders_and_braces_in_the_question() -> None:
@@ -272,9 +267,9 @@ def test_bad_questions() -> None:
 
 
 def test_a_prompt_built_by_hand_takes_lists_tensors_and_tuples() -> None:
-    prompt = Prompt(input_ids=torch.tensor([1, 2]), option_ids=[torch.tensor([3]), (4, 5)], answer=1)  # type: ignore[arg-type, list-item]
-    assert prompt == Prompt(input_ids=[1, 2], option_ids=[[3], [4, 5]], answer=1)
-    assert all(type(token) is int for token in prompt.input_ids + prompt.option_ids[0])
+    prompt = Prompt(input_ids=torch.tensor([1, 2]), option_ids=[torch.tensor([3]), [(4, 5)]], answer=1)  # type: ignore[arg-type, list-item]
+    assert prompt == Prompt(input_ids=[1, 2], option_ids=[[[3]], [[4, 5]]], answer=1)
+    assert all(type(token) is int for token in prompt.input_ids + prompt.option_ids[1][0])
 
 
 @pytest.mark.parametrize(
@@ -287,11 +282,16 @@ def test_a_prompt_built_by_hand_takes_lists_tensors_and_tuples() -> None:
         ({"input_ids": [1.5]}, "flat list"),
         ({"input_ids": [-1]}, "flat list"),
         ({"option_ids": [3, 4]}, "option_ids[0] must be a list"),
-        ({"option_ids": [[3]]}, "at least 2"),
-        ({"option_ids": 3}, "one list of token ids per option"),
+        ({"option_ids": []}, "at least the right answer"),
+        ({"option_ids": 3}, "token sequences of every option"),
         ({"option_ids": [[3], []]}, "option_ids[1] is empty"),
-        ({"option_ids": [[3], [4, 3]]}, "token id 3"),
-        ({"option_ids": [[3, 3], [4]]}, "token id 3"),
+        ({"option_ids": [[3], [[4], [3]]]}, "token id 3 stands twice"),
+        ({"option_ids": [[[3], [3]], [4]]}, "token id 3 stands twice"),
+        ({"option_ids": [[[3, 5]], [[3, 5]]]}, "the tokens (3, 5) stand twice (options 0 and 1)"),
+        ({"option_ids": [[5, 6, 7], [4]]}, "[[5, 6, 7]] for one answer of 3 tokens, or [[5], [6], [7]] for 3 forms"),
+        ({"texts": ["red"]}, "one text for each of the 2 options"),
+        ({"lengths": [[1.0]]}, "one number for each sequence"),
+        ({"lengths": [[1.0], [0.0]]}, "above 0"),
         ({"answer": 2}, "answer must be"),
         ({"answer": -1}, "answer must be"),
         ({"answer": "A"}, "answer must be"),

@@ -29,7 +29,7 @@ def one_by_one(model, prompts) -> Answers:
     for row, prompt in zip(rows, prompts, strict=True):
         with torch.no_grad():
             logits = model(torch.tensor([prompt.input_ids])).logits[0, -1]
-        scores = torch.stack([logits[ids].logsumexp(0) for ids in prompt.option_ids])
+        scores = torch.stack([logits[ids].logsumexp(0) for ids in prompt.first_tokens])
         row[: len(scores)] = scores.log_softmax(0)
     return Answers(prompts, rows)
 

@@ -113,6 +113,6 @@ def random_prompts(count: int = 2, length: int = 11, options: int = 3) -> list[A
     prompts = []
     for n in range(count):
         ids = torch.randint(3, VOCABULARY, (length + n,), generator=generator).tolist()
-        option_ids = [[3 + 2 * k, 4 + 2 * k] for k in range(options)]
+        option_ids = [[[3 + 2 * k], [4 + 2 * k]] for k in range(options)]
         prompts.append(Prompt(input_ids=ids, option_ids=option_ids, answer=n % options, question_id=f"q{n}"))
     return prompts

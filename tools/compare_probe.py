@@ -91,6 +91,11 @@ class Record:
         path.with_suffix(".json").write_text(json.dumps(plain, indent=1), encoding="utf-8")
 
 
+def flat(option: list[Any]) -> list[int]:
+    """The tokens of an option, which is a list of them, or of sequences of one in later commits."""
+    return [token for part in option for token in (part if isinstance(part, list) else [part])]
+
+
 # ---- the kinds: each asks one thing of a subject ----
 
 
@@ -102,6 +107,7 @@ def prompts(subject: Subject, record: Record) -> None:
             for number, prompt in enumerate(subject.nl.render(subject.tokenizer, subject.search, **asked)):
                 fields = ("input_ids", "option_ids", "answer", "question_id", "order")
                 plain = {name: getattr(prompt, name) for name in fields}
+                plain["option_ids"] = [flat(option) for option in plain["option_ids"]]
                 record.data[f"{orders}/{template}/{number}"] = plain
 
 

@@ -186,7 +186,12 @@ def _prompts(nl: Any) -> tuple[list[Any], list[Any], list[Any]]:
         return torch.randint(3, VOCABULARY, (count,), generator=generator).tolist()
 
     start, found = tokens(3), []
-    option_ids = [[3 + 2 * k, 4 + 2 * k] for k in range(3)]
+    pairs = [(3 + 2 * k, 4 + 2 * k) for k in range(3)]
+    option_ids: Any = [[[first], [second]] for first, second in pairs]
+    try:
+        nl.Prompt(input_ids=[3], option_ids=option_ids, answer=0)
+    except nl.InputError:  # older commits, in which an option is a list of single tokens
+        option_ids = [list(pair) for pair in pairs]
     for n in range(15):
         stem = start + tokens(4 + n % 3)
         for shift in range(2):

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from ..data.prompts import Prompt, Questions, as_prompts, group_by_question
+from ..data.prompts import Prompt, Questions, group_by_question
+from ..data.rendering import as_prompts
 from ..engine.borrowed import check_prompts
 from ..methods import Method
 from ..model.anatomy import Anatomy
@@ -123,7 +124,7 @@ class Job:
             "questions": len(groups),
             "prompts": sum(len(group) for group in groups),
             **wording(self.tokenizer, self.questions, self.request.template),
-            "option_tokens": [list(ids) for ids in groups[0][0].option_ids],
+            "option_tokens": groups[0][0].option_ids,
             **versions(),
             **self.config,
         }

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..data.prompts import Prompt, Questions, as_prompts, group_by_question
+from ..data.prompts import Prompt, Questions, group_by_question
+from ..data.rendering import as_prompts
 from ..engine import open_engine
 from ..engine.asking import check_batch_size
 from ..engine.borrowed import check_prompts

@@ -1,82 +1,50 @@
-"""Prompts: questions rendered to token ids, in several orders and wordings, with the tokens by which each is answered.
-
-1. `option_orders` permutes the choices, so that no letter is right more often than another (see there).
-2. A template puts the question and its lettered options into words, if wished inside the tokenizer's chat template.
-3. The text is encoded up to the answer position.
-4. For each letter the tokens that can stand there are looked up IN CONTEXT: a form ("A" or " A") counts if the text
-   with the form encodes to the ids of the text plus exactly one token. What a tokenizer does with a bare "A" says
-   little about what it does after "Answer:".
-"""
+"""Prompts: what a model is shown, as token ids, and the token sequences by which each option is answered."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import math
-import os
-import random
-import re
-from collections.abc import Hashable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 from ..common.checks import integer, short
 from ..common.errors import InputError
-from .questions import Question, fingerprint
-from .sources import LETTERS
-from .templates import TEMPLATES, Template, read_templates, template_hash, tokenizer_name, word
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-__all__ = [
-    "ORDERS",
-    "TEMPLATES",
-    "Prompt",
-    "Questions",
-    "as_prompts",
-    "group_by_question",
-    "option_orders",
-    "render",
-    "template_hash",
-]
-
-ORDERS = ("rotate", "shuffle3", "none")
-UNBOUNDED = 10**9  # tokenizers that know no limit report 1e30
+from .questions import Question
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """Token ids up to the answer position, the token ids of each displayed option, and which option is right.
+    """Token ids up to the answer position, the token ids of every displayed option, and which option is right.
 
-    `answer` counts displayed options; `order[j]` is the original index of the choice displayed at j. The first three
-    fields are enough to build one by hand; prompts with an empty `question_id` are each a question of their own.
+    An option is one or more token sequences that mean the same: `[[5, 6, 7]]` is one answer of three tokens,
+    `[[11], [31]]` two forms of one token, `[9]` is short for `[[9]]`. `answer` counts displayed options; `order[j]` is
+    the original index of the choice displayed at j. The first three fields are enough to build one by hand; prompts
+    with an empty `question_id` are each a question of their own.
 
-    >>> Prompt(input_ids=[5, 9, 2], option_ids=[[11, 31], [12]], answer=1).answer
-    1
+    The log-probability of a sequence, less its `offsets`, is divided by its `lengths`, which stand in the shape of
+    options -> sequences; empty, they are 0 and 1. `texts` are the options in words, where words were asked for.
+
+    >>> Prompt(input_ids=[5, 9, 2], option_ids=[[[11], [31]], [[12, 7]]], answer=1).form
+    'texts'
     """
 
     input_ids: list[int]
-    option_ids: list[list[int]]
+    option_ids: list[list[list[int]]]
     answer: int
     question_id: str = ""
     order: tuple[int, ...] = ()
     template: str = ""
+    texts: tuple[str, ...] = ()
+    lengths: list[list[float]] = field(default_factory=list)
+    offsets: list[list[float]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "input_ids", _token_ids(self.input_ids, "input_ids"))
         if isinstance(self.option_ids, (str, bytes)) or not isinstance(self.option_ids, Iterable):
-            raise InputError("option_ids must hold one list of token ids per option")
-        options = [_token_ids(ids, f"option_ids[{number}]") for number, ids in enumerate(self.option_ids)]
-        if len(options) < 2:
-            raise InputError(f"option_ids must hold at least 2 options, got {len(options)}")
-        owner: dict[int, int] = {}
-        for number, ids in enumerate(options):
-            for token in ids:
-                if token in owner:
-                    raise InputError(f"option_ids: token id {token} stands twice (options {owner[token]} and {number})")
-                owner[token] = number
+            raise InputError("option_ids must hold the token sequences of every option")
+        options = [_sequences(given, f"option_ids[{number}]") for number, given in enumerate(self.option_ids)]
+        if not options:
+            raise InputError("option_ids is empty: give at least the right answer")
+        _check_distinct(options)
         answer = integer(self.answer)
         if answer is None or not 0 <= answer < len(options):
             raise InputError(f"answer must be an index into the {len(options)} options, got {short(self.answer)}")
@@ -86,6 +54,71 @@ class Prompt:
         object.__setattr__(self, "option_ids", options)
         object.__setattr__(self, "answer", answer)
         object.__setattr__(self, "order", order)
+        object.__setattr__(self, "texts", tuple(self.texts))
+        if self.texts and len(self.texts) != len(options):
+            raise InputError(f"texts must hold one text for each of the {len(options)} options, got {len(self.texts)}")
+        for name in ("lengths", "offsets"):
+            object.__setattr__(self, name, _numbers(getattr(self, name), options, name))
+
+    @property
+    def one_token(self) -> bool:
+        """Whether the logits at the answer position say all that there is to know of every option."""
+        return not self.lengths and not self.offsets and self.span == 1
+
+    @property
+    def span(self) -> int:
+        """Of how many tokens the longest sequence is."""
+        return max(len(ids) for option in self.option_ids for ids in option)
+
+    @property
+    def form(self) -> str:
+        """In what form it is answered, "letters" or "texts"."""
+        return "letters" if self.one_token and not self.texts else "texts"
+
+    @property
+    def first_tokens(self) -> list[list[int]]:
+        """Of every option the first token of each of its sequences, which are all there is of letters."""
+        return [list(dict.fromkeys(ids[0] for ids in option)) for option in self.option_ids]
+
+
+def _sequences(given: Any, what: str) -> list[list[int]]:
+    """An option's token sequences: a list of them, or a single token."""
+    if isinstance(given, (str, bytes)) or not isinstance(given, Iterable):
+        raise InputError(f"{what} must be a list of token sequences, such as [[5, 6, 7]], got {short(given)}")
+    parts = list(given)
+    flat = [_whole(part) is not None for part in parts]
+    if not any(flat):
+        if not parts:
+            raise InputError(f"{what} is empty")
+        return [_token_ids(part, f"{what}[{number}]") for number, part in enumerate(parts)]
+    ids = _token_ids(parts, what)
+    if len(ids) > 1:
+        forms = ", ".join(f"[{token}]" for token in ids)
+        raise InputError(
+            f"{what}={short(ids)} can be read in two ways: write [{ids}] for one answer of {len(ids)} tokens, "
+            f"or [{forms}] for {len(ids)} forms of one token"
+        )
+    return [ids]
+
+
+def _check_distinct(options: list[list[list[int]]]) -> None:
+    owner: dict[tuple[int, ...], int] = {}
+    for number, option in enumerate(options):
+        for ids in option:
+            if (key := tuple(ids)) in owner:
+                same = f"token id {ids[0]} stands" if len(ids) == 1 else f"the tokens {short(ids)} stand"
+                raise InputError(f"option_ids: {same} twice (options {owner[key]} and {number})")
+            owner[key] = number
+
+
+def _numbers(given: Any, options: list[list[list[int]]], name: str) -> list[list[float]]:
+    """One number a sequence, or none at all."""
+    numbers = [[float(number) for number in option] for option in given]
+    if numbers and [len(option) for option in numbers] != [len(option) for option in options]:
+        raise InputError(f"{name} must hold one number for each sequence of option_ids")
+    if name == "lengths" and any(number <= 0 for option in numbers for number in option):
+        raise InputError("lengths must be above 0")
+    return numbers
 
 
 def _token_ids(values: Any, what: str) -> list[int]:
@@ -94,16 +127,20 @@ def _token_ids(values: Any, what: str) -> list[int]:
         raise InputError(f"{what} must be a list of token ids, got {short(values)}")
     ids: list[int] = []
     for value in values:
-        try:
-            number = integer(value)
-        except (ValueError, RuntimeError):  # a row of a 2-d array or tensor
-            number = None
+        number = _whole(value)
         if number is None or number < 0:
             raise InputError(f"{what} must be a flat list of token ids, got an element {short(value)}")
         ids.append(number)
     if not ids:
         raise InputError(f"{what} is empty")
     return ids
+
+
+def _whole(value: Any) -> int | None:
+    try:
+        return integer(value)
+    except (ValueError, RuntimeError):  # a row of a 2-d array or tensor
+        return None
 
 
 Questions = Sequence[Question | Prompt]  # to be rendered by `as_prompts`, or rendered already
@@ -123,254 +160,3 @@ def group_by_question(prompts: Sequence[Prompt]) -> list[list[Prompt]]:
         else:
             groups.append([prompt])
     return groups
-
-
-def option_orders(
-    n_choices: int, answer: int, orders: str | None, *, seed: int = 0, question_id: str = ""
-) -> list[tuple[int, ...]]:
-    """The orders in which a question's choices are displayed: position j of an order shows choice order[j].
-
-    `rotate` (also None): the cyclic shifts, in which the right choice visits every letter exactly once, so that what
-    favours a letter cancels in the mean. `shuffle3`: three distinct shuffles (both orders of two choices), the same
-    for a question id and a seed whatever else is asked. `none`: as written.
-
-    >>> option_orders(3, 0, "rotate")
-    [(0, 1, 2), (1, 2, 0), (2, 0, 1)]
-    """
-    if not 0 <= answer < n_choices:
-        raise InputError(f"answer {answer} is out of range for {n_choices} choices")
-    written = tuple(range(n_choices))
-    if orders is None or orders == "rotate":
-        return [written[shift:] + written[:shift] for shift in written]
-    if orders == "none":
-        return [written]
-    if orders != "shuffle3":
-        raise InputError(f"orders {orders!r} is not known; known are {', '.join(ORDERS)}")
-    # Seeded from a digest: hash() of a text differs from process to process.
-    digest = hashlib.sha256(json.dumps([seed, question_id]).encode()).digest()
-    generator = random.Random(int.from_bytes(digest, "big"))
-    found: list[tuple[int, ...]] = []
-    while len(found) < min(3, math.factorial(n_choices)):
-        shuffled = tuple(generator.sample(written, n_choices))
-        if shuffled not in found:
-            found.append(shuffled)
-    return found
-
-
-# -------------------------------------------------------------------------------------------------------------- tokens
-
-
-@contextmanager
-def _backend_kept(tokenizer: PreTrainedTokenizerBase) -> Iterator[None]:
-    """Encoding switches off the padding and truncation saved in a tokenizer's backend: put both back afterwards."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    padding, truncation = getattr(backend, "padding", None), getattr(backend, "truncation", None)
-    try:
-        yield
-    finally:
-        if backend is not None and padding is not None:
-            backend.enable_padding(**padding)
-        if backend is not None and truncation is not None:
-            backend.enable_truncation(**truncation)
-
-
-class _Encoder:
-    """A tokenizer's encoding of whole texts, with what it puts before a text and without what it puts after one."""
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, sample: str) -> None:
-        self.tokenizer = tokenizer
-        full, bare = self.bare([sample], special=True)[0], self.bare([sample])[0]
-        starts = [start for start in range(len(full) - len(bare) + 1) if full[start : start + len(bare)] == bare]
-        if not bare or not starts:
-            raise InputError(
-                f"tokenizer {tokenizer_name(tokenizer)} encodes a text differently when it adds its special tokens, "
-                "which leaves no place for the answer"
-            )
-        # A closing token (an end-of-text mark) is left out: the answer stands right after the text.
-        self.opening = full[: starts[0]]
-
-    def bare(self, texts: list[str], special: bool = False) -> list[list[int]]:
-        """The ids of the texts alone, or with the tokenizer's special tokens around them."""
-        if not texts:
-            return []
-        # verbose=False: a prompt that is too long is our error to raise, not a warning to leave on the tokenizer.
-        encoded = self.tokenizer(
-            texts,
-            add_special_tokens=special,
-            return_attention_mask=False,
-            padding=False,
-            truncation=False,
-            verbose=False,
-        )
-        return [list(ids) for ids in encoded["input_ids"]]
-
-    def encode(self, texts: list[str], chat: Sequence[bool]) -> list[list[int]]:
-        """Chats, and texts that write the opening token themselves, already begin with it: it is never put twice."""
-        encoded = self.bare(texts)
-        for number, ids in enumerate(encoded):
-            if not chat[number] and ids[: len(self.opening)] != self.opening:
-                encoded[number] = self.opening + ids
-        return encoded
-
-
-class _Variant(NamedTuple):
-    """A question in one template and one order, worded."""
-
-    question: Question
-    id: str
-    template: Template
-    order: tuple[int, ...]
-    text: str
-    tail: str
-
-
-def _endings(encoder: _Encoder, variants: list[_Variant], encoded: list[list[int]]) -> list[Hashable]:
-    """For each variant a key: variants with equal keys have the same option tokens, which are then looked up once.
-
-    Tokenizers cut at white space, or have no piece that reaches across it. So what stands in front of a tail with a
-    space inside has no say in how the end of that tail and a letter are cut, and the key is the tail, with the ids it
-    really ended in as a check. Any other tail says too little, and the key is the whole text.
-    """
-    tails = sorted({variant.tail for variant in variants if re.search(r"\s\S", variant.tail)})
-    lengths = {tail: max(1, len(ids) - 1) for tail, ids in zip(tails, encoder.bare(tails), strict=True)}
-    return [
-        (variant.tail, *ids[-lengths[variant.tail] :]) if variant.tail in lengths else variant.text
-        for variant, ids in zip(variants, encoded, strict=True)
-    ]
-
-
-def _option_ids(encoder: _Encoder, variants: list[_Variant], encoded: list[list[int]]) -> list[list[list[int]]]:
-    """For each variant the token ids of each of its letters."""
-    keys = _endings(encoder, variants, encoded)
-    trials: dict[tuple[Hashable, str], tuple[int, list[str]]] = {}
-    for number, (variant, key) in enumerate(zip(variants, keys, strict=True)):
-        for letter in LETTERS[: len(variant.order)]:
-            trials.setdefault((key, letter), (number, [variant.text + letter, f"{variant.text} {letter}"]))
-    chats = [variants[number].template.chat for number, _ in trials.values() for _ in range(2)]
-    tried = encoder.encode([text for _, texts in trials.values() for text in texts], chats)
-    unknown = encoder.tokenizer.unk_token_id
-    found: dict[tuple[Hashable, str], list[int]] = {}
-    for place, (trial, (number, _)) in enumerate(trials.items()):
-        before = encoded[number]
-        forms = [ids[-1] for ids in tried[2 * place : 2 * place + 2] if ids[:-1] == before and ids[-1] != unknown]
-        found[trial] = list(dict.fromkeys(forms))
-        if not forms:
-            variant = variants[number]
-            raise InputError(
-                f"letter {trial[1]!r} is not a single token after template {short(variant.template.name)} with "
-                f"tokenizer {tokenizer_name(encoder.tokenizer)} (question {variant.id!r}): ask with fewer choices, "
-                "another template or another tokenizer"
-            )
-    return [
-        [list(found[key, letter]) for letter in LETTERS[: len(variant.order)]]
-        for variant, key in zip(variants, keys, strict=True)
-    ]
-
-
-# -------------------------------------------------------------------------------------------------------------- render
-
-
-def render(
-    tokenizer: PreTrainedTokenizerBase,
-    questions: Sequence[Question],
-    orders: str | None = None,
-    template: str | Sequence[str] | None = None,
-    *,
-    seed: int = 0,
-    max_length: int | None = None,
-) -> list[Prompt]:
-    """The prompts of all questions: for each question, each template, each order, in this sequence.
-
-    `orders` is rotate (None), shuffle3 or none. `template` is a name (default (None), plain, brief, chat for the
-    tokenizer's chat template around default, chat:NAME for another wording in it), a text with {question} and {options}
-    and if wished {subject} and {letters}, or a list of these. A prompt longer than `max_length` (None: what the
-    tokenizer says) is an error. The tokenizer is left as it was.
-
-    >>> prompts = render(tokenizer, questions, orders="rotate", template="plain")  # doctest: +SKIP
-    """
-    templates = read_templates(template)
-    if not callable(tokenizer) or not hasattr(tokenizer, "unk_token_id"):
-        raise InputError(f"tokenizer must be a Hugging Face tokenizer, got {type(tokenizer).__name__}")
-    if any(item.chat for item in templates) and not tokenizer.chat_template:
-        raise InputError(
-            f"tokenizer {tokenizer_name(tokenizer)} has no chat template: use template='default', plain or brief"
-        )
-    with _backend_kept(tokenizer):
-        variants = _variants(tokenizer, questions, orders, templates, seed)
-        encoder = _Encoder(tokenizer, sample=variants[0].text)
-        encoded = encoder.encode([item.text for item in variants], [item.template.chat for item in variants])
-        _check_lengths(tokenizer, variants, encoded, max_length)
-        option_ids = _option_ids(encoder, variants, encoded)
-    return [
-        Prompt(
-            input_ids=ids,
-            option_ids=options,
-            answer=variant.order.index(variant.question.answer),
-            question_id=variant.id,
-            order=variant.order,
-            template=variant.template.name,
-        )
-        for variant, ids, options in zip(variants, encoded, option_ids, strict=True)
-    ]
-
-
-def _variants(
-    tokenizer: PreTrainedTokenizerBase,
-    questions: Sequence[Question],
-    orders: str | None,
-    templates: list[Template],
-    seed: int,
-) -> list[_Variant]:
-    variants: list[_Variant] = []
-    seen: set[str] = set()
-    for question in questions:
-        if not isinstance(question, Question):
-            raise InputError(f"questions must hold Question objects (see load_questions), got {short(question)}")
-        # An id made from the content keeps a question's variants together and its shuffles its own.
-        name = question.id or fingerprint([question])[:16]
-        if name in seen:
-            raise InputError(f"question id {name!r} appears twice: give every question an id of its own")
-        seen.add(name)
-        asked = option_orders(len(question.choices), question.answer, orders, seed=seed, question_id=name)
-        for template in templates:
-            for order in asked:
-                worded = word(tokenizer, template, question, order)
-                variants.append(_Variant(question, name, template, order, worded.text, worded.tail))
-    if not variants:
-        raise InputError("questions is empty: there is nothing to render")
-    return variants
-
-
-def _check_lengths(
-    tokenizer: PreTrainedTokenizerBase, variants: list[_Variant], encoded: list[list[int]], max_length: int | None
-) -> None:
-    limit = tokenizer.model_max_length if max_length is None else max_length
-    if max_length is None and not 0 < limit < UNBOUNDED:
-        return
-    for variant, ids in zip(variants, encoded, strict=True):
-        if len(ids) > limit:
-            raise InputError(
-                f"question {variant.id!r} makes a prompt of {len(ids)} tokens with template "
-                f"{short(variant.template.name)}, more than the context of {limit}: shorten it or leave it out"
-            )
-
-
-def as_prompts(
-    tokenizer: PreTrainedTokenizerBase | None, questions: Questions, orders: str, template: Any
-) -> list[Prompt]:
-    """Rendered prompts: the given ones, or the questions in every order and template."""
-    if isinstance(questions, (str, os.PathLike)):
-        raise InputError(f"questions={str(questions)!r}: load them first, with nl.load_questions({str(questions)!r})")
-    if not isinstance(questions, Sequence):
-        raise InputError(f"questions: give a list, not a {type(questions).__name__}")
-    if not questions:
-        raise InputError("questions: the list is empty, give at least one question")
-    given = [q for q in questions if isinstance(q, Prompt)]
-    asked = [q for q in questions if isinstance(q, Question)]
-    if len(given) == len(questions):
-        return given
-    if len(asked) != len(questions):
-        raise InputError("questions: give a list of Question (nl.load_questions) or a list of Prompt, not a mixture")
-    if tokenizer is None:
-        raise InputError("tokenizer=None: questions need a tokenizer to be rendered; only Prompts do without")
-    return render(tokenizer, asked, orders, list(template) if isinstance(template, tuple) else template)

@@ -26,22 +26,32 @@ MAX_CHOICES = len(LETTERS)
 class Question:
     """A stem, its choices, and the index of the right choice. Texts are stripped; bad content raises InputError.
 
+    An open question has a right answer and no choices: `answer` is then its text, and becomes the only choice.
+    `answers` are further texts that count as right where the model writes its answer.
+
     >>> Question("Which is a colour?", ("red", "seven"), answer=0).choices[0]
     'red'
+    >>> Question("What is the capital of France?", answer="Paris").open
+    True
     """
 
     stem: str
-    choices: tuple[str, ...]
-    answer: int
+    choices: tuple[str, ...] = ()
+    answer: int = 0
     subject: str | None = None
     id: str = ""
+    answers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if isinstance(self.choices, str) or not isinstance(self.choices, Sequence):
             raise InputError(f"choices must be a list of texts, got {type(self.choices).__name__}")
+        given: Any = self.answer
+        if not self.choices and isinstance(given, str):
+            object.__setattr__(self, "choices", (_text(given, "the answer"),))
+            object.__setattr__(self, "answer", 0)
         choices = tuple(_text(choice, f"choice {number}") for number, choice in enumerate(self.choices))
-        if not 2 <= len(choices) <= MAX_CHOICES:
-            raise InputError(f"a question needs 2 to {MAX_CHOICES} choices, got {len(choices)}")
+        if not choices:
+            raise InputError("a question needs choices, or the text of its answer")
         for number, choice in enumerate(choices):
             if choice in choices[:number]:
                 first = choices.index(choice)
@@ -59,6 +69,15 @@ class Question:
         object.__setattr__(self, "id", self.id.strip())
         if self.subject is not None:
             object.__setattr__(self, "subject", _text(self.subject, "the subject"))
+        accepted = tuple(dict.fromkeys(_text(text, "an accepted answer") for text in self.answers))
+        if wrong := next((choice for n, choice in enumerate(choices) if n != answer and choice in accepted), None):
+            raise InputError(f"answers holds {short(wrong)}, which is a wrong choice")
+        object.__setattr__(self, "answers", accepted)
+
+    @property
+    def open(self) -> bool:
+        """Whether there is nothing to choose from."""
+        return len(self.choices) == 1
 
 
 def _text(value: Any, what: str) -> str:
@@ -139,7 +158,11 @@ def fingerprint(questions: Iterable[Question]) -> str:
     >>> fingerprint([Question("Warm?", ("yes", "no"), 0, id="a")]) == fingerprint([Question("Warm?", ("yes", "no"), 0)])
     True
     """
-    content = [[question.stem, question.choices, question.answer, question.subject] for question in questions]
+    content = [
+        # Accepted answers only where there are some: fingerprints of other questions stay what they always were.
+        [question.stem, question.choices, question.answer, question.subject, *([q] if (q := question.answers) else [])]
+        for question in questions
+    ]
     return hashlib.sha256(json.dumps(content, separators=(",", ":")).encode()).hexdigest()
 
 

@@ -160,12 +160,14 @@ def check_prompts(model: PreTrainedModel, prompts: Sequence[Prompt]) -> None:
     limit, vocabulary = context_length(model), next(model.get_input_embeddings().parameters()).shape[0]
     for prompt in prompts:
         name = f"question {prompt.question_id!r}" if prompt.question_id else "a prompt"
-        if limit is not None and len(prompt.input_ids) > limit:
+        length = len(prompt.input_ids) + prompt.span - 1
+        if limit is not None and length > limit:
+            with_answer = "" if prompt.span == 1 else " with its longest answer"
             raise InputError(
-                f"{name}: its prompt has {len(prompt.input_ids)} tokens, more than the model's context of {limit}; "
+                f"{name}: its prompt{with_answer} has {length} tokens, more than the model's context of {limit}; "
                 "shorten the question or choose a shorter template"
             )
-        highest = max(max(prompt.input_ids), max(max(ids) for ids in prompt.option_ids))
+        highest = max(max(prompt.input_ids), max(max(ids) for option in prompt.option_ids for ids in option))
         if highest >= vocabulary:
             raise InputError(
                 f"{name}: token id {highest} is outside the model's vocabulary of {vocabulary}; "

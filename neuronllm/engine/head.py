@@ -40,7 +40,7 @@ class Choices:
     @classmethod
     def of(cls, prompts: Sequence[Prompt], forms: int | None = None) -> Choices:
         """The options of prompts, of each option's token forms the first so many; None: all."""
-        options = [[list(ids[:forms]) for ids in p.option_ids] for p in prompts]
+        options = [[ids[:forms] for ids in p.first_tokens] for p in prompts]
         most, longest = max(len(o) for o in options), max(len(ids) for o in options for ids in o)
         none = [-1] * longest
         lists = [[ids + none[len(ids) :] for ids in o] + [none] * (most - len(o)) for o in options]

@@ -67,7 +67,7 @@ class ReferenceEngine(Engine):
             found = torch.zeros(
                 most, self.anatomy.n_neurons, dtype=torch.promote_types(self.model.dtype, torch.float32)
             )
-            for k, ids in enumerate(prompt.option_ids):
+            for k, ids in enumerate(prompt.first_tokens):
                 score = lambda logits, _, ids=ids: option_scores(logits, [list(ids)])[..., 0]  # noqa: E731
                 found[k] = self._gradients(prompt, score, "answer", "activation", None)
             return found

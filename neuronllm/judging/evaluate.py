@@ -14,7 +14,8 @@ import numpy as np
 
 from ..common.errors import InputError
 from ..common.statistics import bootstrap_interval, mcnemar, relative_change
-from ..data.prompts import Questions, as_prompts
+from ..data.prompts import Questions
+from ..data.rendering import as_prompts
 from ..engine.asking import Asker, Edit
 from ..results.answers import Answers
 from ..results.neurons import POSITIONS, NeuronSet

@@ -23,7 +23,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..common.errors import InputError
-from ..data.prompts import Questions, as_prompts
+from ..data.prompts import Questions
+from ..data.rendering import as_prompts
 from ..engine.asking import Asker, Edit
 from ..results.answers import Answers
 from ..results.factors import ROLES, Steering

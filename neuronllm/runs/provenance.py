@@ -14,8 +14,9 @@ from torch import Tensor
 from ..common.checks import short
 from ..common.env import package_version
 from ..common.errors import InputError
-from ..data.prompts import Prompt, template_hash
+from ..data.prompts import Prompt
 from ..data.questions import Question, fingerprint
+from ..data.templates import template_hash
 from ..model.loading import public_name
 
 if TYPE_CHECKING:

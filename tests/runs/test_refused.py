@@ -205,7 +205,7 @@ def test_a_result_that_cannot_be_leaves_nothing(model, tmp_path):
 def right(model, prompt) -> bool:
     with torch.no_grad():
         logits = model(torch.tensor([prompt.input_ids])).logits[0, -1]
-    return int(torch.stack([logits[ids].logsumexp(0) for ids in prompt.option_ids]).argmax()) == prompt.answer
+    return int(torch.stack([logits[ids].logsumexp(0) for ids in prompt.first_tokens]).argmax()) == prompt.answer
 
 
 def test_bad_values(model):
