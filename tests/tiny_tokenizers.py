@@ -59,6 +59,20 @@ def metaspace() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
 
 
+def byte_fallback() -> PreTrainedTokenizerFast:
+    """Llama 2's own kind: a normaliser puts a space in front and writes spaces as "▁", no word is cut off beforehand,
+    and characters outside the vocabulary become bytes. BOS first."""
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    special = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    _trained(tokenizer, special, [*string.ascii_letters, *string.digits, *".,:?\n-", "▁"])
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+
+
 def word_level(letters: str = "ABCD") -> PreTrainedTokenizerFast:
     """Words and signs only: "A" and " A" are the same token; a letter not in `letters` is unknown."""
     words = [
@@ -85,6 +99,15 @@ def split_letter(letter: str = "F") -> PreTrainedTokenizerFast:
     """Byte level, but one letter is always two tokens."""
     tokenizer = byte_level()
     tokenizer.backend_tokenizer.normalizer = normalizers.Replace(letter, "^~")
+    return tokenizer
+
+
+def forgetful(signs: str = "[!*]") -> PreTrainedTokenizerFast:
+    """Byte level, but some signs and all differences of case vanish before a text is cut."""
+    tokenizer = byte_level()
+    tokenizer.backend_tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.Replace(Regex(signs), ""), normalizers.Lowercase()]
+    )
     return tokenizer
 
 
