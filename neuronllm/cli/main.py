@@ -118,6 +118,7 @@ def _attribute(args: argparse.Namespace) -> None:
         request = request_of(args, **more)
         read_templates(request.checked().template)
         questions = _questions(args, args.questions)
+        request.checked(questions)
         model, tokenizer = _model(args)
     if args.dry_run:
         plan = planned(model, tokenizer, questions, request)
@@ -160,6 +161,8 @@ def _tune(args: argparse.Namespace) -> None:
         criterion=args.criterion,
         orders=args.orders or "none",
         template=_template(args),
+        answers=args.answers,
+        length=args.length,
         batch_size=args.batch_size,
         progress=not args.quiet,
     )
@@ -198,6 +201,8 @@ def _evaluate(args: argparse.Namespace) -> None:
         unrelated=unrelated,
         orders=args.orders or "none",
         template=_template(args),
+        answers=args.answers,
+        length=args.length,
         batch_size=args.batch_size,
         progress=not args.quiet,
     )
