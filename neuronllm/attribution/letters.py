@@ -50,8 +50,8 @@ class LetterNeurons:
     anatomy: Anatomy
 
     def __str__(self) -> str:
-        chosen = self.flagged.nonzero()[:, 0]
-        chosen = chosen[self.share[chosen].argsort(descending=True, stable=True)].tolist()
+        flagged = self.flagged.nonzero()[:, 0]
+        chosen = flagged[self.share[flagged].argsort(descending=True, stable=True)].tolist()
         what = f"of {len(self.ids)} neurons push one letter whatever is asked (share above {self.threshold:g}, "
         lines = [f"{len(chosen)} {what}{self.prompts} prompts)", *(self._line(n) for n in chosen[:SHOWN])]
         return "\n".join(lines + [f"  {len(chosen) - SHOWN} more"] * (len(chosen) > SHOWN))
