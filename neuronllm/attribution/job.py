@@ -14,6 +14,7 @@ from ..data.forms import Form, check_choice, one_option_each
 from ..data.prompts import Prompt, Questions, group_by_question
 from ..data.rendering import as_prompts
 from ..engine.borrowed import check_prompts
+from ..engine.unconditional import with_offsets
 from ..methods import Method
 from ..model.anatomy import Anatomy
 from ..results.per_prompt import PROMPTS, top_of
@@ -78,11 +79,19 @@ class Job:
     def anatomy(self) -> Anatomy:
         return Anatomy.of(self.model)
 
+    @property
+    def form(self) -> Form:
+        return Form(self.request.answers or "letters", self.request.length or "sum")
+
+    @cached_property
+    def rendered(self) -> list[Prompt]:
+        request = self.request
+        return as_prompts(self.tokenizer, self.questions, request.orders, request.template, **self.form.rendered)
+
     @cached_property
     def prompts(self) -> list[Prompt]:
-        request = self.request
-        form = Form(request.answers or "letters", request.length or "sum").rendered
-        return as_prompts(self.tokenizer, self.questions, request.orders, request.template, **form)
+        asked = self.model, self.tokenizer, self.questions, self.rendered, self.form, self.request.batch_size
+        return with_offsets(*asked)
 
     @cached_property
     def groups(self) -> list[list[Prompt]]:
@@ -130,7 +139,8 @@ class Job:
             **identity(self.model),
             "weights": weights_hash(self.model),
             **wording(self.tokenizer, self.questions, request.template),
-            "prompts": prompt_hash(self.prompts),
+            # The offsets that the model gives follow from the rest, but for a rounding.
+            "prompts": prompt_hash(self.rendered),
             "grouping": question_hash(self.groups),
             "keep": request.keep,
             "k": request.k if request.keep == "topk" else None,

@@ -14,6 +14,7 @@ from ..data.rendering import as_prompts
 from ..engine import open_engine
 from ..engine.asking import check_batch_size
 from ..engine.borrowed import check_prompts
+from ..engine.unconditional import with_offsets
 from ..model.anatomy import Anatomy
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ def pushes(
     anatomy = Anatomy.of(model)
     form = form_of(questions, answers, length)
     prompts = as_prompts(tokenizer, questions, orders, wording_of(form.answers, template), **form.rendered)
+    prompts = with_offsets(model, tokenizer, questions, prompts, form, batch_size)
     check_prompts(model, prompts)
     chosen = torch.arange(anatomy.n_neurons) if ids is None else anatomy.checked(ids)
     most = max(len(p.option_ids) for p in prompts)

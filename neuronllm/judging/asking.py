@@ -12,11 +12,12 @@ from ..data.forms import Form, check_choice, form_of, found_template, wording_of
 from ..data.prompts import Prompt, Questions
 from ..data.rendering import as_prompts
 from ..data.sources import LETTERS
+from ..engine.unconditional import with_offsets
 from ..results.answers import Answers, leaning_words, shares_by_size
 from ..results.neurons import NeuronSet
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 ONE_SIDED, MANY = 0.8, 10  # a share of the prompts, and how many it takes to say so of the length of texts
 
@@ -43,10 +44,13 @@ class Asking(NamedTuple):
         form = form_of(questions, answers, length, found)
         return cls(form, orders, wording_of(form.answers, template, found_template(found, form.answers)))
 
-    def prompts(self, tokenizer: PreTrainedTokenizerBase | None, questions: Questions) -> list[Prompt]:
+    def prompts(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, questions: Questions
+    ) -> list[Prompt]:
         """The questions rendered; one with a single option is refused, since it would always be answered right."""
         check_choice(questions, "questions", '; or judge what the model writes, with answers="generate"')
-        return as_prompts(tokenizer, questions, self.orders, self.template, **self.form.rendered)
+        prompts = as_prompts(tokenizer, questions, self.orders, self.template, **self.form.rendered)
+        return with_offsets(model, tokenizer, questions, prompts, self.form)
 
 
 def warn_if_one_sided(prompts: Sequence[Prompt]) -> None:

@@ -77,7 +77,7 @@ def evaluate(
     elif mode or good is not None or bad is not None or unrelated is not None:
         raise InputError("neurons=None: mode, good, bad and unrelated need a neuron set")
     asking = Asking.of(questions, neurons, orders, template, answers, length)
-    prompts = asking.prompts(tokenizer, questions)
+    prompts = asking.prompts(model, tokenizer, questions)
     warn_if_one_sided(prompts)
     ask = Asker(model, prompts, batch_size)
     base = ask(None, "base", progress)
@@ -90,7 +90,7 @@ def evaluate(
     report.edit = edit
     _compare(report, questions, base, edited)
     if unrelated is not None:
-        other = Asker(model, asking.prompts(tokenizer, unrelated), batch_size)
+        other = Asker(model, asking.prompts(model, tokenizer, unrelated), batch_size)
         elsewhere = p_change(other(None, "unrelated", progress), other(change, "unrelated", progress))
         report.p_change_unrelated = elsewhere
         report.pcr = abs(p_change(base, edited)) / abs(elsewhere) if elsewhere else None

@@ -93,7 +93,7 @@ def tune(
     if isinstance(margin, bool) or not isinstance(margin, (int, float)) or not margin >= 0:
         raise InputError(f"margin={margin!r}: give a number of standard errors, 0 or more")
     asking = Asking.of(questions, neurons, orders, template, answers, length)
-    prompts = asking.prompts(tokenizer, questions)
+    prompts = asking.prompts(model, tokenizer, questions)
     warn_if_one_sided(prompts)
     search = _Search(Asker(model, prompts, batch_size), neurons, criterion, progress)
     warn_if_leaning(search.base)
