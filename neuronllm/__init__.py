@@ -26,6 +26,7 @@ _PUBLIC = {
     "attribute": "attribution.driver",
     "dry_run": "attribution.dry_run",
     "pushes": "attribution.pushes",
+    "letter_neurons": "attribution.letters",
     "Scores": "results.scores",
     "NeuronSet": "results.neurons",
     "edit": "model.edit",

@@ -143,6 +143,6 @@ def quiz(count: int = 10, seed: int = 3, variants: bool = True, options: tuple[i
         for order in option_orders(k, answer, "rotate" if variants else "none"):
             length = int(torch.randint(5, 20, (1,), generator=generator))
             ids = torch.randint(3, VOCABULARY, (length,), generator=generator).tolist()
-            tokens = [[3 + 2 * j, 4 + 2 * j] if j != 1 else [5] for j in range(k)]
+            tokens = [[[3 + 2 * j], [4 + 2 * j]] if j != 1 else [5] for j in range(k)]
             prompts.append(Prompt(ids, tokens, order.index(answer), question_id=f"q{seed}-{n}", order=order))
     return prompts

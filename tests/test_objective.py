@@ -11,7 +11,7 @@ import neuronllm as nl
 from neuronllm.common.errors import InputError
 from neuronllm.data.prompts import Prompt
 from neuronllm.engine.head import objective_value, option_scores
-from neuronllm.engine.objectives import OBJECTIVES, Objective, Readout, get_objective
+from neuronllm.engine.objectives import NEVER, OBJECTIVES, Objective, Readout, get_objective
 from neuronllm.engine.reference import ReferenceEngine
 from tests import plain
 from tests.tiny import tiny
@@ -28,6 +28,7 @@ def formulas(logits: list[float]) -> dict[str, float]:
         "logp_options": math.log(right / (right + others)),
         "p_options": right / (right + others),
         "margin": math.log(right) - math.log(others),
+        "mean_margin": math.log(right) - (math.log(e[4]) + math.log(e[7] + e[1])) / 2,
         "logp_vocab": math.log(right / sum(e)),
         "p_vocab": right / sum(e),
         "p_vocab_bare": e[2] / sum(e),
@@ -139,3 +140,55 @@ def test_objectives_that_break_their_word_are_refused():
         nl.objectives.register(above_mean)
     with pytest.raises(InputError, match="objective='above_mean': method 'random' explains no objective"):
         nl.attribute(model, None, prompts, "random", objective=Objective("above_mean", above_mean))
+
+
+@pytest.mark.parametrize("backend", ["fast", "reference"])
+@pytest.mark.parametrize("options", [2, 3, 5])
+def test_what_is_done_to_a_letter_whatever_is_asked_cancels_under_mean_margin(options, backend):
+    """Prompts that differ in nothing but which letter is right: all that any neuron does is done to letters."""
+    model, (prompt, *_) = tiny("llama"), plain.questions(1, options=options)
+    turned = [Prompt(prompt.input_ids, prompt.option_ids, n, question_id="q") for n in range(options)]
+    scores = {
+        name: nl.attribute(
+            model, None, turned, "gradient", positions="answer", objective=name, keep="all", backend=backend,
+            progress=False,
+        )
+        for name in ("mean_margin", "logp_options")
+    }  # fmt: skip
+    single = scores["mean_margin"].per_prompt.abs().max()
+    assert single > 1e-3 and scores["mean_margin"].values.abs().max() < 1e-6 * single
+    if options > 2:
+        assert scores["logp_options"].values.abs().max() > 1e-3 * single
+
+
+def test_mean_margin_leaves_out_the_options_that_a_prompt_lacks():
+    options = torch.tensor([[2.0, 5.0, 1.0], [2.0, 5.0, NEVER]], dtype=torch.float64, requires_grad=True)
+    value = get_objective("mean_margin").value(Readout(options, torch.tensor([[1], [1]])))
+    assert value.tolist() == [5.0 - 1.5, 5.0 - 2.0]
+    value.sum().backward()
+    assert options.grad.tolist() == [[-0.5, 1.0, -0.5], [-1.0, 1.0, 0.0]]
+
+
+@pytest.mark.parametrize("name", ["logp_options", "p_options", "margin", "mean_margin"])
+def test_objectives_over_options_need_two(name):
+    model, alone = tiny("llama"), Prompt([5, 9, 2], [[[11], [31]]], 0)
+    with pytest.raises(
+        InputError, match=f"objective='{name}': question 1 has only one option.*nl.distractors.*logp_vo"
+    ):
+        nl.attribute(model, None, [*plain.questions(1), alone], "gradient", objective=name, progress=False)
+    with pytest.raises(InputError, match=f"objective='{name}': question 0 has only one option"):
+        nl.attribute(model, None, [alone], "gradient", objective=name, progress=False)
+
+
+@pytest.mark.parametrize("method", ["gradient", "ace", "exact", "relp", "qrnca"])
+def test_where_every_prompt_has_one_option_it_is_explained_alone(method):
+    model = tiny("llama")
+    alone = [Prompt(p.input_ids, p.option_ids[p.answer : p.answer + 1], 0) for p in plain.questions(1, 1)]
+    scores = nl.attribute(model, None, alone, method, keep="all", progress=False)
+    name = {"qrnca": "p_vocab"}.get(method, "logp_vocab")
+    assert scores.provenance["objective"] == name
+    assert scores.provenance["options_compared"] == "none, every prompt has one"
+    asked = nl.attribute(model, None, alone, method, objective=name, keep="all", progress=False)
+    assert torch.equal(scores.per_prompt, asked.per_prompt) and scores.per_prompt.abs().max() > 1e-6
+    two = nl.attribute(model, None, plain.questions(1, 1), method, progress=False)
+    assert "options_compared" not in two.provenance

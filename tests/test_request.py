@@ -28,6 +28,8 @@ OTHERS = {
     "positions": ("answer", {}),
     "orders": ("none", {}),
     "template": (["brief"], {}),
+    "answers": ("texts", {}),
+    "length": ("tokens", {"answers": "texts"}),
     "items": ("wrong", {}),
     "keep": ("all", {}),
     "k": (7, {"keep": "topk"}),

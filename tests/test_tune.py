@@ -20,7 +20,7 @@ CULPRIT = 30
 
 
 def answers_of(model, prompts) -> list[int]:
-    return one_by_one(model, prompts).letter.tolist()
+    return one_by_one(model, prompts).picked.tolist()
 
 
 def one_by_one(model, prompts) -> Answers:

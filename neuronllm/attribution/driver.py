@@ -26,13 +26,14 @@ from ..engine.asking import Asker
 from ..engine.batching import Plan
 from ..engine.borrowed import plain_types
 from ..engine.objectives import AnyObjective
-from ..methods import Collector, Method
-from ..results.answers import answered_right
+from ..methods import Method
+from ..results.answers import Heard, answered_right
 from ..results.scores import Scores
 from ..runs.checkpoint import undisturbed
 from ..runs.processes import Ranks, share_out
 from ..runs.stores import Store, open_store
 from .job import Job
+from .leaning import Caution, Gathered, heard_by
 from .request import Request
 from .shares import Share, share_of, windows_of
 
@@ -52,6 +53,8 @@ def attribute(
     positions: str | None = Request.positions,
     orders: str | None = Request.orders,
     template: str | Sequence[str] | None = Request.template,
+    answers: str | None = Request.answers,
+    length: str | None = Request.length,
     items: str = Request.items,
     keep: str = Request.keep,
     k: int = Request.k,
@@ -71,6 +74,10 @@ def attribute(
     method, objective: by name, see `neuronllm.methods` and `neuronllm.objectives`, or as objects; method "ace" is that
     of the NeuronLLM paper. None for objective, positions, orders and template means the method's own default; for
     positions that is "all" where the method can, else "answer".
+    answers: "letters", or "texts" to explain the answers in words; by default the form of given prompts, else texts for
+    questions without choices, and letters. length: what a text's log-probability is divided by, "sum" (nothing),
+    "tokens" or "characters", or "unconditional" for what it gains over the text alone. Questions with nothing but their
+    right answer are explained by its own log-probability, objective "logp_vocab"; `nl.distractors` finds wrong ones.
     items: "wrong" or "right" scores only the questions that the model answers so. dtype: judge a copy of the model in
     this type. Further keywords are options of the method.
 
@@ -93,6 +100,8 @@ def attribute(
         positions=positions,
         orders=orders,
         template=template,
+        answers=answers,
+        length=length,
         items=items,
         keep=keep,
         k=k,
@@ -125,10 +134,12 @@ def _attributed(job: Job, ranks: Ranks) -> Scores:
     if (scores := store.result()) is not None:
         return scores
     show = job.request.progress and ranks.first
-    chosen = store.manifest["chosen"] if store.manifest else _chosen(job, ranks, show)
+    begun = store.manifest
+    chosen, asked = (begun["chosen"], begun["asked"]) if begun else _chosen(job, ranks, show)
     groups = job.groups if chosen is None else [job.groups[number] for number in chosen]
+    caution = Caution(job.request.answers or "letters", asked, silent=not ranks.first)
     try:
-        plan, engine = _scored(job, groups, chosen, store, ranks, show)
+        plan, engine = _scored(job, groups, {"chosen": chosen, "asked": asked}, store, ranks, caution, show)
     except BaseException:
         store.discard()
         raise
@@ -136,23 +147,26 @@ def _attributed(job: Job, ranks: Ranks) -> Scores:
     provenance = job.provenance(groups) | ranks.gather(engine)[0]
     if noise := max(plan["noise"] for plan in plans):
         provenance["noise"] = noise  # effects below it say nothing
-    return store.finish(_summary(job, ranks, store, provenance), [plan["backoffs"] for plan in plans])
+    return store.finish(_summary(job, ranks, store, caution, provenance), [plan["backoffs"] for plan in plans])
 
 
-def _store_of(job: Job, ranks: Ranks) -> Store[Collector]:
+def _store_of(job: Job, ranks: Ranks) -> Store[Gathered]:
     """Where a job keeps what it gathers, after refusing processes that were given different ones."""
     n_neurons = job.anatomy.n_neurons
     settings = cache(partial(job.settings, ranks.size))
     ranks.agree(settings)
-    new, bytes_a_prompt = partial(job.how.collector, n_neurons), n_neurons * job.request.keep_dtype.itemsize
-    return open_store(job.request.output, job.request.resume, ranks, settings, new, bytes_a_prompt)
+    bytes_a_prompt = n_neurons * job.request.keep_dtype.itemsize
+    return open_store(
+        job.request.output, job.request.resume, ranks, settings, partial(Gathered.of, job), bytes_a_prompt
+    )
 
 
-def _summary(job: Job, ranks: Ranks, store: Store[Collector], provenance: dict[str, Any]) -> Scores:
-    collector = store.merged()
+def _summary(job: Job, ranks: Ranks, store: Store[Gathered], caution: Caution, provenance: dict[str, Any]) -> Scores:
+    gathered = store.merged()
+    provenance |= caution.found(gathered.heard)
     try:
         with ranks.together():
-            values, stderr, consistency = (part.float() for part in collector.summary())
+            values, stderr, consistency = (part.float() for part in gathered.collector.summary())
     except InputError:
         store.discard(work=True)  # which would end in the same way when it is taken up
         raise
@@ -160,7 +174,13 @@ def _summary(job: Job, ranks: Ranks, store: Store[Collector], provenance: dict[s
 
 
 def _scored(
-    job: Job, groups: list[list[Prompt]], chosen: list[int] | None, store: Store[Collector], ranks: Ranks, show: bool
+    job: Job,
+    groups: list[list[Prompt]],
+    facts: dict[str, Any],
+    store: Store[Gathered],
+    ranks: Ranks,
+    caution: Caution,
+    show: bool,
 ) -> tuple[Plan, dict[str, Any]]:
     """Score this process's share of the questions; the plan with what was learnt, and which engine did it."""
     frozen = store.manifest
@@ -168,14 +188,15 @@ def _scored(
     with engine_of(job, plan) as engine:
         if plan is None:
             engine.fit(partial(raw_scores, job, engine), job.prompts)
+            heard_by(engine)  # what was tried out does not count
         first = ranks.gather(engine.plan.to_dict())[0]
         worked = _described(engine)
         _warn_of_post_norms(job, engine)
         window = frozen["window"] if frozen else (1 if job.how.expensive else engine.at_once)
-        engine.plan = Plan.from_dict(store.begin(first, engine=engine.name, window=window, chosen=chosen))
+        engine.plan = Plan.from_dict(store.begin(first, engine=engine.name, window=window, **facts))
         share = share_of(groups, ranks.rank, ranks.size)
         with tqdm(total=len(share), desc=_label(job, ranks), disable=not show, unit="question") as bar:
-            _score_windows(job, engine, list(windows_of(share, window)), store, bar)
+            _score_windows(job, engine, list(windows_of(share, window)), store, caution, bar)
         return engine.plan, worked
 
 
@@ -190,7 +211,9 @@ def _described(engine: Engine) -> dict[str, Any]:
     return found
 
 
-def _score_windows(job: Job, engine: Engine, windows: list[list[Share]], store: Store[Collector], bar: Any) -> None:
+def _score_windows(
+    job: Job, engine: Engine, windows: list[list[Share]], store: Store[Gathered], caution: Caution, bar: Any
+) -> None:
     """Score window after window, from the first that is not done."""
     bar.update(sum(len(window) for window in windows[: store.windows]))
     try:
@@ -198,20 +221,30 @@ def _score_windows(job: Job, engine: Engine, windows: list[list[Share]], store: 
             flat = [prompt for share in window for prompt in share.prompts]
             sizes = [len(share.prompts) for share in window]
             raw = raw_scores(job, engine, flat)
-            right: Sequence[Tensor | None] = [None] * len(window)
-            if job.how.needs_answers:
-                right = torch.from_numpy(Asker(engine.model, flat, job.request.batch_size)().right).split(sizes)
+            heard, answered = _heard(job, engine, flat)
+            right = [None] * len(window) if answered is None else answered.split(sizes)
             numbers = torch.cat([torch.arange(share.first, share.first + len(share.prompts)) for share in window])
             with undisturbed(), plain_types():
                 for scores, are_right in zip(raw.split(sizes), right, strict=True):
-                    store.collector.add(scores, are_right)
+                    store.collector.collector.add(scores, are_right)
+                store.collector.heard.merge(heard)
                 store.add(job.per_prompt(raw, numbers), len(flat), engine.plan.to_dict())
             bar.update(len(window))
+            caution(store.collector.heard)
+        caution(store.collector.heard, last=True)
         store.end(engine.plan.to_dict())
     except KeyboardInterrupt as stop:
         done, total = (sum(len(window) for window in some) for some in (windows[: store.windows], windows))
         said = f"{done} of {total} questions are done"
         raise store.stopped(stop, engine.plan.to_dict(), said) from None
+
+
+def _heard(job: Job, engine: Engine, prompts: Sequence[Prompt]) -> tuple[Heard, Tensor | None]:
+    """Which options the model picked, and with methods that need to know it, which prompts it answered right."""
+    if not job.how.needs_answers:
+        return heard_by(engine), None
+    answers = Asker(engine.model, prompts, job.request.batch_size)()
+    return answers.heard, torch.from_numpy(answers.right)
 
 
 def raw_scores(job: Job, engine: Engine, prompts: Sequence[Prompt]) -> Tensor:
@@ -237,20 +270,28 @@ def _warn_of_post_norms(job: Job, engine: Engine) -> None:
         )
 
 
-def _chosen(job: Job, ranks: Ranks, progress: bool) -> list[int] | None:
-    """The numbers of the questions that the model answers as `items` says; None: all of them."""
+def _chosen(job: Job, ranks: Ranks, progress: bool) -> tuple[list[int] | None, list[list[int]] | None]:
+    """The numbers of the questions that the model answers as `items` says, and how it answered them all (Heard.counts).
+
+    None: all questions, and nobody asked.
+    """
     items = job.request.items
     if items == "all":
-        return None
+        return None, None
     share = share_out([sum(len(p.input_ids) for p in group) for group in job.groups], ranks.size)[ranks.rank]
     flat = [prompt for number in share for prompt in job.groups[number]]
     mine: list[int] = []
+    heard = Heard()
     if flat:
         logprobs = Asker(job.model, flat, job.request.batch_size).logprobs(progress=progress)
+        heard.add(logprobs.argmax(-1), torch.tensor([prompt.answer for prompt in flat]))
         right = answered_right(logprobs, [job.groups[number] for number in share]).tolist()
         mine = [number for number, is_right in zip(share, right, strict=True) if is_right == (items == "right")]
     chosen = sorted(number for numbers in ranks.gather(mine) for number in numbers)
     with ranks.together():
         if not chosen:
             raise InputError(f'items="{items}": the model answers none of the {len(job.groups)} questions {items}')
-    return chosen
+    asked = Heard()
+    for counts in ranks.gather(heard.counts):
+        asked.merge(Heard.of(counts))
+    return chosen, asked.counts

@@ -57,10 +57,14 @@ def planned(
 def _sizes(job: Job) -> list[str]:
     lengths = [len(prompt.input_ids) for prompt in job.prompts]
     some = "" if job.request.items == "all" else f", of which only those that it answers {job.request.items} are scored"
-    return [
+    lines = [
         f"{job.anatomy.describe()}: {job.anatomy.n_neurons} neurons",
         f"{len(job.groups)} questions, {len(lengths)} prompts of {min(lengths)} to {max(lengths)} tokens{some}",
     ]
+    if job.request.answers == "texts":
+        spans = [prompt.span for prompt in job.prompts]
+        lines.append(f"answered in texts of up to {max(spans)} tokens, length {job.request.length}")
+    return lines + job.remarks()
 
 
 def _work(job: Job, name: str, plan: Plan, reason: str | None) -> list[str]:

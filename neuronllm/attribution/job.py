@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from ..data.forms import Form, check_choice, one_option_each
 from ..data.prompts import Prompt, Questions, group_by_question
 from ..data.rendering import as_prompts
 from ..engine.borrowed import check_prompts
+from ..engine.unconditional import with_offsets
 from ..methods import Method
 from ..model.anatomy import Anatomy
 from ..results.per_prompt import PROMPTS, top_of
@@ -20,6 +23,8 @@ from .request import Request
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_log = logging.getLogger("neuronllm")
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,9 +48,28 @@ class Job:
         request: Request,
     ) -> Job:
         """The job, after refusing what cannot be done: in the request, then with this model and these questions."""
-        job = cls(model, tokenizer, questions, request.checked())
+        job = cls(model, tokenizer, questions, request.checked(questions))
+        if request.items != "all" or job.how.needs_answers:
+            needs = f"method {job.how.name!r}" if job.how.needs_answers else f'items="{request.items}"'
+            check_choice(questions, needs)
         check_prompts(model, job.prompts)
+        for line in job.remarks():
+            _say(line)
         return job
+
+    def remarks(self) -> list[str]:
+        """What a reader of the log should know of the scores to come; their provenance says the same."""
+        lines = []
+        if reads := self.reads:
+            lines.append(f"method {self.how.name} explains the {reads} only")
+        if self.how.objective is not None and one_option_each(self.questions):
+            lines.append(f"every prompt has one option, so {self.request.explained.name} of that is explained")
+        return lines
+
+    @property
+    def reads(self) -> str | None:
+        """What of the answers' tokens the method explains, where that is not all of them."""
+        return self.how.reads if self.request.answers == "texts" else None
 
     @property
     def how(self) -> Method:
@@ -55,9 +79,19 @@ class Job:
     def anatomy(self) -> Anatomy:
         return Anatomy.of(self.model)
 
+    @property
+    def form(self) -> Form:
+        return Form(self.request.answers or "letters", self.request.length or "sum")
+
+    @cached_property
+    def rendered(self) -> list[Prompt]:
+        request = self.request
+        return as_prompts(self.tokenizer, self.questions, request.orders, request.template, **self.form.rendered)
+
     @cached_property
     def prompts(self) -> list[Prompt]:
-        return as_prompts(self.tokenizer, self.questions, self.request.orders or "", self.request.template)
+        asked = self.model, self.tokenizer, self.questions, self.rendered, self.form, self.request.batch_size
+        return with_offsets(*asked)
 
     @cached_property
     def groups(self) -> list[list[Prompt]]:
@@ -93,6 +127,8 @@ class Job:
             "positions": self.request.positions,
             "orders": self.request.orders if rendered else None,
             "items": self.request.items,
+            "answers": self.request.answers,
+            "length": self.request.length,
         }
 
     def settings(self, processes: int) -> dict[str, Any]:
@@ -103,7 +139,8 @@ class Job:
             **identity(self.model),
             "weights": weights_hash(self.model),
             **wording(self.tokenizer, self.questions, request.template),
-            "prompts": prompt_hash(self.prompts),
+            # The offsets that the model gives follow from the rest, but for a rounding.
+            "prompts": prompt_hash(self.rendered),
             "grouping": question_hash(self.groups),
             "keep": request.keep,
             "k": request.k if request.keep == "topk" else None,
@@ -119,7 +156,11 @@ class Job:
 
     def provenance(self, groups: Sequence[Sequence[Prompt]]) -> dict[str, Any]:
         """Where scores of these groups of prompts come from."""
+        more = {"reads": self.reads} if self.reads else {}
+        if one_option_each(self.questions):
+            more["options_compared"] = "none, every prompt has one"
         return {
+            **more,
             **identity(self.model),
             "questions": len(groups),
             "prompts": sum(len(group) for group in groups),
@@ -128,3 +169,9 @@ class Job:
             **versions(),
             **self.config,
         }
+
+
+@cache
+def _say(line: str) -> None:
+    """Once in the log, however many attributions there are."""
+    _log.warning(line)

@@ -8,11 +8,13 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ..data.forms import form_of, wording_of
 from ..data.prompts import Prompt, Questions, group_by_question
 from ..data.rendering import as_prompts
 from ..engine import open_engine
 from ..engine.asking import check_batch_size
 from ..engine.borrowed import check_prompts
+from ..engine.unconditional import with_offsets
 from ..model.anatomy import Anatomy
 
 if TYPE_CHECKING:
@@ -26,8 +28,10 @@ def pushes(
     questions: Questions,
     ids: Any = None,
     *,
-    orders: str = "rotate",
+    orders: str | None = None,
     template: str | list[str] | None = None,
+    answers: str | None = None,
+    length: str | None = None,
     batch_size: int | str = "auto",
     backend: str = "fast",
     dtype: torch.dtype | None = None,
@@ -37,14 +41,17 @@ def pushes(
 
     + lifts the choice, - lowers it; choices are in the order in which a question gives them, and 0 where there are
     fewer. `ids` chooses neurons (such as `neurons.ids`), None takes all of them. The gradients of all options of a
-    prompt come from one backward pass.
+    prompt come from one backward pass. answers, length: in letters or in texts, as in `nl.attribute`; orders: every
+    rotation by default, and of texts one order where their wording does not show the options.
 
     >>> found = pushes(model, tokenizer, questions, neurons.ids)   # doctest: +SKIP
     >>> found[0].argmax(0)   # the choice that each neuron lifts most in the first question   # doctest: +SKIP
     """
     check_batch_size(batch_size)
     anatomy = Anatomy.of(model)
-    prompts = as_prompts(tokenizer, questions, orders, template)
+    form = form_of(questions, answers, length)
+    prompts = as_prompts(tokenizer, questions, orders, wording_of(form.answers, template), **form.rendered)
+    prompts = with_offsets(model, tokenizer, questions, prompts, form, batch_size)
     check_prompts(model, prompts)
     chosen = torch.arange(anatomy.n_neurons) if ids is None else anatomy.checked(ids)
     most = max(len(p.option_ids) for p in prompts)

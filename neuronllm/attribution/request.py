@@ -16,6 +16,8 @@ from typing import Any
 import torch
 
 from ..common.errors import InputError
+from ..data.forms import ANSWERS, LENGTHS, check_choice, form_of, one_option_each, wording_of
+from ..data.prompts import Questions
 from ..engine import BACKENDS
 from ..engine.asking import check_batch_size
 from ..engine.objectives import NO_OBJECTIVE, AnyObjective, Objective, get_objective
@@ -27,6 +29,7 @@ KEEPS = ("mean", "topk", "all")
 KEEP_TYPES = (torch.float32, torch.bfloat16)
 POSITIONS = ("answer", "all")
 NO_BYTES = "it decides no byte of the scores"
+OF_ONE = "logp_vocab"  # the objective where no prompt has a second option to compare the right one with
 
 
 def _argument(default: Any, help: str, **more: Any) -> Any:
@@ -54,10 +57,22 @@ class Request:
     )
     template: str | Sequence[str] | None = _argument(
         None,
-        "default, plain, brief, or a text with {question}",
+        "default, plain, brief, for texts cloze, or a text with {question}",
         nargs="+",
         metavar="T",
         when_none="the method's own",
+    )
+    answers: str | None = _argument(
+        None,
+        "a letter asked for, or the answer in words",
+        choices=ANSWERS,
+        when_none="texts for questions without choices, else letters",
+    )
+    length: str | None = _argument(
+        None,
+        "of texts: what their log-probability is divided by, nothing (sum), or what a text alone has taken off",
+        choices=LENGTHS,
+        when_none="sum",
     )
     items: str = _argument("all", "score only questions that the model answers so", choices=ITEMS)
     keep: str = _argument(
@@ -103,17 +118,23 @@ class Request:
         """The objective of a request that was checked, as a method is handed it."""
         return NO_OBJECTIVE if self.objective is None else get_objective(self.objective)
 
-    def checked(self) -> Request:
-        """The request with the method's defaults filled in, after refusing what cannot be done; it needs no model."""
+    def checked(self, questions: Questions = ()) -> Request:
+        """The request with its defaults filled in, after refusing what cannot be done; it needs no model.
+
+        The form of the answers goes by the questions, and with it the wording; without questions it is letters.
+        """
         self._check_place()
         self._check_values()
-        own = self.how
+        own, form = self.how, form_of(questions, self.answers, self.length)
+        letters = form.answers == "letters"
         return replace(
             self,
-            objective=self._checked_objective(),
+            objective=self._checked_objective(questions),
             positions=own.default_positions if self.positions is None else self.positions,
-            orders=own.orders if self.orders is None else self.orders,
-            template=own.template if self.template is None else self.template,
+            answers=form.answers,
+            length=form.length,
+            orders=own.orders if self.orders is None and letters else self.orders,
+            template=wording_of(form.answers, self.template, own.template if letters else own.text_template),
         )
 
     def _check_place(self) -> None:
@@ -140,8 +161,11 @@ class Request:
         if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
             raise InputError(f"dtype={dtype!r}: give a floating type of torch, such as torch.float64")
 
-    def _checked_objective(self) -> Objective | None:
-        """The objective to explain; None for a method that explains none."""
+    def _checked_objective(self, questions: Questions) -> Objective | None:
+        """The objective to explain; None for a method that explains none.
+
+        Where nobody asked for one, and no prompt has options to compare, it is that of the right answer alone.
+        """
         if self.how.objective is None:
             if self.objective is not None:
                 raise InputError(
@@ -149,5 +173,11 @@ class Request:
                 )
             return None
         objective = get_objective(self.how.objective if self.objective is None else self.objective)
+        if objective.least > 1:
+            if self.objective is None and one_option_each(questions):
+                objective = get_objective(OF_ONE)
+            else:
+                without = f', or explain the right answer alone with objective="{OF_ONE}"'
+                check_choice(questions, f"objective={objective.name!r}", without)
         self.how.check_objective(objective)
         return objective

@@ -154,7 +154,12 @@ def _question_flags(sub: argparse.ArgumentParser) -> None:
 
 def _wording_flags(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--orders", choices=("rotate", "shuffle3", "none"), help="how choices are permuted")
-    sub.add_argument("--template", nargs="+", metavar="T", help="default, plain, brief, or a text with {question}")
+    words = "default, plain, brief, for texts cloze, or a text with {question}"
+    sub.add_argument("--template", nargs="+", metavar="T", help=words)
+    form = "a letter asked for, or the answer in words (default: as the neurons were found)"
+    sub.add_argument("--answers", choices=("letters", "texts"), help=form)
+    counted = "of texts: what their log-probability is divided by (sum: nothing), or what a text alone has taken off"
+    sub.add_argument("--length", choices=("sum", "tokens", "characters", "unconditional"), help=counted)
     size = "prompts of a batch, or auto, which goes by memory (default: auto)"
     sub.add_argument("--batch-size", "--batch_size", type=batch_size, default="auto", metavar="N", help=size)
 

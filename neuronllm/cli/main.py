@@ -116,8 +116,10 @@ def _attribute(args: argparse.Namespace) -> None:
         # What can be refused without the model is refused before it is loaded.
         more = {"options": _options(args.options), "template": _template(args), "progress": not args.quiet}
         request = request_of(args, **more)
-        read_templates(request.checked().template)
+        request.checked()
         questions = _questions(args, args.questions, args.labels)
+        checked = request.checked(questions)
+        read_templates(checked.template, checked.answers)
         model, tokenizer = _model(args)
     if args.dry_run:
         plan = planned(model, tokenizer, questions, request)
@@ -160,6 +162,8 @@ def _tune(args: argparse.Namespace) -> None:
         criterion=args.criterion,
         orders=args.orders or "none",
         template=_template(args),
+        answers=args.answers,
+        length=args.length,
         batch_size=args.batch_size,
         progress=not args.quiet,
     )
@@ -198,6 +202,8 @@ def _evaluate(args: argparse.Namespace) -> None:
         unrelated=unrelated,
         orders=args.orders or "none",
         template=_template(args),
+        answers=args.answers,
+        length=args.length,
         batch_size=args.batch_size,
         progress=not args.quiet,
     )

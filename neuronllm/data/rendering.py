@@ -21,6 +21,7 @@ from ..common.checks import short
 from ..common.errors import InputError
 from .answer_texts import text_prompts
 from .encoding import Encoder, backend_kept
+from .forms import ANSWERS, LENGTHS
 from .letters import letter_prompts
 from .prompts import Prompt, Questions
 from .questions import Question, fingerprint
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 ORDERS = ("rotate", "shuffle3", "none")
-ANSWERS = ("letters", "texts")
-LENGTHS = ("sum", "tokens", "characters", "unconditional")
 BARE = "Answer:"  # what stands before an answer that is asked of nothing
 
 

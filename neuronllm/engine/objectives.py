@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
 
+import torch
 from torch import Tensor
 
 from ..common.errors import InputError
@@ -56,6 +57,7 @@ class Objective:
     value: Callable[[Readout], Tensor]
     vocabulary: bool = False  # it reads log_z, so the head computes the logits of the whole vocabulary
     forms: int | None = None  # of the token forms of an option ("A", " A"), how many count; None: all
+    least: int = 1  # options that every prompt must have; 2 where the right one is compared with others
 
     def __str__(self) -> str:
         return self.name
@@ -103,10 +105,20 @@ NO_OBJECTIVE = Objective("", _nothing)
 # The probability of the bare letter alone ("A", never " A"), which QRNCA's released code explains.
 BARE_LETTER = Objective("p_vocab_bare", lambda read: read.logp_vocab.exp(), vocabulary=True, forms=1)
 
+
+def _mean_margin(read: Readout) -> Tensor:
+    """The right option's score less the mean of the others': linear, so that over rotations letters cancel exactly."""
+    real = read.options > NEVER / 2
+    right = read.of_right(read.options)
+    others = torch.where(real, read.options, 0.0).sum(-1) - right
+    return right - others / (real.sum(-1) - 1)
+
+
 for _objective in (
-    Objective("logp_options", lambda read: read.of_right(read.options.log_softmax(-1))),
-    Objective("p_options", lambda read: read.of_right(read.options.softmax(-1))),
-    Objective("margin", lambda read: read.of_right(read.options) - read.others.logsumexp(-1)),
+    Objective("logp_options", lambda read: read.of_right(read.options.log_softmax(-1)), least=2),
+    Objective("p_options", lambda read: read.of_right(read.options.softmax(-1)), least=2),
+    Objective("margin", lambda read: read.of_right(read.options) - read.others.logsumexp(-1), least=2),
+    Objective("mean_margin", _mean_margin, least=2),
     Objective("logp_vocab", lambda read: read.logp_vocab, vocabulary=True),
     Objective("p_vocab", lambda read: read.logp_vocab.exp(), vocabulary=True),
     BARE_LETTER,

@@ -1,31 +1,86 @@
-"""How a judgement asks: in the words that the neurons were found with, and not for one letter alone."""
+"""How a judgement asks: in the form and words that the neurons were found with, and not for one answer alone."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from ..data.prompts import Prompt
+from ..data.forms import Form, check_choice, form_of, found_template, wording_of
+from ..data.prompts import Prompt, Questions
+from ..data.rendering import as_prompts
 from ..data.sources import LETTERS
+from ..engine.unconditional import with_offsets
+from ..results.answers import Answers, leaning_words, shares_by_size
 from ..results.neurons import NeuronSet
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-def template_of(neurons: NeuronSet | None, template: Any) -> Any:
-    """The template asked for, else the one that the neurons were found with: they are judged as they were chosen."""
-    if template is None and neurons is not None:
-        return neurons.provenance.get("template")
-    return template
+ONE_SIDED, MANY = 0.8, 10  # a share of the prompts, and how many it takes to say so of the length of texts
 
 
-def warn_if_one_letter(prompts: Sequence[Prompt]) -> None:
-    """Where one letter is nearly always right, liking that letter looks like knowledge."""
+class Asking(NamedTuple):
+    """In what form, which orders and which words a judgement asks."""
+
+    form: Form
+    orders: str
+    template: Any
+
+    @classmethod
+    def of(
+        cls,
+        questions: Questions,
+        neurons: NeuronSet | None,
+        orders: str,
+        template: Any,
+        answers: str | None,
+        length: str | None,
+    ) -> Asking:
+        """What was asked for, else what the neurons were found with: they are judged as they were chosen."""
+        found = neurons.provenance if neurons is not None else {}
+        form = form_of(questions, answers, length, found)
+        return cls(form, orders, wording_of(form.answers, template, found_template(found, form.answers)))
+
+    def prompts(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, questions: Questions
+    ) -> list[Prompt]:
+        """The questions rendered; one with a single option is refused, since it would always be answered right."""
+        check_choice(questions, "questions", '; or judge what the model writes, with answers="generate"')
+        prompts = as_prompts(tokenizer, questions, self.orders, self.template, **self.form.rendered)
+        return with_offsets(model, tokenizer, questions, prompts, self.form)
+
+
+def warn_if_one_sided(prompts: Sequence[Prompt]) -> None:
+    """Where one letter is nearly always right, or the shortest text is, liking it looks like knowledge."""
+    if all(prompt.form == "letters" for prompt in prompts):
+        _warn_if_one_letter(prompts)
+        return
+    shares, told = shares_by_size(prompts, [prompt.answer for prompt in prompts])
+    for size, liked in (("shortest", "short"), ("longest", "long")):
+        if told >= MANY and shares[size] > ONE_SIDED:
+            warnings.warn(
+                f"the {size} option is the right one in {shares[size]:.0%} of the prompts whose options differ in "
+                f"length, so a model that likes {liked} answers looks right; see what "
+                'length="tokens" (--length tokens) says',
+                stacklevel=3,
+            )
+
+
+def _warn_if_one_letter(prompts: Sequence[Prompt]) -> None:
     shares = np.bincount([p.answer for p in prompts]) / len(prompts)
-    if len(prompts) > 1 and shares.max() > 0.8:
+    if len(prompts) > 1 and shares.max() > ONE_SIDED:
         warnings.warn(
             f"{LETTERS[shares.argmax()]} is the right letter of {shares.max():.0%} of the prompts, so a model that "
             'likes this letter looks right; ask with orders="rotate" (--orders rotate)',
-            stacklevel=3,
+            stacklevel=4,
         )
+
+
+def warn_if_leaning(base: Answers) -> None:
+    """Where the unedited model leans on one option, its numbers say little of the task."""
+    if (leaning := base.heard.leaning()) is not None:
+        names, (option, share) = list(base.options), leaning
+        warnings.warn(leaning_words(base.form, names[option], share), stacklevel=3)

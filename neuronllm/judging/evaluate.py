@@ -1,8 +1,9 @@
 """Judge a model on questions, with and without an edit, beside random neuron sets of the same size per layer.
 
-Accuracy alone hides two ways to fool oneself: a model that answers one letter whatever is asked, and an effect that any
-random edit has. So every report shows the histogram of predicted letters, letter-balanced accuracy, confidence
-intervals by bootstrap over questions, McNemar's exact test on flipped questions, and percentiles of random controls.
+Accuracy alone hides two ways to fool oneself: a model that answers alike whatever is asked, and an effect that any
+random edit has. So every report shows which letters are predicted (of answers in texts: which places, and whether the
+short ones), accuracy balanced over them, confidence intervals by bootstrap over questions, McNemar's exact test on
+flipped questions, and percentiles of random controls.
 """
 
 from __future__ import annotations
@@ -15,13 +16,12 @@ import numpy as np
 from ..common.errors import InputError
 from ..common.statistics import bootstrap_interval, mcnemar, relative_change
 from ..data.prompts import Questions
-from ..data.rendering import as_prompts
 from ..engine.asking import Asker, Edit
 from ..results.answers import Answers
 from ..results.neurons import POSITIONS, NeuronSet
-from .asking import template_of, warn_if_one_letter
+from .asking import Asking, warn_if_leaning, warn_if_one_sided
 from .controls import random_controls
-from .report import Intervals, Report, named
+from .report import Intervals, Report, changed_answers, named
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -43,6 +43,8 @@ def evaluate(
     unrelated: Questions | None = None,
     orders: str = "none",
     template: str | list[str] | None = None,
+    answers: str | None = None,
+    length: str | None = None,
     batch_size: int | str = "auto",
     seed: int = 0,
     progress: bool = True,
@@ -54,6 +56,10 @@ def evaluate(
     positions: "answer" or "all"; by default those that the set was found, learned or tuned with, so that it is judged
     where it will be lived with, and "all" where it does not say. unrelated: questions for the PCR. orders: the
     questions as written by default; "rotate" asks each with every order of its choices.
+
+    answers: "letters", or "texts" to score the answers in words; by default the form of given prompts, else that of the
+    neuron set, else texts for questions without choices, and letters. length: what a text's log-probability is divided
+    by, "sum" (nothing), "tokens" or "characters", or "unconditional" for what it gains over the text alone.
 
     >>> nl.evaluate(model, tokenizer, questions, neurons, mode="degrade")   # doctest: +SKIP
     """
@@ -70,21 +76,58 @@ def evaluate(
         change, edit = _planned(model, neurons, mode, good, bad, positions)
     elif mode or good is not None or bad is not None or unrelated is not None:
         raise InputError("neurons=None: mode, good, bad and unrelated need a neuron set")
-    template = template_of(neurons, template)
-    prompts = as_prompts(tokenizer, questions, orders, template)
-    warn_if_one_letter(prompts)
+    asking = Asking.of(questions, neurons, orders, template, answers, length)
+    prompts = asking.prompts(model, tokenizer, questions)
+    warn_if_one_sided(prompts)
     ask = Asker(model, prompts, batch_size)
     base = ask(None, "base", progress)
+    warn_if_leaning(base)
     if change is None:
-        return Report(**base.summary(), questions=len(base.groups), ci=_intervals(base, None, seed))
+        return _report(asking, base, _intervals(base, None, seed))
 
     edited = ask(change, edit["mode"] or "edited", progress)
-    report = Report(
-        **edited.summary(), questions=len(edited.groups), ci=_intervals(base, edited, seed), base=base.summary()
-    )
+    report = _report(asking, edited, _intervals(base, edited, seed), base)
     report.edit = edit
+    _compare(report, questions, base, edited)
+    if unrelated is not None:
+        other = Asker(model, asking.prompts(model, tokenizer, unrelated), batch_size)
+        elsewhere = p_change(other(None, "unrelated", progress), other(change, "unrelated", progress))
+        report.p_change_unrelated = elsewhere
+        report.pcr = abs(p_change(base, edited)) / abs(elsewhere) if elsewhere else None
+    if controls:
+        report.controls = random_controls(ask, change, edited, controls, seed, progress)
+    if edited.collapsed:
+        top = max(edited.options, key=lambda option: edited.options[option])
+        kind, named_top = ("letter", top) if edited.form == "letters" else ("option", f"option {top}")
+        warnings.warn(
+            f"{kind} collapse: the edited model answers {named_top} in {edited.options[top]:.0%} of the prompts; "
+            "its accuracy says little",
+            stacklevel=2,
+        )
+    return report
+
+
+def _report(asking: Asking, answers: Answers, intervals: Intervals, base: Answers | None = None) -> Report:
+    """The numbers of the judged model, beside those of the unedited one where that is another."""
+    report = Report(
+        **answers.summary(),
+        questions=len(answers.groups),
+        ci=intervals,
+        answers=asking.form.answers,
+        length=asking.form.length,
+    )
+    if base is not None:
+        report.base = base.summary()
+    if (answers if base is None else base).collapsed:
+        report.meaningless = ["p_right"] if base is None else ["p_right", "rcc"]
+    return report
+
+
+def _compare(report: Report, questions: Questions, base: Answers, edited: Answers) -> None:
+    """What the edit changed."""
     report.rac = relative_change(base.accuracy, edited.accuracy)
     report.rcc = relative_change(base.mean_p_right, edited.mean_p_right)
+    report.p_change = p_change(base, edited)
     lost, won = base.question_right & ~edited.question_right, ~base.question_right & edited.question_right
     report.flips = {"right_to_wrong": int(lost.sum()), "wrong_to_right": int(won.sum())}
     report.flipped = {
@@ -92,19 +135,8 @@ def evaluate(
         "wrong_to_right": named(questions, base.groups, won),
     }
     report.mcnemar = mcnemar(int(lost.sum()), int(won.sum()))
-    if unrelated is not None:
-        other = Asker(model, as_prompts(tokenizer, unrelated, orders, template), batch_size)
-        report.pcr = _pcr(base, edited, other(None, "unrelated", progress), other(change, "unrelated", progress))
-    if controls:
-        report.controls = random_controls(ask, change, edited, controls, seed, progress)
-    if edited.collapsed:
-        top = max(edited.letters, key=lambda letter: edited.letters[letter])
-        warnings.warn(
-            f"letter collapse: the edited model answers {top} in {edited.letters[top]:.0%} of the prompts; "
-            "its accuracy says little",
-            stacklevel=2,
-        )
-    return report
+    if report.answers == "texts":
+        report.changed = changed_answers(questions, base, edited)
 
 
 def _planned(
@@ -137,11 +169,6 @@ def _intervals(base: Answers, edited: Answers | None, seed: int) -> Intervals:
     }
 
 
-def _pcr(base: Answers, edited: Answers, other_base: Answers, other_edited: Answers) -> float | None:
-    """|mean relative change of P(right) here| / |the same on unrelated questions|; None if the latter is 0."""
-
-    def change(before: Answers, after: Answers) -> float:
-        return abs(float(((after.p_right - before.p_right) / before.p_right).mean()))
-
-    elsewhere = change(other_base, other_edited)
-    return change(base, edited) / elsewhere if elsewhere else None
+def p_change(before: Answers, after: Answers) -> float:
+    """The mean over prompts of the relative change of P(right), signed."""
+    return float(((after.p_right - before.p_right) / before.p_right).mean())

@@ -12,40 +12,54 @@ from ..common.checks import short
 from ..common.tables import show
 from ..data.prompts import Prompt, Questions
 from ..data.questions import Question
+from ..results.answers import SIZES, Answers
 from ..results.factors import show_factor
 
 # whose ("base", "edited", "change") -> of what ("accuracy", "p_right") -> 95 % interval
 Intervals: TypeAlias = "dict[str, dict[str, tuple[float, float]]]"
 NAMED = 3  # flipped questions of each direction that are printed
+CHANGED = 5  # changed answers that are printed
+PCR = "each the mean over prompts of the relative change of P(right)"
 
 
 @dataclass
 class Report:
     """What `nl.evaluate` returns; `print(report)` shows all of it.
 
-    Without neurons, only the first five fields, `ci` and `questions` say something.
+    Without neurons, only the first seven fields and which options were picked say something: `letters` where letters
+    were asked for; of texts `options` (by place) and `lengths` (whether short or long ones are picked, and are right).
 
     With an edit: `base` holds the same numbers of the unedited model; `ci` has the intervals of "base", "edited" and
     "change"; `rac` and `rcc` are the signed relative changes of accuracy and of the right option's mean probability;
-    `flips` counts the questions that changed sides, and `flipped` names them; `pcr` is the change on these questions
-    over the change on unrelated ones; `controls` describes random sets of the same size per layer.
+    `flips` counts the questions that changed sides, and `flipped` names them; `changed` are the questions whose answer
+    in texts is another; `controls` describes random sets of the same size per layer. `p_change` is the mean over
+    prompts of the relative change of P(right), and `pcr` its size over that of `p_change_unrelated`, the same on
+    unrelated questions. `meaningless` names the numbers that say nothing, as the unedited model leans on one option.
     """
 
     accuracy: float
     balanced_accuracy: float
     p_right: float
-    letters: dict[str, float]
     collapsed: bool
     questions: int
     ci: Intervals
+    answers: str = "letters"
+    length: str = "sum"
+    letters: dict[str, float] | None = None
+    options: dict[str, float] | None = None
+    lengths: dict[str, Any] | None = None
     base: dict[str, Any] | None = None
     rac: float | None = None
     rcc: float | None = None
     flips: dict[str, int] | None = None
     flipped: dict[str, list[dict[str, Any]]] | None = None
+    changed: list[dict[str, Any]] | None = None
     mcnemar: float | None = None
+    p_change: float | None = None
+    p_change_unrelated: float | None = None
     pcr: float | None = None
     controls: dict[str, Any] | None = None
+    meaningless: list[str] = field(default_factory=list)
     edit: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
@@ -58,27 +72,83 @@ class Report:
 
 def report_lines(report: Report) -> list[str]:
     """An evaluation as lines of text: raw values before and after, then what they amount to."""
-    base = report.base
-    lines = [f"{report.questions} questions" + (f", {_edit(report.edit)}" if base else "")]
-    for name, label in (("accuracy", "accuracy"), ("balanced_accuracy", "letter-balanced"), ("p_right", "P(right)")):
+    base, letters = report.base, report.answers == "letters"
+    lines = [f"{report.questions} questions{_form(report)}" + (f", {_edit(report.edit)}" if base else "")]
+    balanced = "letter-balanced" if letters else "option-balanced"
+    for name, label in (("accuracy", "accuracy"), ("balanced_accuracy", balanced), ("p_right", "P(right)")):
         now = show(getattr(report, name))
-        lines.append(
-            f"{label:<18}" + (f"{show(base[name])} -> {now}" if base else now) + _control(report.controls, name)
-        )
-    lines.append(f"{'letters':<18}" + (f"{show(base['letters'])} -> " if base else "") + show(report.letters))
+        lines.append(_row(label, f"{show(base[name])} -> {now}" if base else now) + _control(report.controls, name))
+    lines += _bias(report)
     for name, label in (("accuracy", "accuracy"), ("p_right", "P(right)")):
-        intervals = ", ".join(_interval(whose, ci[name]) for whose, ci in report.ci.items())
-        lines.append(f"{'95 % ' + label:<18}{intervals}")
-    if base:
-        lines.append(f"RAC {show(report.rac)}   RCC {show(report.rcc)}   PCR {show(report.pcr)}")
+        lines.append(_row(f"95 % {label}", ", ".join(_interval(whose, ci[name]) for whose, ci in report.ci.items())))
+    lines += _changes(report)
+    lines += _cautions(report)
+    return lines
+
+
+def _row(label: str, text: str) -> str:
+    return f"{label:<18}{text}"
+
+
+def _form(report: Report) -> str:
+    if report.answers == "letters":
+        return ""
+    counted = {"sum": "", "own": ", lengths as the prompts say"}.get(report.length, f", length {report.length}")
+    return f" answered in texts{counted}"
+
+
+def _bias(report: Report) -> list[str]:
+    """Which options were picked, before and after: by letter, or by place and by length."""
+    kind = "letters" if report.answers == "letters" else "options"
+    base, now = (report.base or {}).get(kind), getattr(report, kind)
+    lines = [_row(kind, (f"{show(base)} -> " if base else "") + show(now))]
+    if (lengths := report.lengths) is not None:
+        before = (report.base or {}).get("lengths")
+        rows = (
+            f"{size} {f'{_share(before, size)} -> ' if before else ''}{_share(lengths, size)} "
+            f"(right {_share(lengths, size, 'right')})"
+            for size in SIZES
+        )
+        lines.append(_row("lengths", f"{', '.join(rows)}; {lengths['prompts']} prompts"))
+    return lines
+
+
+def _share(lengths: dict[str, Any], size: str, whose: str = "picked") -> str:
+    return f"{lengths[whose][size]:.2f}".removeprefix("0")
+
+
+def _changes(report: Report) -> list[str]:
+    """What an edit amounts to."""
+    if not report.base:
+        return []
+    lines = [f"RAC {show(report.rac)}   RCC {show(report.rcc)}"]
+    if report.p_change is not None and report.p_change_unrelated is not None:
+        here, elsewhere = (f"|{change:+.2%}|" for change in (report.p_change, report.p_change_unrelated))
+        lines.append(f"PCR {show(report.pcr)} = {here} here / {elsewhere} on the unrelated questions, {PCR}")
     if flips := report.flips:
         lines.append(
             f"flips {flips['right_to_wrong']} right to wrong, {flips['wrong_to_right']} wrong to right, "
             f"McNemar p = {show(report.mcnemar)}"
         )
         lines += _flipped(report.flipped or {})
+    if changed := report.changed:
+        more = f", {CHANGED} of them" if len(changed) > CHANGED else ""
+        lines.append(f"{len(changed)} questions are answered otherwise{more}:")
+        lines += [f"  {_name(row)}: {row['before']} -> {row['after']}" for row in changed[:CHANGED]]
+    return lines
+
+
+def _cautions(report: Report) -> list[str]:
+    kind = "letter" if report.answers == "letters" else "option"
+    lines = []
     if report.collapsed:
-        lines.append("letter collapse: the predictions lean on one letter, accuracy says little")
+        lines.append(f"{kind} collapse: the predictions lean on one {kind}, accuracy says little")
+    if report.meaningless:
+        names = " and ".join({"p_right": "P(right)", "rcc": "RCC"}[name] for name in report.meaningless)
+        lines.append(
+            f"{names} mean nothing here: the unedited model leans on one {kind} whatever is asked, and P(right) then "
+            "moves with how strongly it does"
+        )
     return lines
 
 
@@ -103,6 +173,23 @@ def named(questions: Questions, groups: Sequence[Sequence[Prompt]], which: np.nd
         text = question.stem if isinstance(question, Question) else None
         found.append({"number": n, "id": groups[n][0].question_id, "question": text})
     return found
+
+
+def changed_answers(questions: Questions, base: Answers, edited: Answers) -> list[dict[str, Any]]:
+    """The questions that the edited model answers otherwise, with the answers before and after, and the right one."""
+    found = named(questions, base.groups, base.choice != edited.choice)
+    for row in found:
+        first, n = base.groups[row["number"]][0], row["number"]
+        right = first.order[first.answer] if first.order else first.answer
+        row |= {"before": _text(first, base.choice[n]), "after": _text(first, edited.choice[n])}
+        row["right"] = _text(first, right)
+    return found
+
+
+def _text(prompt: Prompt, choice: int) -> str:
+    """A choice in words, which prompts built by hand may lack."""
+    place = prompt.order.index(choice) if prompt.order else int(choice)
+    return prompt.texts[place] if prompt.texts else f"option {place + 1}"
 
 
 def _flipped(flipped: dict[str, list[dict[str, Any]]]) -> list[str]:

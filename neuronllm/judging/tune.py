@@ -24,12 +24,11 @@ from tqdm.auto import tqdm
 
 from ..common.errors import InputError
 from ..data.prompts import Questions
-from ..data.rendering import as_prompts
 from ..engine.asking import Asker, Edit
 from ..results.answers import Answers
 from ..results.factors import ROLES, Steering
 from ..results.neurons import POSITIONS, NeuronSet
-from .asking import template_of, warn_if_one_letter
+from .asking import Asking, warn_if_leaning, warn_if_one_sided
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -71,6 +70,8 @@ def tune(
     margin: float = 2.0,
     orders: str = "none",
     template: str | list[str] | None = None,
+    answers: str | None = None,
+    length: str | None = None,
     batch_size: int | str = "auto",
     progress: bool = True,
 ) -> NeuronSet:
@@ -80,7 +81,8 @@ def tune(
     `.apply(model)`, `nl.evaluate(..., mode="tuned")` and `nl.bake` use it. It is empty where no edit was best.
     positions: those to try, "all" and "answer"; by default those that the set was found with ("all" where it does not
     say), and the tuned set is judged and lived with at the chosen ones. Where neurons have factors of their own, these
-    are tried beside the factors of the roles; a role whose own factors won keeps them.
+    are tried beside the factors of the roles; a role whose own factors won keeps them. answers, length: in letters or
+    in texts, as in `nl.evaluate`; by default as the set was found.
 
     >>> tuned = nl.tune(model, tokenizer, neurons, validation)              # doctest: +SKIP
     >>> nl.evaluate(model, tokenizer, test, tuned, mode="tuned")            # doctest: +SKIP
@@ -90,9 +92,11 @@ def tune(
     _check(ks, factors, positions, criterion)
     if isinstance(margin, bool) or not isinstance(margin, (int, float)) or not margin >= 0:
         raise InputError(f"margin={margin!r}: give a number of standard errors, 0 or more")
-    prompts = as_prompts(tokenizer, questions, orders, template_of(neurons, template))
-    warn_if_one_letter(prompts)
+    asking = Asking.of(questions, neurons, orders, template, answers, length)
+    prompts = asking.prompts(model, tokenizer, questions)
+    warn_if_one_sided(prompts)
     search = _Search(Asker(model, prompts, batch_size), neurons, criterion, progress)
+    warn_if_leaning(search.base)
     sizes = {role: int((neurons.role == role).sum()) for role in ("good", "bad")}
     ks = sorted({min(k, max(sizes.values())) for k in ks or _doubling(max(sizes.values()))})
 
@@ -113,7 +117,7 @@ def tune(
         best = NO_EDIT
     chosen = neurons.top(best.k_good if best.good != 1 else 0, best.k_bad if best.bad != 1 else 0)
     tuned = {**best._asdict(), "criterion": criterion, "questions": len(search.base.groups), "curve": search.curve()}
-    tuned |= {"margin": margin, "best_gain": gain, "best_gain_stderr": error}
+    tuned |= {"margin": margin, "best_gain": gain, "best_gain_stderr": error, **asking.form._asdict()}
     return replace(chosen, provenance={**neurons.provenance, "tuned": tuned}, factor=_kept(chosen, best))
 
 
@@ -149,7 +153,7 @@ class _Search:
         return self.ask(Edit(*subset.edits(self.ask.model, point.steering), point.positions))
 
     def _value(self, point: Point) -> tuple[float, float]:
-        """Compared in order. An edit that collapses to a letter, or gains nothing over no edit, is never better."""
+        """Compared in order. An edit that collapses to one option, or gains nothing over no edit, is never better."""
         answers = self.seen[point]
         if answers.collapsed and not self.base.collapsed:
             return -1.0, 0.0

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..common.errors import InputError
+from ..data.forms import TEXT_TEMPLATE
 from ..results.streaming import Statistics, Streaming
 
 if TYPE_CHECKING:
@@ -58,8 +59,10 @@ class Method(ABC):
     name: ClassVar[str]
     positions: ClassVar[tuple[str, ...]] = ("answer",)
     objective: ClassVar[AnyObjective | None] = "logp_options"  # None: the method explains no objective
-    orders: ClassVar[str] = "rotate"
+    orders: ClassVar[str] = "rotate"  # of letters; of texts, rendering decides by whether the options are shown
     template: ClassVar[str | tuple[str, ...]] = "default"
+    text_template: ClassVar[str | tuple[str, ...]] = TEXT_TEMPLATE  # where answers are texts
+    reads: ClassVar[str | None] = None  # what of a text's tokens it explains, where that is not all of them
     needs_answers: ClassVar[bool] = False
     expensive: ClassVar[bool] = False  # every prompt takes so long that its result is written down at once
     integrates: ClassVar[bool] = False  # integrated gradients: degenerate behind a post-FFN norm

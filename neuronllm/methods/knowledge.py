@@ -32,6 +32,7 @@ class Knowledge(Method):
 
     name: ClassVar[str] = "knowledge"
     objective: ClassVar[str] = "p_vocab"
+    text_template: ClassVar[tuple[str, ...]] = ("cloze", "cloze_plain", "cloze_brief")
     integrates: ClassVar[bool] = True
 
     steps: int = 20

@@ -46,6 +46,7 @@ class QRNCA(Method):
     objective: ClassVar[str] = "p_vocab"
     orders: ClassVar[str] = "none"
     template: ClassVar[tuple[str, ...]] = ("default", "plain", "brief")
+    text_template: ClassVar[tuple[str, ...]] = ("cloze", "cloze_plain", "cloze_brief")
     integrates: ClassVar[bool] = True
 
     steps: int = 16

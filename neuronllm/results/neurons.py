@@ -125,6 +125,13 @@ class NeuronSet:
         own = None if self.factor is None else self.factor[mask]
         return replace(self, ids=self.ids[mask], role=self.role[mask.numpy()], score=self.score[mask], factor=own)
 
+    def without(self, ids: Any) -> NeuronSet:
+        """The neurons that are not among these flat ids, such as those that only push a letter (`nl.letter_neurons`).
+
+        >>> neurons.without(found.ids[found.flagged])   # doctest: +SKIP
+        """
+        return self.take(~torch.isin(self.ids, self.anatomy.checked(ids)))
+
     def with_factors(self, factors: Any) -> NeuronSet:
         """The same neurons with factors of their own: one number a neuron, NaN where that of its role applies.
 

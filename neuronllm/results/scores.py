@@ -16,6 +16,7 @@ from ..common.errors import InputError
 from ..common.files import new_folder, read_json, read_tensors, write_json, write_tensors
 from ..model.anatomy import Anatomy
 from ..select import extremes
+from .answers import leaning_words
 from .neurons import NeuronSet, check_counts
 from .per_prompt import ShardedScores, Top
 
@@ -58,6 +59,9 @@ class Scores:
     def find(self, good: int = 100, bad: int = 100) -> NeuronSet:
         """The neurons that help most and hurt most; fewer, with a warning, where the sign does not allow more."""
         check_counts(good=good, bad=bad)
+        if leaning := self.provenance.get("leaning"):
+            form = self.provenance.get("answers") or "letters"
+            warnings.warn(leaning_words(form, leaning["option"], leaning["share"]), stacklevel=2)
         ends = extremes(self.values, largest=good, smallest=bad)
         parts = []
         for role, asked, end in (("good", good, ends.largest), ("bad", bad, ends.smallest)):

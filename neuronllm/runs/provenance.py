@@ -54,8 +54,12 @@ def versions(*more: str) -> dict[str, Any]:
 
 def prompt_hash(prompts: Sequence[Question | Prompt]) -> str:
     """SHA-256 of all that the model is shown, and of what counts as right."""
-    given = [p for p in prompts if isinstance(p, Prompt)]
-    content = [(p.input_ids, p.option_ids, p.answer, p.lengths, p.offsets) for p in given]
+    content = [
+        # Lengths and offsets only where there are some: the hash of other prompts does not know of them.
+        (p.input_ids, p.option_ids, p.answer, *([p.lengths, p.offsets] if p.lengths or p.offsets else []))
+        for p in prompts
+        if isinstance(p, Prompt)
+    ]
     return sha256(repr(content).encode()).hexdigest()
 
 

@@ -1,0 +1,149 @@
+"""In what form questions are answered, and how the length of an answer counts: decided here for every verb.
+
+Letters: the options are shown, and a letter is asked for. Texts: what is scored is the answer in words. Each has a
+wording of its own; rendering (rendering.py) puts a question into it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from ..common.errors import InputError
+from .prompts import Prompt, Questions
+from .questions import Question
+from .sources import LETTERS
+
+ANSWERS = ("letters", "texts")
+LENGTHS = ("sum", "tokens", "characters", "unconditional")
+TEXT_TEMPLATE = "cloze"  # of texts, where nobody asks for another
+
+
+class Form(NamedTuple):
+    """How questions are answered, and how the length of an answer counts; "own": as given prompts say themselves."""
+
+    answers: str
+    length: str
+
+    @property
+    def rendered(self) -> dict[str, str]:
+        """What rendering is told of it."""
+        return {"answers": self.answers, "length": "sum" if self.length == "own" else self.length}
+
+
+def form_of(
+    questions: Questions, answers: str | None = None, length: str | None = None, found: Mapping[str, Any] | None = None
+) -> Form:
+    """The form that is asked for; None is that of given prompts, else of `found`, a neuron set's provenance.
+
+    Where that says nothing either, questions without choices are answered in texts, and others in letters.
+
+    >>> form_of([Question("Capital of France?", answer="Paris")])
+    Form(answers='texts', length='sum')
+    """
+    check_known("answers", answers, ANSWERS)
+    check_known("length", length, LENGTHS)
+    listed = questions if isinstance(questions, Sequence) else ()
+    if prompts := [question for question in listed if isinstance(question, Prompt)]:
+        return _form_of_prompts(prompts, answers, length)
+    free = next((question for question in listed if isinstance(question, Question) and question.open), None)
+    if answers == "letters" and free is not None:
+        raise InputError(
+            f'answers="letters": {_called(listed, free)} has no choices to put letters before; '
+            'ask for texts (answers="texts"), or draw wrong answers with nl.distractors'
+        )
+    before = _said(found or {}, "answers")
+    form = answers or ("texts" if free is not None else before) or "letters"
+    if form == "letters":
+        if length not in (None, "sum"):
+            raise InputError(f'length="{length}": a letter has no length; it counts for answers="texts"')
+        return Form(form, "sum")
+    return Form(form, length or (_said(found or {}, "length") if before == form else None) or "sum")
+
+
+def _form_of_prompts(prompts: Sequence[Prompt], answers: str | None, length: str | None) -> Form:
+    """The form of prompts that were rendered already, which carry their lengths themselves."""
+    forms = {prompt.form for prompt in prompts}
+    if len(forms) > 1:
+        raise InputError(
+            "questions: some of the prompts are answered in letters and some in texts: give one kind at a time, "
+            "or say texts= of every prompt"
+        )
+    form = forms.pop()
+    if answers not in (None, form):
+        raise InputError(f'answers="{answers}": the given prompts are answered in {form}; leave it out')
+    if length is not None:
+        raise InputError(f'length="{length}": given prompts have lengths and offsets of their own; leave it out')
+    return Form(form, "own" if any(prompt.lengths or prompt.offsets for prompt in prompts) else "sum")
+
+
+def check_known(name: str, value: Any, known: Sequence[str]) -> None:
+    if value is not None and value not in known:
+        raise InputError(f"{name}={value!r}: known values are {', '.join(known)}")
+
+
+def _said(provenance: Mapping[str, Any], name: str) -> Any:
+    """What a provenance says, the latest word first; of a union what all of its parts say."""
+    for made in (provenance.get("tuned"), provenance):
+        if isinstance(made, Mapping) and made.get(name) is not None:
+            return None if made[name] == "own" else made[name]
+    united = {_said(part, name) for part in provenance.get("union", ())}
+    return united.pop() if len(united) == 1 else None
+
+
+def found_template(provenance: Mapping[str, Any], form: str) -> Any:
+    """The template that neurons were found with, where that was for this form; before there were texts it was letters.
+
+    >>> found_template({"template": "plain"}, "texts") is None
+    True
+    """
+    return provenance.get("template") if (_said(provenance, "answers") or "letters") == form else None
+
+
+def wording_of(form: str, template: Any, default: Any = None) -> Any:
+    """The template to ask in: what was asked for, else `default`, which is by the form where nothing else is known.
+
+    >>> wording_of("texts", "chat")
+    'chat:cloze'
+    """
+    if template is None:
+        template = default
+    if form == "letters":
+        return template
+    if template is None or template == "chat":
+        return f"chat:{TEXT_TEMPLATE}" if template else TEXT_TEMPLATE
+    return template
+
+
+def n_options(question: Question | Prompt) -> int:
+    return len(question.option_ids) if isinstance(question, Prompt) else len(question.choices)
+
+
+def one_option_each(questions: Questions) -> bool:
+    """Whether every question has its right answer and no other."""
+    return bool(questions) and all(isinstance(q, (Question, Prompt)) and n_options(q) == 1 for q in questions)
+
+
+def check_choice(questions: Questions, what: str, instead: str = "") -> None:
+    """Refuse questions with a single option where `what` compares options; `instead` says what does without."""
+    for question in questions if isinstance(questions, Sequence) else ():
+        if isinstance(question, (Question, Prompt)) and n_options(question) < 2:
+            raise InputError(
+                f"{what}: {_called(questions, question)} has only one option, and there must be two to compare: "
+                f"draw wrong answers with nl.distractors{instead}"
+            )
+
+
+def _called(questions: Sequence[Any], question: Question | Prompt) -> str:
+    """A question in an error: by its id, else by its place."""
+    name = question.id if isinstance(question, Question) else question.question_id
+    return f"question {name!r}" if name else f"question {next(n for n, q in enumerate(questions) if q is question)}"
+
+
+def option_name(form: str, number: int) -> str:
+    """What to call a displayed option: by its letter, or by its place, counted from 1.
+
+    >>> option_name("letters", 2), option_name("texts", 2)
+    ('C', '3')
+    """
+    return LETTERS[number] if form == "letters" and number < len(LETTERS) else str(number + 1)
