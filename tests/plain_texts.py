@@ -237,11 +237,20 @@ def integrate(model: Any, prompt: Prompt, objective: str, alphas: Sequence[float
     return joined(model, terms)
 
 
-def multiplied(model: Any, prompt: Prompt, factors: Tensor, positions: str) -> ChangeOfSequence:
-    """The change that multiplies every neuron with its factor, at the span or at all tokens."""
-    widths = layout(model)
+def multiplied(
+    model: Any, prompt: Prompt, ids: Sequence[int], factor: float, positions: str = "answer"
+) -> ChangeOfSequence:
+    """The change that multiplies these neurons with the factor, at the span or at all tokens."""
+    return scaling(layout(model), prompt, ids, factor, positions)
+
+
+def scaling(
+    widths: dict[tuple[int, int], int], prompt: Prompt, ids: Sequence[int], factor: float, positions: str
+) -> ChangeOfSequence:
+    factors = torch.ones(sum(widths.values()), dtype=torch.float64)
+    factors[list(ids)] = factor
     by_place = dict(zip(widths, factors.split(list(widths.values())), strict=True))
-    edited = {place: factor for place, factor in by_place.items() if bool((factor != 1).any())}
+    edited = {place: of_place for place, of_place in by_place.items() if bool((of_place != 1).any())}
     counts = in_span(prompt) if positions == "answer" else lambda key: True
 
     def change(*key_and_h: Any) -> Tensor:
@@ -255,13 +264,10 @@ def multiplied(model: Any, prompt: Prompt, factors: Tensor, positions: str) -> C
 def effects(
     model: Any, prompt: Prompt, objective: str, ids: Sequence[int] | None = None, factor: float = 0.0
 ) -> Tensor:
-    value_of = objective_of(prompt, objective)
-    clean, count = value_of(option_scores(model, prompt)), sum(layout(model).values())
-    found = []
-    for neuron in range(count) if ids is None else ids:
-        factors = torch.ones(count, dtype=torch.float64)
-        factors[neuron] = factor
-        change = multiplied(model, prompt, factors, "answer")
+    value_of, widths = objective_of(prompt, objective), layout(model)
+    clean, found = value_of(option_scores(model, prompt)), []
+    for neuron in range(sum(widths.values())) if ids is None else ids:
+        change = scaling(widths, prompt, [neuron], factor, "answer")
         found.append(clean - value_of(option_scores(model, prompt, change)))
     return torch.stack(found)
 
@@ -330,9 +336,7 @@ def unembedded(model: Any, residual: Tensor) -> Tensor:
 @torch.no_grad()
 def answers(model: Any, prompt: Prompt, ids: Sequence[int] = (), factor: float = 1.0, positions: str = "all") -> Tensor:
     """Log-probabilities among the options, under an edit."""
-    factors = torch.ones(sum(layout(model).values()), dtype=torch.float64)
-    factors[list(ids)] = factor
-    return option_scores(model, prompt, multiplied(model, prompt, factors, positions)).log_softmax(0)
+    return option_scores(model, prompt, multiplied(model, prompt, ids, factor, positions)).log_softmax(0)
 
 
 # ---- RelP's rules, written as hooks ----
