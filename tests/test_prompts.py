@@ -287,7 +287,7 @@ def test_a_prompt_built_by_hand_takes_lists_tensors_and_tuples() -> None:
         ({"option_ids": [[3], []]}, "option_ids[1] is empty"),
         ({"option_ids": [[3], [[4], [3]]]}, "token id 3 stands twice"),
         ({"option_ids": [[[3], [3]], [4]]}, "token id 3 stands twice"),
-        ({"option_ids": [[[3, 5]], [[3, 5]]]}, "the tokens (3, 5) stand twice (options 0 and 1)"),
+        ({"option_ids": [[[3, 5]], [[3, 5]]]}, "the tokens [3, 5] stand twice (options 0 and 1)"),
         ({"option_ids": [[5, 6, 7], [4]]}, "[[5, 6, 7]] for one answer of 3 tokens, or [[5], [6], [7]] for 3 forms"),
         ({"texts": ["red"]}, "one text for each of the 2 options"),
         ({"lengths": [[1.0]]}, "one number for each sequence"),

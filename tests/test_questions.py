@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from neuronllm.data.questions import Question, fingerprint, load_questions, save_questions
+from neuronllm.data.loading import load_questions, save_questions
+from neuronllm.data.questions import Question, fingerprint
 from tests.checks import bad
 
 SKY = {
@@ -40,13 +41,12 @@ def test_a_question_is_stripped_and_frozen() -> None:
         question.answer = 0  # type: ignore[misc]
 
 
-def test_2_and_26_choices_are_the_limits() -> None:
-    choices = tuple(str(number) for number in range(27))
-    assert len(Question("?", choices[:2], 1).choices) == 2
-    assert len(Question("?", choices[:26], 25).choices) == 26
-    assert "2 to 26 choices, got 1" in bad(lambda: Question("?", choices[:1], 0))
-    assert "2 to 26 choices, got 0" in bad(lambda: Question("?", (), 0))
-    assert "2 to 26 choices, got 27" in bad(lambda: Question("?", choices, 0))
+def test_any_number_of_choices_and_an_open_question_for_none() -> None:
+    choices = tuple(str(number) for number in range(40))
+    assert len(Question("?", choices, 39).choices) == 40 and not Question("?", choices[:2], 1).open
+    assert Question("?", answer=" Paris ") == Question("?", ("Paris",), 0)  # type: ignore[arg-type]
+    assert Question("?", ("Paris",), 0).open
+    assert "needs choices, or the text of its answer" in bad(lambda: Question("?", (), 0))
 
 
 @pytest.mark.parametrize(
@@ -124,10 +124,11 @@ def test_a_failed_save_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> N
         ('{"question": "x", "choices": ["a", "b"], "answer": -1}', "unlabelled"),
         ('{"question": "x", "choices": ["a", "b"], "answer": ""}', "unlabelled"),
         ('{"question": "x", "choices": ["a", "b"], "answer": null}', "unlabelled"),
-        ('{"question": "x", "choices": ["a", "b"], "answer": "A"}', "whole number"),
+        ('{"question": "x", "choices": ["a", "b"], "answer": "A"}', "answer and choices contradict: 'A' is none"),
         ('{"question": "x", "choices": ["a", "b"], "answer": NaN}', "whole number"),
         ('{"question": "x", "choices": ["a", "a"], "answer": 0}', "both 'a'"),
-        ('{"question": "x", "choices": [], "answer": 0}', "2 to 26"),
+        ('{"question": "x", "choices": [], "answer": 0}', "choices is empty, and answer 0 is no text"),
+        ('{"question": "x", "choices": ["a"], "answer": 0}', "a single choice is nothing to choose from"),
         ('{"question": "x", "choices": ["a", ""], "answer": 0}', "choice 1 is empty"),
         ('{"question": "", "choices": ["a", "b"], "answer": 0}', "the question is empty"),
         ('{"question": "x", "choices": ["a", "b"], "answer": 0, "id": "sky"}', "id 'sky' was already used at"),
@@ -330,7 +331,7 @@ def test_bad_answers_in_a_column(gold: Any, said: str) -> None:
 
 
 def test_bad_columns() -> None:
-    assert "must map question, choices and answer" in bad(lambda: load_questions([SKY], columns={"question": "q"}))
+    assert "must map question and answer" in bad(lambda: load_questions([SKY], columns={"question": "q"}))
     extra = {"question": "question", "choices": "choices", "answer": "answer", "anwser": "x"}
     assert "anwser" in bad(lambda: load_questions([SKY], columns=extra))
     missing = {"question": "prompt", "choices": "choices", "answer": "answer"}
@@ -382,7 +383,7 @@ def test_the_fingerprint_is_of_the_content() -> None:
 
 def test_reading_questions_imports_no_heavy_package() -> None:
     code = (
-        "import sys; from neuronllm.data.questions import load_questions\n"
+        "import sys; from neuronllm.data.loading import load_questions\n"
         f"load_questions([{SKY!r}])\n"
         "print(sorted({'torch', 'transformers', 'datasets', 'triton'} & set(sys.modules)))"
     )

@@ -16,7 +16,7 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from neuronllm.data.questions import load_questions
+from neuronllm.data.loading import load_questions
 from neuronllm.data.templates import TEMPLATES
 
 pytestmark = pytest.mark.slow  # a model is trained

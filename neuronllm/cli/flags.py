@@ -144,8 +144,10 @@ def _model_flags(sub: argparse.ArgumentParser) -> None:
 
 
 def _question_flags(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--questions", required=True, metavar="FILE", help='JSONL, or "demo:TASK/SPLIT"')
+    sub.add_argument("--questions", required=True, metavar="FILE", help='JSONL or CSV, or "demo:TASK/SPLIT"')
     sub.add_argument("--limit", type=positive, metavar="N", help="only the first N questions")
+    names = "what the labels 0, 1, ... of a file of text and label mean"
+    sub.add_argument("--labels", nargs="+", metavar="NAME", help=names)
     chat = "ask through the tokenizer's chat template"
     sub.add_argument("--apply-chat-template", "--apply_chat_template", action="store_true", help=chat)
 

@@ -117,7 +117,7 @@ def _attribute(args: argparse.Namespace) -> None:
         more = {"options": _options(args.options), "template": _template(args), "progress": not args.quiet}
         request = request_of(args, **more)
         read_templates(request.checked().template)
-        questions = _questions(args, args.questions)
+        questions = _questions(args, args.questions, args.labels)
         model, tokenizer = _model(args)
     if args.dry_run:
         plan = planned(model, tokenizer, questions, request)
@@ -149,7 +149,7 @@ def _tune(args: argparse.Namespace) -> None:
     from ..results.neurons import NeuronSet
 
     check_new_folder(args.output, "neuron_config.json", args.overwrite)
-    neurons, questions = NeuronSet.from_pretrained(args.neurons), _questions(args, args.questions)
+    neurons, questions = NeuronSet.from_pretrained(args.neurons), _questions(args, args.questions, args.labels)
     model, tokenizer = _model(args)
     tuned = tune(
         model,
@@ -182,7 +182,7 @@ def _evaluate(args: argparse.Namespace) -> None:
     if args.output:
         check_new_file(args.output)
     neurons = NeuronSet.from_pretrained(args.neurons) if args.neurons else None
-    questions = _questions(args, args.questions)
+    questions = _questions(args, args.questions, args.labels)
     unrelated = _questions(args, args.unrelated) if args.unrelated else None
     model, tokenizer = _model(args)
     report = evaluate(
@@ -278,15 +278,15 @@ def _model(args: argparse.Namespace) -> tuple[Any, Any]:
     return model, tokenizer
 
 
-def _questions(args: argparse.Namespace, source: str) -> list[Any]:
-    from ..data.questions import load_questions
+def _questions(args: argparse.Namespace, source: str, labels: Sequence[str] | None = None) -> list[Any]:
+    from ..data.loading import load_questions
 
     if source.startswith(DEMO):
         from ..demo import demo_task
 
         task, _, split = source.removeprefix(DEMO).partition("/")
         source = demo_task(task, split or "search")
-    return load_questions(source, limit=args.limit)
+    return load_questions(source, limit=args.limit, labels=labels)
 
 
 def _template(args: argparse.Namespace) -> Any:

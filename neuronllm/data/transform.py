@@ -1,8 +1,9 @@
-"""Other tasks as questions: labelled texts, answers without distractors, and statements that are true or false.
+"""Other tasks as questions: labelled texts, answers with or without distractors, pairs, true and false statements.
 
 A benchmark need not be multiple-choice to be asked that way (the paper's question-answering task transformation): the
-labels of a classification become choices, an answer gets distractors from the answers of other items, a statement is
-judged true or false. Rows come from the same sources as questions: JSON Lines files, lists of dicts, datasets.
+labels of a classification become choices, an answer gets distractors from the answers of other items or is asked for in
+words, a statement is judged true or false. Rows come from the same sources as questions: JSON Lines and CSV files,
+lists of dicts, datasets.
 """
 
 from __future__ import annotations
@@ -10,8 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-import re
-import unicodedata
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,14 +18,14 @@ from typing import Any
 
 from ..common.checks import integer, short
 from ..common.errors import InputError
-from .questions import MAX_CHOICES, Question
-from .sources import Row, is_unlabelled, read_rows, row_id
+from .labels import dataset_names, distinct, label_index, label_names, read_truth
+from .matching import normalise
+from .questions import Question
+from .sources import Row, read_rows, row_id
 from .templates import Pieces, parse_wording
+from .text_layouts import ONE_TEXT, TRUE_OR_FALSE, preferred
 
-ONE_TEXT = "Text: {text}\nWhich label fits the text?"
 TWO_TEXTS = "First text: {text}\nSecond text: {second_text}\nWhich label fits the two texts?"
-TRUE_OR_FALSE = "Statement: {text}\nIs the statement true or false?"
-_WORDS = {"true": 0, "yes": 0, "1": 0, "false": 1, "no": 1, "0": 1}
 
 
 def from_labels(
@@ -54,15 +53,16 @@ def from_labels(
     default = ONE_TEXT if second_text is None else TWO_TEXTS
     pieces = parse_wording(question or default, known=tuple(fields), needed=tuple(fields), what="question")
     found = _rows(rows)
-    choices = _label_names(rows, found, label, names)
-    order = list(dict.fromkeys(choices.values()))  # a mapping may give two labels one name
+    known = dataset_names(rows, label) if names is None else names
+    of_labels = label_names((row.fields.get(label) for row in found), known, label=label, argument="names")
+    choices = distinct(of_labels)
+    if len(choices) < 2:
+        raise InputError(f"the only label is {short(choices)}, which leaves nothing to choose from")
     questions = []
     for row in found:
         with _at(row):
-            value = _labelled(row, label)
-            if value not in choices:
-                raise InputError(f"label {short(value)} has no name; names are known for {short(list(choices))}")
-            questions.append(_question(row, _worded(pieces, row, fields), order, order.index(choices[value]), subject))
+            answer = label_index(_field(row, label), of_labels, label)
+            questions.append(_question(row, _worded(pieces, row, fields), choices, answer, subject))
     return _unique(questions)
 
 
@@ -74,14 +74,15 @@ def from_answers(
     `question`, `answer` and `subject` are field names; without a subject all items are one. An answer may be a list of
     equally right answers, of which the first is shown. Distractors are drawn per item (the same for a seed, an id and a
     set of answers) and are never equal to a right answer of that item, of another item with the same question, or to
-    one another once case, white space, punctuation and articles are set aside.
+    one another once case, white space, punctuation and articles are set aside. With n_choices=1 there are none: the
+    questions are open, and every right answer counts where a model writes its own.
 
     >>> rows = [{"q": f"Capital {i}?", "a": city} for i, city in enumerate(["Rome", "Oslo", "Lima", "Cairo"])]
     >>> sorted(from_answers(rows, question="q", answer="a")[0].choices)
     ['Cairo', 'Lima', 'Oslo', 'Rome']
     """
-    if integer(n_choices) is None or not 2 <= n_choices <= MAX_CHOICES:
-        raise InputError(f"n_choices must be a whole number from 2 to {MAX_CHOICES}, got {short(n_choices)}")
+    if integer(n_choices) is None or n_choices < 1:
+        raise InputError(f"n_choices must be a whole number of at least 1, got {short(n_choices)}")
     found = _rows(rows)
     items = []
     pools: dict[str | None, dict[str, str]] = defaultdict(dict)
@@ -106,10 +107,36 @@ def from_answers(
                     f"{where} only {len(others)} other distinct answers, and n_choices={n_choices} needs "
                     f"{n_choices - 1}: add items, ask with fewer choices, or join subjects"
                 )
+            if n_choices == 1:
+                questions.append(Question(stem, (given[0],), 0, name, row_id(row), tuple(given[1:])))
+                continue
             generator = _generator(seed, row_id(row), stem)
             choices = [given[0], *generator.sample(others, n_choices - 1)]
             generator.shuffle(choices)
             questions.append(_question(row, stem, choices, choices.index(given[0]), subject))
+    return _unique(questions)
+
+
+def from_pairs(
+    rows: Any, *, prompt: str | None = None, chosen: str, rejected: str, subject: str | None = None
+) -> list[Question]:
+    """Prompts with a better and a worse answer as questions with two choices, in an order drawn from their texts.
+
+    All arguments are field names. Each field holds a text or a chat, a list of messages with role and content; the last
+    messages of `chosen` and `rejected` are the choices, and what was said before them is part of the question. Where
+    that says it all, no `prompt` is needed.
+
+    >>> rows = [{"ask": "Is ice warm?", "good": "No, it is cold.", "poor": "Yes."}]
+    >>> question = from_pairs(rows, prompt="ask", chosen="good", rejected="poor")[0]
+    >>> question.choices[question.answer]
+    'No, it is cold.'
+    """
+    questions = []
+    for row in _rows(rows):
+        with _at(row):
+            asked = None if prompt is None else _field(row, prompt)
+            parts = preferred(asked, _field(row, chosen), _field(row, rejected))
+            questions.append(_question(row, parts.stem, parts.choices, parts.answer, subject))
     return _unique(questions)
 
 
@@ -136,29 +163,10 @@ def from_true_false(
     questions = []
     for row in _rows(rows):
         with _at(row):
-            value = _labelled(row, label)
-            word = str(value).strip().lower() if isinstance(value, (str, bool)) else str(integer(value))
-            if word not in _WORDS:
-                raise InputError(f"label must be true or false, 1 or 0, yes or no, got {short(value)}")
+            answer = 0 if read_truth(_field(row, label), label) else 1
             stem = _worded(pieces, row, {"text": statement})
-            questions.append(_question(row, stem, names, _WORDS[word], subject))
+            questions.append(_question(row, stem, names, answer, subject))
     return _unique(questions)
-
-
-def normalise(text: str) -> str:
-    """A text with case, punctuation, articles and white space set aside, to tell whether two answers are the same.
-
-    >>> normalise("The  U.S.A.") == normalise("usa")
-    True
-    """
-    folded = unicodedata.normalize("NFKC", text).casefold()
-    kinds = [(character, unicodedata.category(character)) for character in folded]
-    bare = "".join(
-        " " if kind == "Pd" else character for character, kind in kinds if kind == "Pd" or kind[0] not in "PS"
-    )
-    words = " ".join(re.sub(r"\b(a|an|the)\b", " ", bare).split())
-    # Of an answer that is nothing else ("+", "A") the signs themselves must count.
-    return words or " ".join(folded.split())
 
 
 def _rows(source: Any) -> list[Row]:
@@ -201,35 +209,6 @@ def _answers(row: Row, name: str) -> list[str]:
     ):
         raise InputError(f"{name} must be a text or a list of texts, none empty, got {short(value)}")
     return [text.strip() for text in given]
-
-
-def _labelled(row: Row, name: str) -> Any:
-    value = _field(row, name)
-    if is_unlabelled(value):
-        raise InputError(f"the row is unlabelled ({name} is {value!r}): leave such rows out")
-    if isinstance(value, (str, bool)):
-        return value if isinstance(value, bool) else value.strip()
-    number = integer(value)
-    if number is None:
-        raise InputError(f"{name} must be a text, a whole number or a boolean, got {short(value)}")
-    return number
-
-
-def _label_names(rows: Any, found: list[Row], label: str, names: Any) -> dict[Any, str]:
-    """From each label to its name, in the order in which the names are displayed."""
-    if names is None:
-        names = getattr((getattr(rows, "features", None) or {}).get(label), "names", None)
-    if isinstance(names, Mapping):
-        return dict(names)
-    if names is not None and (isinstance(names, str) or not isinstance(names, Sequence)):
-        raise InputError(f"names must be a list or a mapping of label names, got {short(names)}")
-    values = [row.fields.get(label) for row in found]
-    texts = sorted({value.strip() for value in values if isinstance(value, str) and not is_unlabelled(value)})
-    if texts:  # labels that are texts name themselves, and a list of names only fixes their order
-        return {name: name for name in names or texts}
-    if names is None:
-        raise InputError(f"the labels in {label!r} are not texts: say what they mean with names=[...]")
-    return dict(enumerate(names))
 
 
 def _worded(pieces: Pieces, row: Row, fields: Mapping[str, str]) -> str:

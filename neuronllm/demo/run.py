@@ -17,7 +17,8 @@ import torch
 from ..attribution.driver import attribute
 from ..common.files import check_new_folder, new_folder, write_json
 from ..common.statistics import spearman
-from ..data.questions import Question, load_questions
+from ..data.loading import load_questions
+from ..data.questions import Question
 from ..data.rendering import render
 from ..engine.asking import Asker, Edit
 from ..judging.controls import random_like

@@ -54,7 +54,8 @@ def versions(*more: str) -> dict[str, Any]:
 
 def prompt_hash(prompts: Sequence[Question | Prompt]) -> str:
     """SHA-256 of all that the model is shown, and of what counts as right."""
-    content = [(p.input_ids, p.option_ids, p.answer) for p in prompts if isinstance(p, Prompt)]
+    given = [p for p in prompts if isinstance(p, Prompt)]
+    content = [(p.input_ids, p.option_ids, p.answer, p.lengths, p.offsets) for p in given]
     return sha256(repr(content).encode()).hexdigest()
 
 
