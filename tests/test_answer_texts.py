@@ -91,7 +91,7 @@ MOVED = "the tokenizer joins the end of the prompt with an answer, so their opti
 
 
 def test_a_boundary_that_moves_is_the_same_for_all_options(caplog: pytest.LogCaptureFixture) -> None:
-    """In `glued` " B" is a token: it eats the space at the end of the prompt, which the other answers then carry too."""
+    """In `glued` " B" is a token: it eats the space at the end of the prompt, which the others then carry too."""
     tokenizer = tiny_tokenizers.glued()
     questions = [Question("Which?", choices, 0) for choices in (("A", "B", "x"), ("x", "B"))]
     with caplog.at_level(logging.INFO, logger="neuronllm"):
