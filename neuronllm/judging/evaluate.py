@@ -8,6 +8,7 @@ intervals by bootstrap over questions, McNemar's exact test on flipped questions
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,6 +23,8 @@ from ..results.neurons import POSITIONS, NeuronSet
 from .asking import template_of, warn_if_one_letter
 from .controls import random_controls
 from .report import Intervals, Report, named
+from .wording import template_to_write
+from .written import WrittenReport, judge_written
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -46,7 +49,10 @@ def evaluate(
     batch_size: int | str = "auto",
     seed: int = 0,
     progress: bool = True,
-) -> Report:
+    answers: str | None = None,
+    abstentions: Sequence[str] | None = None,
+    max_new_tokens: int = 32,
+) -> Report | WrittenReport:
     """Accuracy and more on questions; with `neurons`, of the edited model beside the base model and random controls.
 
     mode: "enhance", "degrade", "own" (the neurons' own factors) or "tuned" (what `nl.tune` chose); or give the factors
@@ -54,6 +60,9 @@ def evaluate(
     positions: "answer" or "all"; by default those that the set was found, learned or tuned with, so that it is judged
     where it will be lived with, and "all" where it does not say. unrelated: questions for the PCR. orders: the
     questions as written by default; "rotate" asks each with every order of its choices.
+
+    answers="generate" lets the model write its answers, `max_new_tokens` at most each, and counts which hold an
+    accepted one, which are one, and which decline (see WrittenReport); `abstentions` are further phrases that decline.
 
     >>> nl.evaluate(model, tokenizer, questions, neurons, mode="degrade")   # doctest: +SKIP
     """
@@ -70,6 +79,28 @@ def evaluate(
         change, edit = _planned(model, neurons, mode, good, bad, positions)
     elif mode or good is not None or bad is not None or unrelated is not None:
         raise InputError("neurons=None: mode, good, bad and unrelated need a neuron set")
+    if answers == "generate":
+        if unrelated is not None:
+            raise InputError('unrelated: the PCR goes by probabilities of options, which answers="generate" has not')
+        return judge_written(
+            model,
+            tokenizer,
+            questions,
+            change,
+            edit,
+            orders=orders,
+            template=template_to_write(neurons, template),
+            controls=controls,
+            abstentions=abstentions,
+            max_new_tokens=max_new_tokens,
+            batch_size=batch_size,
+            seed=seed,
+            progress=progress,
+        )
+    if answers not in (None, "letters"):
+        raise InputError(f"answers={answers!r}: known values are letters, generate")
+    if abstentions is not None:
+        raise InputError('abstentions: only answers that the model writes can decline: ask with answers="generate"')
     template = template_of(neurons, template)
     prompts = as_prompts(tokenizer, questions, orders, template)
     warn_if_one_letter(prompts)
