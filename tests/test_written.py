@@ -210,6 +210,17 @@ def test_a_set_found_with_letters_is_not_asked_for_letters(model, tokenizer):
     assert asked == evaluate(demo, demo_tokenizer, questions, template="plain").written != plain.written
 
 
+def test_a_model_that_ends_at_once_is_remarked_on(tokenizer, prompts):
+    model = tiny("llama", torch.float32)
+    model.generation_config.eos_token_id = list(range(VOCABULARY))
+    with pytest.warns(UserWarning, match="nothing at all in 100% of its answers.*--apply-chat-template") as caught:
+        report = nl.evaluate(model, tokenizer, prompts, answers="generate", progress=False)
+    assert caught[0].filename == __file__ and report.empty == 1.0 and "nothing written   1.000" in str(report)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        nl.evaluate(tiny("llama", torch.float32), tokenizer, prompts, answers="generate", progress=False)
+
+
 def test_no_edit_at_all_changes_no_answer(model, tokenizer, prompts):
     report = evaluate(model, tokenizer, prompts, some_neurons(model), good=1.0, bad=1.0, controls=2)
     assert report.changed == [] and report.flips == {"right_to_wrong": 0, "wrong_to_right": 0}

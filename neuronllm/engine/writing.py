@@ -198,7 +198,8 @@ class _Rows:
         return torch.tensor(self.done, device=ids.device)
 
     def _text(self, row: int) -> str:
-        return str(self.writer.tokenizer.decode(self.tokens[row], skip_special_tokens=True))
+        tokens = [token for token in self.tokens[row] if token not in self.writer.ends]
+        return str(self.writer.tokenizer.decode(tokens, skip_special_tokens=True))
 
     def written(self) -> list[Written]:
         steps = torch.stack(self.logprobs).cpu()

@@ -19,7 +19,7 @@ from ..data.prompts import group_by_question
 from ..data.questions import MAX_CHOICES, Question
 from ..data.sources import _place
 from ..engine.writing import Sampled, Writer, Written
-from .wording import prompts_to_write
+from .wording import prompts_to_write, warn_if_silent
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -56,8 +56,11 @@ def distractors(
     for draw in range(samples + 1):
         sampled = Sampled(temperature, seed, draw) if draw else None
         label = f"sample {draw} of {samples}" if draw else "greedy answers"
-        for number, written in zip(of_question, write.written(None, sampled, label, progress), strict=True):
+        answers = write.written(None, sampled, label, progress)
+        for number, written in zip(of_question, answers, strict=True):
             drawn[number].append(written)
+        if sampled is None:
+            warn_if_silent([written.text for written in answers], stacklevel=3)
     made = [_with(question, _mistakes(question, found)[:n]) for question, found in zip(questions, drawn, strict=True)]
     kept = [question for question in made if not question.open]
     if not kept:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..common.errors import InputError
@@ -37,3 +39,14 @@ def prompts_to_write(
         Prompt(ids, [[[n]] for n in range(len(q.choices))], q.answer, question_id=q.id or fingerprint([q])[:16])
         for q, ids in zip(asked, encoded, strict=True)
     ]
+
+
+def warn_if_silent(texts: Sequence[str], stacklevel: int = 4) -> None:
+    """Models that were trained to chat often end a plain text at once."""
+    silent = sum(not text for text in texts) / len(texts)
+    if silent > 0.5:
+        warnings.warn(
+            f"the model writes nothing at all in {silent:.0%} of its answers; one that was trained to chat wants its "
+            'chat template: template="chat" or "chat:NAME" (--apply-chat-template)',
+            stacklevel=stacklevel,
+        )

@@ -26,7 +26,7 @@ from ..engine.asking import Edit
 from ..engine.writing import Writer
 from .controls import among, random_like
 from .report import NAMED, Intervals, _control, _edit, _flipped, _interval, _name, named
-from .wording import prompts_to_write
+from .wording import prompts_to_write, warn_if_silent
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -133,6 +133,7 @@ def judge_written(
     key = Key(questions, prompts, abstentions)
     write = Writer(model, tokenizer, prompts, max_new_tokens, batch_size)
     before = write(None, label="base", progress=progress)
+    warn_if_silent(before)
     base = key.marks(before)
     names = named(questions, key.groups, np.ones(len(key.groups), dtype=bool))
     written_to = [{**names[n], "accepted": list(good)} for n, good in zip(key.question, key.accepted, strict=True)]
