@@ -33,6 +33,7 @@ _PUBLIC = {
     "evaluate": "judging.evaluate",
     "Report": "judging.report",
     "tune": "judging.tune",
+    "distractors": "judging.distractors",
     "bake": "steering.bake",
     "InputError": "common.errors",
 }

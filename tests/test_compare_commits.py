@@ -86,7 +86,7 @@ def test_one_changed_bit_is_found(tools: Any, tmp_path: Path) -> None:
         (lambda head: head.add("relp/answer", flag=torch.tensor([True])), "bool [] against bool [1]"),
         (lambda head: head.data["enhance/all"].update(accuracy=0.5), "absolute 0.25 at enhance/all/accuracy"),
         (lambda head: head.data["enhance/all"].update(questions=4.0), "enhance/all/questions: 4 against 4.0"),
-        (lambda head: head.data["enhance/all"].update(pcr=None), "enhance/all/pcr: is missing in base"),
+        (lambda head: head.data["enhance/all"].pop("accuracy"), "enhance/all/accuracy: is missing in head"),
         (lambda head: head.data["gradient/answer"].update(engine="reference"), "'fast' against 'reference'"),
         (lambda head: head.refused.clear(), "refused/ace/all: is missing in head"),
         (lambda head: setattr(head, "error", "TypeError: oh"), "FAILED in head: 'TypeError: oh'"),
@@ -95,6 +95,11 @@ def test_one_changed_bit_is_found(tools: Any, tmp_path: Path) -> None:
 def test_changes_are_found(tools: Any, tmp_path: Path, change: Callable[[Any], None], shown: str) -> None:
     outcome = compared(tools, tmp_path, change)
     assert not outcome.fine and shown in outcome.text and "\n" not in outcome.text
+
+
+def test_what_is_new_is_counted_and_changes_nothing(tools: Any, tmp_path: Path) -> None:
+    outcome = compared(tools, tmp_path, lambda head: head.data["enhance/all"].update(pcr=None))
+    assert outcome.fine and outcome.text == "equal" and outcome.notes == ("1 entries are new in head",)
 
 
 def test_tolerance_is_for_floating_numbers_only(tools: Any, tmp_path: Path) -> None:

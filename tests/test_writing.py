@@ -153,7 +153,7 @@ def test_every_token_that_ends_a_text_ends_it(tokenizer):
     expected = []
     for text in plain:
         words = text.split()
-        expected.append(" ".join(words[: words.index(some) + 1] if some in words else words))
+        expected.append(" ".join(words[: words.index(some)] if some in words else words))
     assert Writer(model, tokenizer, prompts, NEW)() == expected != plain
 
 

@@ -80,10 +80,19 @@ def parser(run: Mapping[str, Command], attribute: bool = False) -> argparse.Argu
     sub.add_argument("--output", required=True, metavar="DIR", help="a new folder for the neuron set")
     _overwrite_flag(sub)
 
+    sub = command("distractors", "Give questions the model's own mistakes as wrong choices.")
+    _model_flags(sub)
+    _question_flags(sub)
+    _wording_flags(sub, orders=False)
+    sub.add_argument("--n", type=positive, default=3, metavar="N", help="wrong choices of a question (default: 3)")
+    sub.add_argument("--seed", type=count, default=0, metavar="N", help="of the answers drawn (default: 0)")
+    sub.add_argument("--output", required=True, metavar="FILE", help="a new file for the questions, JSONL")
+
     sub = command("tune", "Choose how many neurons, factors and positions on validation questions.")
     _model_flags(sub)
     _question_flags(sub)
     _wording_flags(sub)
+    _form_flags(sub)
     _neurons_flag(sub)
     sub.add_argument("--positions", nargs="+", choices=("all", "answer"), help="to try (default: the set's)")
     sub.add_argument("--criterion", default="accuracy", choices=("accuracy", "p_right"))
@@ -94,12 +103,17 @@ def parser(run: Mapping[str, Command], attribute: bool = False) -> argparse.Argu
     _model_flags(sub)
     _question_flags(sub)
     _wording_flags(sub)
+    _form_flags(sub, "generate")
     _neurons_flag(sub, required=False)
     _factor_flags(sub)
     where = "where to edit (default: where the set was found or tuned; all where it does not say)"
     sub.add_argument("--positions", choices=("answer", "all"), help=where)
     sub.add_argument("--controls", type=count, default=20, metavar="N", help="random sets beside the edit")
     sub.add_argument("--unrelated", metavar="FILE", help="unrelated questions, for the PCR")
+    more = "with --answers generate: phrases that decline to answer, beside the usual ones"
+    sub.add_argument("--abstain", nargs="+", metavar="TEXT", help=more)
+    most = "with --answers generate: the most tokens of an answer (default: 32)"
+    sub.add_argument("--max-new-tokens", "--max_new_tokens", type=positive, default=32, metavar="N", help=most)
     sub.add_argument("--output", metavar="FILE", help="a new file for the report, as JSON")
 
     sub = command("bake", "Fold a neuron set into the weights and save an ordinary model.")
@@ -152,16 +166,23 @@ def _question_flags(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--apply-chat-template", "--apply_chat_template", action="store_true", help=chat)
 
 
-def _wording_flags(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--orders", choices=("rotate", "shuffle3", "none"), help="how choices are permuted")
+def _wording_flags(sub: argparse.ArgumentParser, orders: bool = True) -> None:
+    if orders:
+        sub.add_argument("--orders", choices=("rotate", "shuffle3", "none"), help="how choices are permuted")
     words = "default, plain, brief, for texts cloze, or a text with {question}"
     sub.add_argument("--template", nargs="+", metavar="T", help=words)
-    form = "a letter asked for, or the answer in words (default: as the neurons were found)"
-    sub.add_argument("--answers", choices=("letters", "texts"), help=form)
-    counted = "of texts: what their log-probability is divided by (sum: nothing), or what a text alone has taken off"
-    sub.add_argument("--length", choices=("sum", "tokens", "characters", "unconditional"), help=counted)
     size = "prompts of a batch, or auto, which goes by memory (default: auto)"
     sub.add_argument("--batch-size", "--batch_size", type=batch_size, default="auto", metavar="N", help=size)
+
+
+def _form_flags(sub: argparse.ArgumentParser, *more: str) -> None:
+    form = "a letter asked for, or the answer in words" + (", or one that the model writes" if more else "")
+    known = ("letters", "texts", *more)
+    sub.add_argument(
+        "--answers", choices=known, help=f"{form} (default: as the neurons were found)"
+    )
+    counted = "of texts: what their log-probability is divided by (sum: nothing), or what a text alone has taken off"
+    sub.add_argument("--length", choices=("sum", "tokens", "characters", "unconditional"), help=counted)
 
 
 def _neurons_flag(sub: argparse.ArgumentParser, required: bool = True) -> None:

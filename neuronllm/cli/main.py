@@ -1,4 +1,4 @@
-"""The command line: neuronllm attribute | find | tune | evaluate | bake | select | bench | demo | env.
+"""The command line: neuronllm attribute | find | distractors | tune | evaluate | bake | select | bench | demo | env.
 
 Exit codes: 0 done, 2 bad input (one line, nothing written), 130 interrupted, 141 nobody reads what is printed (as in
 `| head`), 1 anything else. Of several processes under a launcher such as torchrun the first one speaks for all.
@@ -69,7 +69,7 @@ def _run(argv: Sequence[str] | None) -> int:
     if given[:1] == ["bench"]:
         return _bench(given[1:])  # its flags are those of bench/, which parses them itself
     commands = {"attribute": _attribute, "find": _find, "tune": _tune, "evaluate": _evaluate}
-    commands |= {"bake": _bake, "select": _select, "demo": _demo, "env": _env}
+    commands |= {"distractors": _distractors, "bake": _bake, "select": _select, "demo": _demo, "env": _env}
     set_waiting()
     args = parser(commands, attribute=given[:1] == ["attribute"]).parse_args(given)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -144,6 +144,28 @@ def _find(args: argparse.Namespace) -> None:
     print(f"{args.output}: {good} good and {len(neurons) - good} bad neurons")
 
 
+def _distractors(args: argparse.Namespace) -> None:
+    from ..common.files import check_new_file
+    from ..data.questions import save_questions
+    from ..judging.distractors import distractors
+
+    check_new_file(args.output)
+    questions = _questions(args, args.questions)
+    model, tokenizer = _model(args)
+    made = distractors(
+        model,
+        tokenizer,
+        questions,
+        args.n,
+        args.seed,
+        template=_template(args),
+        batch_size=args.batch_size,
+        progress=not args.quiet,
+    )
+    save_questions(args.output, made)
+    print(f"{args.output}: {len(made)} of {len(questions)} questions, with the model's own mistakes as wrong choices")
+
+
 def _tune(args: argparse.Namespace) -> None:
     from ..common.files import check_new_folder
     from ..judging.tune import tune
@@ -206,6 +228,8 @@ def _evaluate(args: argparse.Namespace) -> None:
         length=args.length,
         batch_size=args.batch_size,
         progress=not args.quiet,
+        abstentions=args.abstain,
+        max_new_tokens=args.max_new_tokens,
     )
     print(report)
     if args.output:

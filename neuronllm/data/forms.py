@@ -121,7 +121,8 @@ def n_options(question: Question | Prompt) -> int:
 
 def one_option_each(questions: Questions) -> bool:
     """Whether every question has its right answer and no other."""
-    return bool(questions) and all(isinstance(q, (Question, Prompt)) and n_options(q) == 1 for q in questions)
+    listed = questions if isinstance(questions, Sequence) else ()
+    return bool(listed) and all(isinstance(q, (Question, Prompt)) and n_options(q) == 1 for q in listed)
 
 
 def check_choice(questions: Questions, what: str, instead: str = "") -> None:

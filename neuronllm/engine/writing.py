@@ -51,10 +51,11 @@ class Sampled(NamedTuple):
 
 
 class Written(NamedTuple):
-    """What a model wrote, cut where it stops, and the log-probability of the tokens by which it did."""
+    """What a model wrote, cut where it stops."""
 
     text: str
-    logprob: float
+    logprob: float  # of the tokens by which it did, the last one included
+    ended: bool  # of itself, before there were too many tokens
 
 
 class Writer:
@@ -116,7 +117,7 @@ class Writer:
         label: str = "writing",
         progress: bool = False,
     ) -> list[Written]:
-        """The same, with log-probabilities."""
+        """The same, with how likely it was."""
         edited = nullcontext() if change is None else self._edited(change)
         write: Any = partial(self._batch, sampled)  # a list of a batch's texts, where others have a tensor
         found: dict[int, Written] = {}
@@ -197,12 +198,13 @@ class _Rows:
         return torch.tensor(self.done, device=ids.device)
 
     def _text(self, row: int) -> str:
-        return str(self.writer.tokenizer.decode(self.tokens[row], skip_special_tokens=True))
+        tokens = [token for token in self.tokens[row] if token not in self.writer.ends]
+        return str(self.writer.tokenizer.decode(tokens, skip_special_tokens=True))
 
     def written(self) -> list[Written]:
         steps = torch.stack(self.logprobs).cpu()
         return [
-            Written(cut(self._text(row), self.writer.stop), float(steps[: len(tokens), row].sum()))
+            Written(cut(self._text(row), self.writer.stop), float(steps[: len(tokens), row].sum()), self.done[row])
             for row, tokens in enumerate(self.tokens)
         ]
 

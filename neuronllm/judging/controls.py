@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -40,13 +41,15 @@ def random_controls(ask: Asker, change: Edit, edited: Answers, count: int, seed:
             values[name].append(value)
         values["balanced_accuracy"].append(answers.balanced_accuracy)
     own = {"accuracy": edited.accuracy, "balanced_accuracy": edited.balanced_accuracy, "p_right": edited.mean_p_right}
-    described = {}
-    for name, drawn in values.items():
-        low, middle, high = np.percentile(drawn, [2.5, 50, 97.5])
-        described[name] = {
-            "p2.5": float(low),
-            "p50": float(middle),
-            "p97.5": float(high),
-            "percentile_of_edit": percent_of(drawn, own[name]),
-        }
-    return {"sets": count, **described}
+    return {"sets": count, **{name: among(drawn, own[name]) for name, drawn in values.items()}}
+
+
+def among(drawn: Sequence[float], value: float) -> dict[str, float]:
+    """Where a value stands among those of random sets."""
+    low, middle, high = np.percentile(drawn, [2.5, 50, 97.5])
+    return {
+        "p2.5": float(low),
+        "p50": float(middle),
+        "p97.5": float(high),
+        "percentile_of_edit": percent_of(drawn, value),
+    }

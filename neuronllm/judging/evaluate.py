@@ -9,12 +9,14 @@ flipped questions, and percentiles of random controls.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..common.errors import InputError
 from ..common.statistics import bootstrap_interval, mcnemar, relative_change
+from ..data.forms import found_template, one_option_each, wording_of
 from ..data.prompts import Questions
 from ..engine.asking import Asker, Edit
 from ..results.answers import Answers
@@ -22,6 +24,7 @@ from ..results.neurons import POSITIONS, NeuronSet
 from .asking import Asking, warn_if_leaning, warn_if_one_sided
 from .controls import random_controls
 from .report import Intervals, Report, changed_answers, named
+from .written import WrittenReport, judge_written
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -48,7 +51,9 @@ def evaluate(
     batch_size: int | str = "auto",
     seed: int = 0,
     progress: bool = True,
-) -> Report:
+    abstentions: Sequence[str] | None = None,
+    max_new_tokens: int = 32,
+) -> Report | WrittenReport:
     """Accuracy and more on questions; with `neurons`, of the edited model beside the base model and random controls.
 
     mode: "enhance", "degrade", "own" (the neurons' own factors) or "tuned" (what `nl.tune` chose); or give the factors
@@ -60,6 +65,9 @@ def evaluate(
     answers: "letters", or "texts" to score the answers in words; by default the form of given prompts, else that of the
     neuron set, else texts for questions without choices, and letters. length: what a text's log-probability is divided
     by, "sum" (nothing), "tokens" or "characters", or "unconditional" for what it gains over the text alone.
+    answers="generate" lets the model write its answers, `max_new_tokens` at most each, and counts which hold an
+    accepted one, which are one, and which decline (see WrittenReport); `abstentions` are further phrases that decline.
+    It is the default for questions without choices.
 
     >>> nl.evaluate(model, tokenizer, questions, neurons, mode="degrade")   # doctest: +SKIP
     """
@@ -76,6 +84,29 @@ def evaluate(
         change, edit = _planned(model, neurons, mode, good, bad, positions)
     elif mode or good is not None or bad is not None or unrelated is not None:
         raise InputError("neurons=None: mode, good, bad and unrelated need a neuron set")
+    if answers == "generate" or (answers is None and one_option_each(questions)):
+        if unrelated is not None:
+            raise InputError('unrelated: the PCR goes by probabilities of options, which answers="generate" has not')
+        if length is not None:
+            raise InputError(f'length={length!r}: it counts for answers="texts", and here the model writes')
+        found = neurons.provenance if neurons is not None else {}
+        return judge_written(
+            model,
+            tokenizer,
+            questions,
+            change,
+            edit,
+            orders=orders,
+            template=wording_of("texts", template, found_template(found, "texts")),
+            controls=controls,
+            abstentions=abstentions,
+            max_new_tokens=max_new_tokens,
+            batch_size=batch_size,
+            seed=seed,
+            progress=progress,
+        )
+    if abstentions is not None:
+        raise InputError('abstentions: only answers that the model writes can decline: ask with answers="generate"')
     asking = Asking.of(questions, neurons, orders, template, answers, length)
     prompts = asking.prompts(model, tokenizer, questions)
     warn_if_one_sided(prompts)
