@@ -57,6 +57,11 @@ def form_of(
     if form == "letters":
         if length not in (None, "sum"):
             raise InputError(f'length="{length}": a letter has no length; it counts for answers="texts"')
+        if many := next((question for question in listed if n_options(question) > len(LETTERS)), None):
+            raise InputError(
+                f"{_called(listed, many)} has {n_options(many)} choices, more than there are letters: "
+                'ask for texts (answers="texts", --answers texts)'
+            )
         return Form(form, "sum")
     return Form(form, length or (_said(found or {}, "length") if before == form else None) or "sum")
 

@@ -42,7 +42,7 @@ BAD_FILES = {
     "empty choices": ([{**ROWS[0], "choices": []}], ":1"),
     "no rows": ([], "questions.jsonl"),
     "a missing field": ([{"question": "why?"}], ":1"),
-    "letters beyond single tokens": ([{**ROWS[0], "choices": [f"c{n}" for n in range(27)]}], ":1"),
+    "letters beyond single tokens": ([{**ROWS[0], "choices": [f"c{n}" for n in range(27)]}], "'q0' has 27 choices"),
 }
 
 
