@@ -53,6 +53,15 @@ def product(family: str, leading: Tensor) -> Tensor:
     return one * other
 
 
+def relp_gate(family: str, leading: Tensor) -> Tensor:
+    """act(gate) as gate times a constant, the product halved, as RelP's rules say."""
+    act, factor = gated(family, leading)
+    gate = leading[::2] if family == "gpt_oss" else leading[: len(leading) // 2]
+    linear = gate * (act / gate).detach()
+    halved = linear * factor
+    return 0.5 * halved + 0.5 * halved.detach()
+
+
 @contextmanager
 def experts_by_hand(
     model: Any, change: Change, weigh: Any = lambda weight: weight, gate: Any = product

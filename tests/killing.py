@@ -13,13 +13,14 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import neuronllm as nl
+from neuronllm.data.prompts import Prompt
 from neuronllm.engine.base import Engine
 from neuronllm.runs import checkpoint
 from tests.checks import quiz
@@ -29,8 +30,16 @@ DISK = [(os, "fsync"), (os, "mkdir"), (os, "rename"), (os, "replace"), (os, "unl
 METHOD = {"mean": "ace", "topk": "gradient", "all": "gradient"}
 
 
-def run(model: Any, output: Path, keep: str = "all", questions: int = 8, every: int = 4, **more: Any) -> nl.Scores:
-    """A short run with many windows, parts and states."""
+def run(
+    model: Any,
+    output: Path,
+    keep: str = "all",
+    questions: int = 8,
+    every: int = 4,
+    prompts: Sequence[Prompt] = (),
+    **more: Any,
+) -> nl.Scores:
+    """A short run with many windows, parts and states, on letters where no prompts are given."""
     before, checkpoint.EVERY = checkpoint.EVERY, every
     at_once, Engine.at_once = Engine.at_once, property(lambda engine: 2)
     options = {"steps": 2} if METHOD[keep] == "ace" else {}
@@ -38,7 +47,7 @@ def run(model: Any, output: Path, keep: str = "all", questions: int = 8, every: 
         return nl.attribute(
             model,
             None,
-            quiz(questions),
+            prompts or quiz(questions),
             METHOD[keep],
             positions="answer",
             keep=keep,

@@ -266,7 +266,7 @@ def test_answers_of_such_a_model_do_not_depend_on_the_batch():
 
 def option_logprobs_beside(model, prompt, longer):
     """What the model says of a prompt that shares its pass with a longer one."""
-    ids, mask, answer = padded([prompt, longer])
+    ids, mask, answer = padded([prompt.input_ids, longer.input_ids])
     logits = model(input_ids=ids, attention_mask=mask).logits[0, answer[0]]
     return option_scores(logits, prompt.first_tokens).log_softmax(-1)[None].float()
 

@@ -13,7 +13,7 @@ from neuronllm.engine.reference import ReferenceEngine
 from neuronllm.methods import METHODS
 from neuronllm.model.anatomy import Anatomy
 from tests.checks import quiz, untouched
-from tests.experts_by_hand import experts_by_hand, gated, seen_by_hand
+from tests.experts_by_hand import experts_by_hand, gated, relp_gate, seen_by_hand
 from tests.tiny import EXPERTS, random_prompts, tiny
 
 OBJECTIVE = "logp_options"
@@ -221,15 +221,6 @@ def test_direct_scores_keep_one_neuron_of_the_layer(name):
             by_hand = after(layer, expert, i) - after(layer, None, 0) if (layer, expert) in places else 0.0
             assert score == pytest.approx(by_hand, abs=1e-9)
     assert max(map(abs, scores.values())) > 1e-3
-
-
-def relp_gate(family, leading):
-    """act(gate) as gate times a constant, the product halved, as the rules say."""
-    act, factor = gated(family, leading)
-    gate = leading[::2] if family == "gpt_oss" else leading[: len(leading) // 2]
-    linear = gate * (act / gate).detach()
-    product = linear * factor
-    return 0.5 * product + 0.5 * product.detach()
 
 
 @pytest.mark.parametrize("name", ["mixtral", "qwen3_moe", "olmoe", "gpt_oss"])

@@ -196,7 +196,8 @@ def test_every_right_answer_of_an_item_is_kept_out() -> None:
         ("Paris", "Parma", False),
         ("+", "-", False),
         ("A", "The", False),
-        ("1.5", "15", True),  # rather one distractor fewer than two that are the same
+        ("1.5", "15", False),
+        ("1,000", "$1000.0", True),
     ],
 )
 def test_normalise(one: str, other: str, same: bool) -> None:

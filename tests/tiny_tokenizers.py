@@ -59,6 +59,20 @@ def metaspace() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
 
 
+def byte_fallback() -> PreTrainedTokenizerFast:
+    """Llama 2's own kind: a normaliser puts a space in front and writes spaces as "▁", no word is cut off beforehand,
+    and characters outside the vocabulary become bytes. BOS first."""
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    special = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    _trained(tokenizer, special, [*string.ascii_letters, *string.digits, *".,:?\n-", "▁"])
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+
+
 def word_level(letters: str = "ABCD") -> PreTrainedTokenizerFast:
     """Words and signs only: "A" and " A" are the same token; a letter not in `letters` is unknown."""
     words = [
@@ -88,6 +102,15 @@ def split_letter(letter: str = "F") -> PreTrainedTokenizerFast:
     return tokenizer
 
 
+def forgetful(signs: str = "[!*]") -> PreTrainedTokenizerFast:
+    """Byte level, but some signs and all differences of case vanish before a text is cut."""
+    tokenizer = byte_level()
+    tokenizer.backend_tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.Replace(Regex(signs), ""), normalizers.Lowercase()]
+    )
+    return tokenizer
+
+
 def glued() -> PreTrainedTokenizerFast:
     """Characters and a few pairs (":A", " B", "tC", "dA"): what stands before a letter decides what it becomes."""
     characters = sorted(set(string.printable))
@@ -96,3 +119,16 @@ def glued() -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"\n"), "isolated")
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="~")
+
+
+def numbered(size: int = 60, line_breaks: tuple[int, ...] = (7, 8, 9, 10)) -> PreTrainedTokenizerFast:
+    """One word a token ("w12") but for a few that hold a line break; 0 pads, 1 begins and 2 ends a text."""
+    words = {f"w{n}": n for n in range(size)}
+    for n in line_breaks:
+        del words[f"w{n}"]
+        words["\n" * (1 + line_breaks.index(n))] = n
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="w3"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="w0", bos_token="w1", eos_token="w2", unk_token="w3"
+    )

@@ -21,7 +21,7 @@ class Share(NamedTuple):
 def share_of(groups: list[list[Prompt]], rank: int, size: int) -> list[Share]:
     """The questions of a process, by the tokens of their prompts."""
     firsts = torch.tensor([0, *(len(group) for group in groups)]).cumsum(0).tolist()
-    costs = [sum(len(prompt.input_ids) for prompt in group) for group in groups]
+    costs = [sum(prompt.n_tokens for prompt in group) for group in groups]
     return [Share(firsts[number], groups[number]) for number in share_out(costs, size)[rank]]
 
 

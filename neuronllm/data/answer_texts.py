@@ -29,22 +29,19 @@ class _Place(NamedTuple):
 
 def text_prompts(encoder: Encoder, variants: list[Variant], length: str, limit: int | None) -> list[Prompt]:
     """The prompts of all variants, every option answered by its text."""
-    places = _places(encoder, variants)
-    wholes = [
-        place.text + place.delimiter + text
-        for variant, place in zip(variants, places, strict=True)
-        for text in variant.shown
-    ]
-    chat = [variant.template.chat for variant in variants]
-    chat += [variant.template.chat for variant in variants for _ in variant.order]
-    encoded = encoder.encode([place.text for place in places] + wholes, chat)
-    before, rest = encoded[: len(variants)], iter(encoded[len(variants) :])
+    texts: list[str] = []
+    chat: list[bool] = []
+    for variant, place in zip(variants, _places(encoder, variants), strict=True):
+        answers = ["", *variant.shown]
+        texts += [place.text, *(place.text + place.delimiter + answer for answer in answers)]
+        chat += [variant.template.chat] * (1 + len(answers))
+    encoded = iter(encoder.encode(texts, chat))
     prompts, moved = [], 0
-    for variant, ids in zip(variants, before, strict=True):
-        options = [next(rest) for _ in variant.order]
-        boundary = _common([ids, *options])
-        moved += boundary < len(ids)
-        _check(encoder, variant, ids, options, boundary, limit)
+    for variant in variants:
+        before, without, *options = (next(encoded) for _ in range(2 + len(variant.order)))
+        boundary = _common([before, *options])
+        moved += boundary < len(before)
+        _check(encoder, variant, [before, without], options, boundary, limit)
         prompts.append(_prompt(variant, options, boundary, length))
     if moved:
         log.info(
@@ -82,8 +79,14 @@ def _common(sequences: Sequence[list[int]]) -> int:
 
 
 def _check(
-    encoder: Encoder, variant: Variant, before: list[int], options: list[list[int]], boundary: int, limit: int | None
+    encoder: Encoder,
+    variant: Variant,
+    nothing: list[list[int]],
+    options: list[list[int]],
+    boundary: int,
+    limit: int | None,
 ) -> None:
+    """InputError for answers that cannot be told apart, from each other or from `nothing`: a prompt with none."""
     where = f"question {variant.id!r}"
     how = f"with template {short(variant.template.name)} and tokenizer {tokenizer_name(encoder.tokenizer)}"
     owner: dict[tuple[int, ...], str] = {}
@@ -93,7 +96,7 @@ def _check(
                 f"{where} and its answer {short(text)} are {len(ids)} tokens {how}, more than the context of {limit}: "
                 "shorten it or leave it out"
             )
-        if ids == before or len(ids) <= boundary:
+        if ids in nothing or len(ids) <= boundary:
             raise InputError(f"{where}: answer {short(text)} leaves no token behind the prompt {how}: change its text")
         if all(token == encoder.tokenizer.unk_token_id for token in ids[boundary:]):
             raise InputError(

@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
+from typing import Any, NamedTuple
 
 from ..common.checks import integer, short
 from ..common.errors import InputError
 from .questions import Question
+
+
+class AnswerTree(NamedTuple):
+    """The tokens behind which a prompt's answers are read: the last prompt token, and the branches behind it.
+
+    Sequences that begin alike share their first tokens. A sequence's last token is read and never shown.
+    """
+
+    tokens: list[int]  # of every node; node 0 is the last prompt token
+    parents: list[int]  # -1 of node 0
+    paths: list[list[list[int]]]  # options -> sequences -> the nodes behind which each of its tokens is read
 
 
 @dataclass(frozen=True)
@@ -60,12 +72,12 @@ class Prompt:
         for name in ("lengths", "offsets"):
             object.__setattr__(self, name, _numbers(getattr(self, name), options, name))
 
-    @property
+    @cached_property
     def one_token(self) -> bool:
         """Whether the logits at the answer position say all that there is to know of every option."""
         return not self.lengths and not self.offsets and self.span == 1
 
-    @property
+    @cached_property
     def span(self) -> int:
         """Of how many tokens the longest sequence is."""
         return max(len(ids) for option in self.option_ids for ids in option)
@@ -79,6 +91,54 @@ class Prompt:
     def first_tokens(self) -> list[list[int]]:
         """Of every option the first token of each of its sequences, which are all there is of letters."""
         return [list(dict.fromkeys(ids[0] for ids in option)) for option in self.option_ids]
+
+    @cached_property
+    def tree(self) -> AnswerTree:
+        """All answers behind the prompt, as one tree; of letters, it is the last prompt token."""
+        tokens, parents = [self.input_ids[-1]], [-1]
+        children: dict[tuple[int, int], int] = {}
+
+        def path(sequence: list[int]) -> list[int]:
+            nodes = [0]
+            for token in sequence[:-1]:
+                key = (nodes[-1], token)
+                if key not in children:
+                    children[key] = len(tokens)
+                    tokens.append(token)
+                    parents.append(nodes[-1])
+                nodes.append(children[key])
+            return nodes
+
+        paths = [[path(sequence) for sequence in option] for option in self.option_ids]
+        return AnswerTree(tokens, parents, paths)
+
+    @property
+    def n_tokens(self) -> int:
+        """Of the prompt and all answers behind it."""
+        return len(self.input_ids) + len(self.tree.tokens) - 1
+
+    def by_first_token(self) -> Prompt:
+        """The same prompt, each of whose answers is read off its first token; two options may then be the same one."""
+        if self.one_token:
+            return self
+        short = object.__new__(Prompt)  # what __post_init__ refuses is meant here
+        short.__dict__.update({part.name: getattr(self, part.name) for part in fields(self)})
+        options = [[[token] for token in option] for option in self.first_tokens]
+        short.__dict__.update(option_ids=options, lengths=[], offsets=[])
+        return short
+
+    def alone(self, option: int) -> Prompt:
+        """The same prompt with one of its options only."""
+        own = slice(option, option + 1)
+        return replace(
+            self,
+            option_ids=self.option_ids[own],
+            answer=0,
+            order=(),
+            texts=self.texts[own],
+            lengths=self.lengths[own],
+            offsets=self.offsets[own],
+        )
 
 
 def _sequences(given: Any, what: str) -> list[list[int]]:

@@ -11,8 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-import re
-import unicodedata
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,6 +19,7 @@ from typing import Any
 from ..common.checks import integer, short
 from ..common.errors import InputError
 from .labels import dataset_names, distinct, label_index, label_names, read_truth
+from .matching import normalise
 from .questions import Question
 from .sources import Row, read_rows, row_id
 from .templates import Pieces, parse_wording
@@ -168,22 +167,6 @@ def from_true_false(
             stem = _worded(pieces, row, {"text": statement})
             questions.append(_question(row, stem, names, answer, subject))
     return _unique(questions)
-
-
-def normalise(text: str) -> str:
-    """A text with case, punctuation, articles and white space set aside, to tell whether two answers are the same.
-
-    >>> normalise("The  U.S.A.") == normalise("usa")
-    True
-    """
-    folded = unicodedata.normalize("NFKC", text).casefold()
-    kinds = [(character, unicodedata.category(character)) for character in folded]
-    bare = "".join(
-        " " if kind == "Pd" else character for character, kind in kinds if kind == "Pd" or kind[0] not in "PS"
-    )
-    words = " ".join(re.sub(r"\b(a|an|the)\b", " ", bare).split())
-    # Of an answer that is nothing else ("+", "A") the signs themselves must count.
-    return words or " ".join(folded.split())
 
 
 def _rows(source: Any) -> list[Row]:

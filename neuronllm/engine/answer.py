@@ -1,4 +1,4 @@
-"""One-token passes: the answer tokens of a batch run forward, and backward where asked, against their cached prefix."""
+"""Passes of answer tokens: those of a batch run forward, and backward where asked, against their cached prefix."""
 
 from __future__ import annotations
 
@@ -18,24 +18,23 @@ from .tree import Prefix
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from ..data.prompts import Prompt
-
 # (site, h, dF/dh, routes): what to do with the gradient of a site as soon as the backward pass has it
 Keep = Callable[[Site, Tensor, Tensor, "Tensor | None"], None]
 
 
-def answer_pass(model: PreTrainedModel, prompts: Sequence[Prompt], prefix: Prefix, copies: int = 1) -> Tensor:
-    """Logits (prompts, copies, ids) of the answer tokens, inside `branch_attention`."""
-    last = torch.tensor([[p.input_ids[-1]] * copies for p in prompts], device=input_device(model))
+def answer_pass(model: PreTrainedModel, prefix: Prefix, copies: int = 1) -> Tensor:
+    """Logits (prompts x nodes, copies, ids) of the answer tokens, inside `branch_attention`."""
+    tokens = prefix.trees.tokens.reshape(-1, 1).expand(-1, copies).to(input_device(model))
+    positions = (prefix.lengths[:, None] + prefix.trees.depth).reshape(-1, 1).expand(-1, copies)
     logits = model(
-        input_ids=last,
-        position_ids=prefix.lengths[:, None].expand(-1, copies).to(last.device),
+        input_ids=tokens,
+        position_ids=positions.to(tokens.device),
         past_key_values=passing_cache(int(prefix.lengths.max())),
         use_cache=True,
     ).logits
     check_finite(model, logits)
     # Some models (GPT-2) give their hidden states back in the shape of the input ids, one token a row.
-    return logits.reshape(len(prompts), -1, logits.shape[-1])
+    return logits.reshape(len(tokens), -1, logits.shape[-1])
 
 
 class _Watched(torch.autograd.Function):

@@ -21,15 +21,16 @@ from ..common.errors import InputError
 from ..model.anatomy import Anatomy
 from ..model.edit import edit
 from ..results.answers import Answers
+from .answer_trees import AnswerTrees
 from .attention import piece_attention
 from .batching import Plan, backing_off
 from .borrowed import DRIVING_ERRORS, answer_logits, borrowed, check_prompts, quietly, rope_limit
-from .full import padded
-from .head import Choices
+from .full import padded, plain_trees
+from .head import choices_of
 from .objectives import NEVER
 from .prefill import piece_inputs, prefill_root, shared_levels
 from .selfcheck import tolerance
-from .tree import Level, root_length, siblings, tails
+from .tree import Level, root_length, siblings, with_answers
 from .verdicts import Verdicts, reach, verdicts
 
 if TYPE_CHECKING:
@@ -66,16 +67,19 @@ class Asker:
         self.model, self.prompts = model, prompts
         self.root = root_length(prompts)
         groups = siblings(prompts, self.root)
-        groups.sort(key=lambda group: max(len(prompts[n].input_ids) for n in group))
+        groups.sort(key=lambda group: max(prompts[n].n_tokens for n in group))
         order = [n for group in groups for n in group]
-        self.longest = max(prompts, key=lambda p: len(p.input_ids))
-        own = len(self.longest.input_ids) - self.root
+        self.longest = max(prompts, key=lambda p: p.n_tokens)
+        own = self.longest.n_tokens - self.root
         size = max(1, TOKENS // own) if check_batch_size(batch_size) == "auto" else int(batch_size)
         self.plan = Plan(prompts=size, answer_tokens=size, window=size)
-        limit = rope_limit(model) or len(self.longest.input_ids)
-        # Prompts on both sides of the limit do not share a pass.
-        self.sides = [[n for n in order if (len(prompts[n].input_ids) > limit) == beyond] for beyond in (False, True)]
-        self.worth_sharing = bool(self.root or len(groups) < len(prompts)) and not self.sides[1]
+        limit = rope_limit(model) or self.longest.n_tokens
+        # Prompts on both sides of the limit do not share a pass, nor do letters and longer answers.
+        kinds = {(prompt.n_tokens > limit, prompt.one_token) for prompt in prompts}
+        beyond = [prompt.n_tokens > limit for prompt in prompts]
+        self.sides = [[n for n in order if (beyond[n], prompts[n].one_token) == kind] for kind in sorted(kinds)]
+        trees = not all(prompt.one_token for prompt in prompts)
+        self.worth_sharing = bool(self.root or len(groups) < len(prompts) or trees) and not any(beyond)
 
     @cached_property
     def anatomy(self) -> Anatomy:
@@ -85,18 +89,24 @@ class Asker:
         """How the model answers under an edit, or as it is."""
         return Answers(self.prompts, self.logprobs(change, label, progress))
 
-    @torch.no_grad()
     def logprobs(self, change: Edit | None = None, label: str = "asking", progress: bool = False) -> Tensor:
         """Log-probabilities among each prompt's options, (prompts, most options), -inf where a prompt has fewer."""
+        return self.scores(change, label, progress).log_softmax(-1).float()
+
+    @torch.no_grad()
+    def scores(self, change: Edit | None = None, label: str = "asking", progress: bool = False) -> Tensor:
+        """The scores of each prompt's options, (prompts, most options), -inf where a prompt has fewer."""
         edited = Edited(self.model, change, self.anatomy if change is not None else None)
-        out = torch.full((len(self.prompts), max(len(p.option_ids) for p in self.prompts)), float("-inf"))
+        shape = (len(self.prompts), max(len(p.option_ids) for p in self.prompts))
+        dtype = torch.promote_types(self.model.dtype, torch.float32)
+        out = torch.full(shape, float("-inf"), dtype=dtype)
         with (
             borrowed(self.model, attention=None),
             tqdm(total=len(self.prompts), desc=label, disable=not progress, unit="prompt", leave=False) as bar,
         ):
-            shares = self._shares(edited)
-            root = self._root(edited) if shares and self.root else None
             for side in self.sides:
+                shares = self._shares(edited, side)
+                root = self._root(edited) if shares and self.root else None
                 size = self.plan.prompts
                 batches = [side[start : start + size] for start in range(0, len(side), size)]
                 for places, found in backing_off(batches, partial(self._batch, root, edited, shares), self.plan, 0):
@@ -107,22 +117,23 @@ class Asker:
     def _batch(self, root: Level | None, edited: Edited, shares: bool, places: list[int]) -> Tensor:
         batch = [self.prompts[n] for n in places]
         logits = _through_tree(batch, root, edited) if shares else _plain(batch, edited)
-        scores = Choices.of(batch).scores(logits[:, None])[:, 0]
-        return scores.log_softmax(-1).masked_fill(scores <= NEVER, float("-inf"))
+        scores = choices_of(batch).scores(logits[:, None])[:, 0]
+        return scores.masked_fill(scores <= NEVER, float("-inf"))
 
     def _root(self, edited: Edited) -> Level:
         """What all prompts start with, under the edit."""
         with edited(None):
             return prefill_root(self.model, self.prompts[0].input_ids[: self.root])
 
-    def _shares(self, edited: Edited) -> bool:
+    def _shares(self, edited: Edited, side: list[int]) -> bool:
         """Whether the prompts may be asked through the tree of prefixes: it must give the plain answers."""
         if not self.worth_sharing:
             return False
         where = None if edited.change is None else edited.change.positions
-        question = ("tree of prompts", where, bool(self.root), reach(self.model, self.longest))
+        letters = self.prompts[side[0]].one_token
+        question = ("tree of prompts", where, bool(self.root), letters, reach(self.model, self.longest))
         if question not in (known := self._verdicts):
-            known[question] = self._agrees(edited)
+            known[question] = self._agrees(edited, side)
         return bool(known[question])
 
     @cached_property
@@ -130,15 +141,16 @@ class Asker:
         """Those remembered with the model, as it was at the first call; of a model with hooks, this asker's own."""
         return verdicts(self.model)
 
-    def _agrees(self, edited: Edited) -> bool:
-        batch = [self.prompts[n] for n in self.sides[0][-min(4, self.plan.prompts) :]]
+    def _agrees(self, edited: Edited, side: list[int]) -> bool:
+        batch = [self.prompts[n] for n in side[-min(4, self.plan.prompts) :]]
         plain = _plain(batch, edited)
         try:
             with quietly():
                 shared = _through_tree(batch, self._root(edited) if self.root else None, edited)
         except DRIVING_ERRORS:
             return False
-        return bool(((shared - plain).abs() <= tolerance(plain)).all())
+        real = AnswerTrees(batch).real.flatten().to(plain.device)
+        return bool(((shared - plain).abs() <= tolerance(plain))[real].all())
 
 
 class Edited:
@@ -155,18 +167,23 @@ class Edited:
 
 
 def _plain(prompts: Sequence[Prompt], edited: Edited) -> Tensor:
-    """Logits (prompts, vocabulary) of whole prompts."""
-    ids, mask, answer = padded(prompts)
+    """Logits (prompts x nodes, vocabulary) of whole prompts, each with one answer after the other behind it."""
+    if not prompts[0].one_token:
+        return plain_trees(edited.model, prompts, edited)
+    ids, mask, answer = padded([p.input_ids for p in prompts])
     with edited(answer):
         return answer_logits(edited.model, ids, mask, answer)
 
 
 def _through_tree(prompts: Sequence[Prompt], root: Level | None, edited: Edited) -> Tensor:
-    """The same, computing what prompts share once."""
+    """The same, computing what prompts and answers share once."""
     with edited(None):
         above, begins = shared_levels(edited.model, prompts, root)
-    level, pieces = tails(prompts, begins, [len(p.input_ids) for p in prompts])
-    answer = level.lengths - 1
+    level, pieces = with_answers(prompts, begins)
+    nodes = level.nodes
+    answer = nodes[:, 0]
+    if nodes.shape[1] > 1:
+        answer = torch.zeros(len(prompts), level.width, dtype=torch.bool).scatter(1, nodes, True)
     with piece_attention(edited.model, level, above, None), edited(answer):
         inputs = piece_inputs(edited.model, level, pieces)
-        return answer_logits(edited.model, inputs.pop("input_ids"), None, answer, **inputs)
+        return answer_logits(edited.model, inputs.pop("input_ids"), None, nodes, **inputs).flatten(0, 1)

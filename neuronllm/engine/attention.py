@@ -48,9 +48,14 @@ _passes: list[Pass] = []
 
 
 @contextmanager
-def piece_attention(model: PreTrainedModel, level: Level, above: list[Level], last: int | None) -> Iterator[None]:
-    """Let the model's layers compute a level of the tree; the pass ends with `Enough` at layer `last`."""
-    with _attending(model, _Pieces(level, above, last)):
+def piece_attention(
+    model: PreTrainedModel, level: Level, above: list[Level], last: int | None, *, constant_patterns: bool = False
+) -> Iterator[None]:
+    """Let the model's layers compute a level of the tree; the pass ends with `Enough` at layer `last`.
+
+    A level that ends with answers has nothing below it, so nobody needs its keys and values.
+    """
+    with _attending(model, _Pieces(level, above, last, constant_patterns)):
         yield
 
 
@@ -105,17 +110,20 @@ def _attend(
 class _Pieces:
     """Pieces of one level, causal in themselves, below the pieces above them."""
 
-    def __init__(self, level: Level, above: list[Level], last: int | None) -> None:
-        self.level, self.last = level, last
+    def __init__(self, level: Level, above: list[Level], last: int | None, constant_patterns: bool) -> None:
+        self.level, self.last, self.constant_patterns = level, last, constant_patterns
         firsts = torch.zeros(len(level.lengths), dtype=torch.int64)
         firsts[level.piece.flip(0)] = torch.arange(len(level.piece)).flip(0)  # a piece's first prompt
         self.above = [replace(upper, piece=upper.piece[firsts], _placed={}) for upper in above]
         self._masks: dict[tuple[int | None, torch.device], Tensor | None] = {}
 
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor, config: AttentionConfig) -> Tensor:
-        self.level.layers[layer] = (key, value)
+        if self.level.trees is None:
+            self.level.layers[layer] = (key, value)
         if layer == self.last:
             raise Enough
+        if self.constant_patterns:
+            query, key = query.detach(), key.detach()
         mask = self._mask(config.window, query.device)
         if self.above:
             uppers = [_of_pieces(upper, layer) for upper in self.above]
@@ -142,11 +150,10 @@ class _Pieces:
         """(pieces, 1, tokens, tokens above and here), None where plain causal attention says the same."""
         if (window, device) not in self._masks:
             here = self.level.positions
-            causal = torch.ones(self.level.width, self.level.width, dtype=torch.bool).tril()
             seen = [upper.real[upper.piece][:, None].expand(-1, self.level.width, -1) for upper in self.above]
             places = [upper.positions[upper.piece] for upper in self.above]
-            mask = torch.cat([*seen, causal.expand(len(here), -1, -1)], 2)
-            plain = not self.above
+            mask = torch.cat([*seen, self.level.seen], 2)
+            plain = not self.above and self.level.trees is None
             if window is not None:
                 near = torch.cat([*places, here], 1)[:, None] > here[:, :, None] - window
                 plain = plain and bool(near[mask].all())
@@ -156,7 +163,7 @@ class _Pieces:
 
 
 class _AnswerTokens:
-    """Answer tokens, any number a prompt: each sees its prompt's prefix and itself."""
+    """Answer trees, any number a prompt: a node sees its prompt's prefix, the nodes above it and itself."""
 
     def __init__(self, prefix: Prefix, constant_patterns: bool) -> None:
         self.prefix, self.constant_patterns = prefix, constant_patterns
@@ -165,24 +172,29 @@ class _AnswerTokens:
         self.prefix.attended.add(layer)
         if self.constant_patterns:
             query, key = query.detach(), key.detach()
+        width = self.prefix.trees.width
+        if width > 1:
+            query, key, value = (_nodes_together(x, width) for x in (query, key, value))
         if branch_attention_wanted(query, self.prefix, layer):
             return by_kernel(query, key, value, self.prefix, layer, **config._asdict())
         prompts, heads, queries, _ = query.shape
         grouped = query.unflatten(1, (key.shape[1], -1))  # (prompts, groups, heads a group, queries, d)
         pieces = [(level, *level.layers[layer]) for level in self.prefix.levels]
         scores = [_to_pieces(grouped, keys, level) for level, keys, _ in pieces]
-        to_self = (grouped * key[:, :, None]).sum(-1, keepdim=True)
         visible = self.prefix.visible(config.window, query.device)
-        mask = None if visible is None else visible[:, None, None, None]
-        weights = _softmax(torch.cat([*scores, to_self], -1), mask, config)
+        if visible is not None and width > 1:
+            visible = visible.repeat(1, queries // width, 1)
+        mask = None if visible is None else visible[:, None, None]
+        weights = _softmax(torch.cat([*scores, _to_nodes(grouped, key, width)], -1), mask, config)
         weights = weights.to(torch.promote_types(query.dtype, value.dtype))
-        mixed = weights[..., -1:] * value[:, :, None]
+        mixed = _from_nodes(weights[..., -width:], value, width)
         start = 0
         for level, _, values in pieces:
             part = weights[..., start : start + level.width]
             mixed = mixed + _from_pieces(part, values, level)
             start += level.width
-        return mixed.reshape(prompts, heads, queries, -1)
+        mixed = mixed.reshape(prompts, heads, queries, -1)
+        return mixed if width == 1 else _nodes_apart(mixed, width)
 
 
 def _softmax(scores: Tensor, mask: Tensor | None, config: AttentionConfig) -> Tensor:
@@ -198,6 +210,32 @@ def _softmax(scores: Tensor, mask: Tensor | None, config: AttentionConfig) -> Te
         sinks = config.sinks.reshape(1, groups, -1, 1, 1).expand(batch, -1, -1, queries, 1)
         scores = torch.cat([scores, sinks.to(scores)], -1)
     return scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32))[..., :keys]
+
+
+def _nodes_together(x: Tensor, width: int) -> Tensor:
+    """(prompts x nodes, heads, branches, d) -> (prompts, heads, branches x nodes, d)."""
+    return x.unflatten(0, (-1, width)).permute(0, 2, 3, 1, 4).flatten(2, 3)
+
+
+def _nodes_apart(x: Tensor, width: int) -> Tensor:
+    """The inverse."""
+    return x.unflatten(2, (-1, width)).permute(0, 3, 1, 2, 4).flatten(0, 1)
+
+
+def _to_nodes(query: Tensor, key: Tensor, width: int) -> Tensor:
+    """Products of every query (prompts, groups, heads a group, queries, d) with the keys of its own tree's nodes."""
+    if width == 1:
+        return (query * key[:, :, None]).sum(-1, keepdim=True)
+    trees, keys = query.unflatten(3, (-1, width)), key.unflatten(2, (-1, width))[:, :, None]
+    return (trees @ keys.mT).flatten(3, 4)
+
+
+def _from_nodes(weights: Tensor, value: Tensor, width: int) -> Tensor:
+    """The values of its own tree's nodes, mixed by every query's weights."""
+    if width == 1:
+        return weights * value[:, :, None]
+    trees, values = weights.unflatten(3, (-1, width)), value.unflatten(2, (-1, width))[:, :, None]
+    return (trees @ values).flatten(3, 4)
 
 
 def _of_pieces(level: Level, layer: int) -> tuple[Tensor, Tensor]:

@@ -69,7 +69,7 @@ class Plan:
 def make_plan(model: PreTrainedModel, prompts: Sequence[Prompt], *, batch_size: int | str = "auto") -> Plan:
     """The plan for these prompts on this model, as long as memory does not ask for less (see `fit`)."""
     root = root_length(prompts)
-    longest = max(len(p.input_ids) for p in prompts) - root
+    longest = max(p.n_tokens for p in prompts) - root
     cuda = model.device.type == "cuda"
     size = batch_size if isinstance(batch_size, int) else max(1, (CUDA_TOKENS if cuda else TOKENS) // longest)
     window = size if isinstance(batch_size, int) else max(WINDOW, size)
@@ -92,7 +92,7 @@ def roomy(model: PreTrainedModel, anatomy: Anatomy, prompts: Sequence[Prompt], a
     if model.device.type == "cuda":
         return False
     hidden = next(model.get_input_embeddings().parameters()).shape[1]
-    lengths = [len(p.input_ids) for p in prompts]
+    lengths = [p.n_tokens for p in prompts]
     tokens = max(*lengths, min(TOKENS, sum(lengths)), min(ANSWER_TOKENS, answer_tokens * len(prompts)))
     numbers = tokens * len(anatomy.blocks) * (24 * hidden + 10 * max(site.size for site in anatomy.sites))
     return bool(numbers * model.dtype.itemsize < available(model.device) // 4)
@@ -104,7 +104,7 @@ def fit(plan: Plan, work: Callable[[Plan, Sequence[Prompt]], int], prompts: Sequ
     `work` does a batch under a trial plan and says how many bytes it held; what one and two of the longest prompts
     took says what more would take.
     """
-    longest = sorted(prompts, key=lambda p: -len(p.input_ids))[:2]
+    longest = sorted(prompts, key=lambda p: -p.n_tokens)[:2]
     while True:
         alone = replace(plan, prompts=1)
         first = work(alone, longest[:1])
@@ -156,7 +156,7 @@ def backing_off(
 def in_batches(prompts: Sequence[Prompt], plan: Plan, per_prompt: int = 1) -> list[list[int]]:
     """Places of prompts, batch by batch: like lengths beside each other, siblings together."""
     groups = siblings(prompts, plan.root)
-    groups.sort(key=lambda group: max(len(prompts[n].input_ids) for n in group))
+    groups.sort(key=lambda group: max(prompts[n].n_tokens for n in group))
     batches: list[list[int]] = [[]]
     size = batch_size(plan, per_prompt, len(prompts))
     for group in groups:

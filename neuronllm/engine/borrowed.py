@@ -101,7 +101,10 @@ def input_device(model: PreTrainedModel) -> torch.device:
 def answer_logits(
     model: PreTrainedModel, ids: Tensor, mask: Tensor | None = None, at: Tensor | None = None, **more: Any
 ) -> Tensor:
-    """Logits (rows, vocabulary) at position `at` of each row (None: the last), computed nowhere else if possible."""
+    """Logits (rows, vocabulary) at position `at` of each row (None: the last), computed nowhere else if possible.
+
+    With several positions a row, `at` (rows, positions), they are (rows, positions, vocabulary).
+    """
     where, place = (torch.tensor([ids.shape[1] - 1]), torch.zeros(len(ids), dtype=torch.int64))
     if at is not None:
         where, place = at.unique(return_inverse=True)
@@ -112,7 +115,7 @@ def answer_logits(
         logits = model(**inputs, logits_to_keep=where.to(input_device(model))).logits
     else:
         logits = model(**inputs).logits[:, where.to(input_device(model))]
-    rows = torch.arange(len(ids), device=logits.device)
+    rows = torch.arange(len(ids), device=logits.device).reshape(-1, *[1] * (place.ndim - 1))
     logits = logits[rows, place.to(logits.device)]
     check_finite(model, logits)
     return logits

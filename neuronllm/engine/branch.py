@@ -1,8 +1,9 @@
 """The branch sweep: one pass of answer tokens through the layers serves the edits of every layer.
 
-The first branch of each prompt is its clean answer token; edited copies of it join at the block that they are edited
-in. A branch attends to its prompt's prefix and to itself only, so it IS the full forward pass with that edit, at the
-price of one token through the layers from there on.
+The first branch of each prompt is its clean answer: its last token, and where answers have several tokens the nodes of
+its answer tree, a row each. Edited copies of it join at the block that they are edited in. A branch attends to its
+prompt's prefix and to itself only, so it IS the full forward pass with that edit, at the price of its nodes through the
+layers from there on.
 
 Where a block adds W h to the residual stream as it is, a branch needs not run through the block at all: it joins behind
 it, as the clean output plus W (h' - h). The self-check finds out by trying. In every other block (norms behind the FFN,
@@ -32,9 +33,9 @@ if TYPE_CHECKING:
     from ..data.prompts import Prompt
     from ..model.anatomy import Anatomy
 
-# (site, h of the copies that joined at its block: prompts x copies x width, their routes) -> h as it is to be
+# (site, h of the copies that joined at its block: rows x copies x width, their routes) -> h as it is to be
 EditCopies = Callable[[Site, Tensor, "Tensor | None"], Tensor]
-# (site, clean output of its block: prompts x D, clean h: prompts x width) -> prompts x branches x D, from there on
+# (site, clean output of its block: rows x D, clean h: rows x width) -> rows x branches x D, from there on
 BranchesBehind = Callable[[Site, Tensor, Tensor], Tensor]
 
 
@@ -47,8 +48,18 @@ class Batch:
     prompts: Sequence[Prompt]
     prefix: Prefix
     plain: frozenset[str]  # blocks behind which branches may join
-    value: Callable[[Tensor], Tensor]  # logits (prompts, branches, ids) -> the objective (prompts, branches)
+    value: Callable[[Tensor], Tensor]  # logits (rows, branches, ids) -> the objective (prompts, branches)
     answer_tokens: int  # answer tokens of one pass, at most
+
+    @property
+    def width(self) -> int:
+        """Rows of a prompt: the nodes of its answer tree."""
+        return self.prefix.trees.width
+
+    @property
+    def branches(self) -> int:
+        """Branches of one pass, at most."""
+        return max(1, self.answer_tokens // (len(self.prompts) * self.width))
 
     def in_order(self, found: dict[str, Tensor]) -> Tensor:
         """One column a neuron, of what was found at every site."""
@@ -63,7 +74,7 @@ def sweep(
     edit: EditCopies | None = None,
     behind: Mapping[str, BranchesBehind] | None = None,
 ) -> Tensor:
-    """Logits (prompts, 1 + branches, ids): the clean answer, then the branches of every block, first to last.
+    """Logits (rows, 1 + branches, ids): the clean answer, then the branches of every block, first to last.
 
     `copies` says how many of them join in front of a block, and `edit` sees them at its sites; `behind` makes the
     branches that join behind a block. Both go by the block's name.
@@ -93,11 +104,11 @@ def sweep(
                 append = lambda x, site=site, make=make: make(site, x, clean.pop(site.block))  # noqa: E731
                 stack.enter_context(joining_behind(model.get_submodule(site.block), append))
         stack.enter_context(visiting(model, visited, in_front))
-        return answer_pass(model, batch.prompts, batch.prefix)
+        return answer_pass(model, batch.prefix)
 
 
 def clean_states(batch: Batch, sites: Sequence[Site]) -> dict[str, tuple[Tensor, Tensor]]:
-    """The clean answer token at sites with a block of their own: the block's output (prompts, D) and h, by `down`."""
+    """The clean answer at sites with a block of their own: the block's output (rows, D) and h, by `down`."""
     states: dict[str, tuple[Tensor, Tensor]] = {}
 
     def keep(site: Site, x: Tensor, h: Tensor) -> Tensor:
@@ -109,23 +120,33 @@ def clean_states(batch: Batch, sites: Sequence[Site]) -> dict[str, tuple[Tensor,
 
 
 def clean_routes(batch: Batch) -> dict[str, Tensor]:
-    """The experts that each answer token is routed to, (prompts, K), by the routed site's `down`."""
+    """The experts that each prompt's answer reaches, (prompts, K), padded with -1, by the routed site's `down`."""
     found: dict[str, Tensor] = {}
 
     def look(site: Site, h: Tensor, routes: Tensor | None) -> None:
         assert routes is not None
-        found[site.down] = routes[:, 0]
+        found[site.down] = _reached(routes[:, 0], batch.prefix.trees.real)
 
     routed = [site for site in batch.anatomy.sites if site.experts]
     if not routed:
         return found
     with visiting(batch.model, routed, look), branch_attention(batch.model, batch.prefix):
-        answer_pass(batch.model, batch.prompts, batch.prefix)
+        answer_pass(batch.model, batch.prefix)
     return found
 
 
+def _reached(routes: Tensor, real: Tensor) -> Tensor:
+    """Routes (prompts x nodes, K) -> the experts of all nodes of each prompt, once each, in the order of the nodes."""
+    if real.shape[1] == 1:
+        return routes
+    pairs = zip(routes.unflatten(0, real.shape), real.to(routes.device), strict=True)
+    rows = [list(dict.fromkeys(some[at].flatten().tolist())) for some, at in pairs]
+    most = max(len(row) for row in rows)
+    return torch.tensor([row + [-1] * (most - len(row)) for row in rows], device=routes.device)
+
+
 def residuals(batch: Batch, sites: Sequence[Site], count: int, edit: EditCopies) -> Tensor:
-    """What `count` edited copies of the sites of one block have become right behind it, (prompts, copies, D)."""
+    """What `count` edited copies of the sites of one block have become right behind it, (rows, copies, D)."""
     out: list[Tensor] = []
     with leaving(batch.model.get_submodule(sites[0].block), count, out):
         sweep(batch, sites, copies={sites[0].block: count}, edit=edit)

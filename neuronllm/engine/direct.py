@@ -1,6 +1,7 @@
 """Direct pushes of a batch: what a neuron writes, read off by the model's own final norm and head.
 
-The branches are made as for exact effects, but go no further than the end of their block.
+The branches are made as for exact effects, but go no further than the end of their block. An answer is read at its
+first token, so that a branch is one answer token.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ def direct(batch: Batch, unembed: Callable[[Tensor], Tensor]) -> Tensor:
 
 
 def _places(batch: Batch, count: int) -> Iterator[Tensor]:
-    yield from torch.arange(count).split(max(1, batch.answer_tokens // len(batch.prompts)))
+    yield from torch.arange(count).split(batch.branches)
 
 
 def _added(batch: Batch, site: Site, x: Tensor, h: Tensor) -> Iterator[Tensor]:

@@ -1,8 +1,8 @@
 """Exact effects of a batch: every neuron edited in a branch of its own, and the branch really run to the end.
 
-Neurons of experts that a token is not routed to do nothing, so branches are made for places only: a place is one of the
-numbers that h holds at a site, counted over the experts of the token. Which neuron a place belongs to is up to each
-prompt's routes.
+Neurons of experts that a prompt's answer is not routed to do nothing, so branches are made for places only: a place is
+one of the numbers that h holds at a site, counted over the experts that the answer reaches. Which neuron a place
+belongs to is up to each prompt's routes.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def effects(batch: Batch, ids: Tensor | None, factor: float, trial: bool = False
     places = _places(batch, ids, routes)
     total = sum(len(at) for _, at in places)
     found: dict[str, list[Tensor]] = {site.down: [] for site, _ in places}
-    for chunk in _chunks(places, max(1, min(total, batch.answer_tokens // len(batch.prompts)))):
+    for chunk in _chunks(places, max(1, min(total, batch.branches))):
         if trial and found[places[0][0].down]:
             return torch.zeros(len(batch.prompts), batch.anatomy.n_neurons if ids is None else len(ids))
         values = _swept(batch, chunk, routes, factor).split([len(at) for _, at in chunk], 1)
@@ -86,7 +86,7 @@ def _swept(batch: Batch, chunk: Places, routes: dict[str, Tensor], factor: float
         )
         index = index.to(h.device).expand(len(h), -1)[..., None]
         old = values.gather(2, index.clamp(min=0))
-        # Where rounding took an expert out of a branch's routes there is nothing to edit.
+        # A node that is not routed to the expert, or is so no longer by rounding, has nothing to edit.
         values = values.scatter(2, index.clamp(min=0), torch.where(index < 0, old, old * factor)).reshape(
             h[:, own].shape
         )
@@ -104,10 +104,11 @@ def _swept(batch: Batch, chunk: Places, routes: dict[str, Tensor], factor: float
 
 
 def columns_of(site: Site, places: Tensor, routes: dict[str, Tensor], now: Tensor | None) -> Tensor:
-    """(prompts, places): where in a branch's own h the neuron of each place is; -1 where its expert is missing."""
+    """(rows, places): where in a branch's own h the neuron of each place is; -1 where its expert is missing."""
     if now is None:
         return places[None]
     wanted = routes[site.down][:, places.to(now.device) // site.width]
+    wanted = wanted.repeat_interleave(len(now) // len(wanted), 0)  # of prompts -> of their nodes
     same = now == wanted[..., None]
     column = same.int().argmax(-1) * site.width + places.to(now.device) % site.width
     return torch.where(same.any(-1), column, -1)
@@ -151,4 +152,6 @@ def held_at(site: Site, routes: dict[str, Tensor]) -> int:
 def at_experts(site: Site, held: Tensor, routes: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
     if not site.experts:
         return held, None
-    return held.unflatten(1, (-1, site.width)), routes[site.down].cpu()
+    reached = routes[site.down].cpu()
+    values = held.unflatten(1, (-1, site.width)).masked_fill((reached < 0)[..., None], 0)
+    return values, reached.clamp(min=0)

@@ -8,7 +8,7 @@ the reference does the work.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from operator import is_
 from typing import TYPE_CHECKING, Any
 
@@ -17,24 +17,19 @@ from torch import Tensor
 
 from ..model.anatomy import Anatomy
 from ..model.discovery import decoder_layers
-from ..model.hooks import visiting
-from ..model.sites import Site
-from .answer import answer_pass, watching_gradients
-from .attention import branch_attention
-from .base import Engine, summed
+from .base import Engine
 from .batching import ANSWER_TOKENS, Plan, Sized, batch_size, fit, make_plan, roomy, run_batches
-from .borrowed import DRIVING_ERRORS, answer_logits, check_prompts, input_device, quietly, rope_limit
+from .borrowed import DRIVING_ERRORS, check_prompts, input_device, quietly, rope_limit
 from .branch import Batch
 from .direct import direct
 from .effects import effects, rounding
-from .full import full_pass, recomputing
-from .fused import glu_score_wanted, summed_products
-from .head import Choices, only_options, wide
+from .first_order import gradient, held
+from .full import plain_trees, recomputing
+from .head import Choices, Letters, choices_of, only_options
 from .integrals import integral
 from .memory import available, peak_memory
 from .objectives import AnyObjective, Objective, get_objective
 from .prefill import prefill, prefill_root
-from .relp import relp_rules, watching_ups
 from .selfcheck import Blocks, Differs, Verdict, clean_branch, head_can_be_cut, try_blocks
 from .stream import HALVES, float32_stream
 from .tree import Level, Prefix, siblings
@@ -82,20 +77,32 @@ class FastEngine(Engine):
         if min(len(p.input_ids) for p in prompts) < 2:
             return "a prompt of one token has no prefix"
         limit = rope_limit(self.model)
-        if limit is not None and max(len(p.input_ids) for p in prompts) > limit:
+        if limit is not None and max(p.n_tokens for p in prompts) > limit:
             return f"its rotary angles depend on the longest prompt of a batch, and one is longer than {limit} tokens"
         self._make_plan(prompts)
+        for places in _alike(prompts):
+            reason = self._unusable([prompts[n] for n in places])
+            if reason is not None:
+                return reason
+        return None
+
+    def _unusable(self, prompts: Sequence[Prompt]) -> str | None:
+        """The same of prompts that are all read at their last token, or all behind it."""
         longest = max(range(len(prompts)), key=lambda n: len(prompts[n].input_ids))
         family = next(group for group in siblings(prompts, self.plan.root) if longest in group)
         some = [prompts[n] for n in dict.fromkeys([longest, family[0], family[-1]])]
         known = verdicts(self.model)
         # A tree of another depth, prompts beyond another window: these are other questions to the model.
-        question = ("answer tokens", self.dtype, bool(self.plan.root), len(some) > 1, reach(self.model, some[0]))
+        how = (bool(self.plan.root), len(some) > 1, some[0].one_token, reach(self.model, some[0]))
+        question = ("answer tokens", self.dtype, *how)
         if question not in known:
             with quietly():
                 known[question] = self._checked(some)
-        reason, self.options_head, self._blocks = known[question]
-        return reason
+        found = known[question]
+        self._blocks = found.blocks
+        if some[0].one_token:
+            self.options_head = found.options_head
+        return found.reason
 
     def _checked(self, prompts: Sequence[Prompt]) -> Verdict:
         plain = self._answers(prompts)  # an error here, of a user's hook for one, would meet the reference too
@@ -106,7 +113,7 @@ class FastEngine(Engine):
             if narrow:  # whose rounding would hide what a block adds
                 with self._in_float32():
                     blocks = try_blocks(self._to_check(prompts))
-            return Verdict(None, head_can_be_cut(batch, plain), blocks)
+            return Verdict(None, prompts[0].one_token and head_can_be_cut(batch, plain), blocks)
         except Differs as found:
             return Verdict(str(found))
         except DRIVING_ERRORS as error:
@@ -115,8 +122,8 @@ class FastEngine(Engine):
 
     @torch.no_grad()
     def _answers(self, prompts: Sequence[Prompt]) -> Tensor:
-        """Logits of plain passes, as the reference has them."""
-        return torch.stack([answer_logits(self.model, torch.tensor([p.input_ids]))[0] for p in prompts])
+        """Logits (prompts x nodes, ids) of plain passes, as the reference has them."""
+        return plain_trees(self.model, prompts)
 
     def _to_check(self, prompts: Sequence[Prompt]) -> Batch:
         """A batch whose prefix also serves the first scores, if these are of the same prompts."""
@@ -214,7 +221,7 @@ class FastEngine(Engine):
 
         def score(batch: Sequence[Prompt]) -> Tensor:
             with self._choices(batch) as choices:
-                found = self._gradient(batch, choices.each, choices.real.shape[1], False, "activation", None)
+                found = self._gradient(batch, choices.each, choices.count, False, "activation", None)
             return torch.nn.functional.pad(found, (0, 0, 0, most - found.shape[1]))
 
         return self._batched(prompts, score)
@@ -253,36 +260,19 @@ class FastEngine(Engine):
                 batch = self._batch(prompts, lambda logits: choices.value(explained, logits))
                 return direct(batch, self._unembed)
 
-        return self._batched(prompts, score, max(site.width for site in self.anatomy.sites))
+        first = [prompt.by_first_token() for prompt in prompts]
+        return self._batched(first, score, max(site.width for site in self.anatomy.sites))
 
     # ---- one batch ----
 
     def _held(self, prompts: Sequence[Prompt], everywhere: bool, statistic: str) -> Tensor:
-        found: dict[str, Tensor] = {}
         # Of a single prompt, without anything that others have computed, one pass is less than a prefix and a token.
         # A trial does what batches will do, whose memory it is to foretell.
-        whole = everywhere or (len(prompts) == 1 and not self.plan.root and not self._trial)
-        ends = [len(p.input_ids) if whole else 1 for p in prompts]
-        spans = [slice(0 if everywhere else end - 1, end) for end in ends]
-
-        with watching_ups(self.model, self.anatomy.sites) as ups, self._choices(prompts):
-
-            def look(site: Site, h: Tensor, routes: Tensor | None) -> None:
-                value = wide(h if statistic == "value" else (ups(site, h)[0] > 0).to(h))
-                means = [
-                    summed(site, value[n, span], None if routes is None else routes[n, span]) / len(value[n, span])
-                    for n, span in enumerate(spans)
-                ]
-                found[site.down] = torch.stack(means)
-
-            batch = None if whole else self._batch(prompts, lambda logits: logits)
-            with visiting(self.model, self.anatomy.sites, look):
-                if batch is None:
-                    full_pass(self.model, prompts)
-                else:
-                    with branch_attention(self.model, batch.prefix):
-                        answer_pass(self.model, prompts, batch.prefix)
-        return torch.cat([found[site.down].cpu() for site in self.anatomy.sites], -1)
+        alone = len(prompts) == 1 and not self.plan.root and not self._trial
+        whole = everywhere or alone or not prompts[0].one_token
+        with self._choices(prompts):
+            prefix = None if whole else self._prefill(prompts)
+            return held(self.model, self.anatomy, prompts, prefix, everywhere, statistic)
 
     def _gradient(
         self,
@@ -294,34 +284,12 @@ class FastEngine(Engine):
         rules: str | None,
     ) -> Tensor:
         """(prompts, copies, n_neurons): weight times the gradient of every copy's value, or summed over all tokens."""
-        found: dict[str, Tensor] = {}
-        scale = torch.sign if weight == "sign" else torch.Tensor.detach
-
-        def keep(site: Site, h: Tensor, grad: Tensor, routes: Tensor | None) -> None:
-            if copies == 1 and routes is None and glu_score_wanted(h):
-                found[site.down] = summed_products(scale(h), grad)[:, None].cpu()
-                return
-            parts = []
-            for n in range(len(h)):  # so that products in float32 stay small; behind the answer the gradient is 0
-                product, of = wide(scale(h[n])) * wide(grad[n]), None if routes is None else routes[n]
-                parts.append(summed(site, product, of)[None] if copies == 1 else site.spread(product, of))
-            found[site.down] = torch.stack(parts).cpu()
-
-        with ExitStack() as stack:
-            detached = rules == "relp-detached"
-            if rules:  # answer passes have an attention of their own
-                rule = relp_rules(self.model, self.anatomy, detach_attention=detached and everywhere)
-                stack.enter_context(rule)
-            if everywhere:
-                self.plan.can_recompute = True
-                stack.enter_context(recomputing(self.model, self.plan.recompute, self.dtype == torch.float64))
-            else:
-                prefix = self._prefill(prompts)
-                stack.enter_context(branch_attention(self.model, prefix, constant_patterns=detached))
-            anchor = stack.enter_context(watching_gradients(self.model, self.anatomy.sites, keep))
-            logits = full_pass(self.model, prompts) if everywhere else answer_pass(self.model, prompts, prefix, copies)
-            torch.autograd.grad(value(logits).sum(), anchor)
-        return torch.cat([found[site.down] for site in self.anatomy.sites], -1)
+        if not everywhere:
+            prefix = self._prefill(prompts)
+            return gradient(self.model, self.anatomy, prompts, prefix, value, copies, weight, rules)
+        self.plan.can_recompute = True
+        with recomputing(self.model, self.plan.recompute, self.dtype == torch.float64):
+            return gradient(self.model, self.anatomy, prompts, None, value, copies, weight, rules)
 
     def _unembed(self, states: Tensor) -> Tensor:
         """Logits of residual states (prompts, branches, D), by the model's own final norm, head and scale."""
@@ -345,10 +313,18 @@ class FastEngine(Engine):
         check_prompts(self.model, prompts)
         self._make_plan(prompts)
         self._blocks_of(prompts)
-        self._tokens_a_prompt = min(per_prompt, self.plan.answer_tokens)
+        parts = _alike(prompts)
+        tokens = [max(per_prompt * len(prompts[n].tree.tokens) for n in places) for places in parts]
+        tokens = [min(count, self.plan.answer_tokens) for count in tokens]
+        self._tokens_a_prompt = max(tokens)
         if self._sizing:
             raise Sized(self._tokens_a_prompt)
-        return run_batches(prompts, score, self.plan, self._tokens_a_prompt)
+        found = [
+            run_batches([prompts[n] for n in places], score, self.plan, count)
+            for places, count in zip(parts, tokens, strict=True)
+        ]
+        order = torch.tensor([n for places in parts for n in places]).argsort()
+        return torch.cat(found)[order] if len(parts) > 1 else found[0]
 
     def _make_plan(self, prompts: Sequence[Prompt]) -> None:
         if not self._planned:
@@ -389,10 +365,17 @@ class FastEngine(Engine):
     @contextmanager
     def _choices(self, prompts: Sequence[Prompt], objective: Objective | None = None) -> Iterator[Choices]:
         """The choices of a batch, with a head that computes their logits alone where that is enough."""
-        choices = Choices.of(prompts, objective.forms if objective else None)
-        if (objective and objective.vocabulary) or not self.options_head:
+        choices = choices_of(prompts, objective.forms if objective else None)
+        if not isinstance(choices, Letters) or (objective and objective.vocabulary) or not self.options_head:
             yield choices
         else:
             ids, choices = choices.columns()
             with only_options(self.model, ids):
                 yield choices
+
+
+def _alike(prompts: Sequence[Prompt]) -> list[list[int]]:
+    """Places of the prompts that are read at their last token, and of those that are read behind it."""
+    letters = [n for n, prompt in enumerate(prompts) if prompt.one_token]
+    texts = [n for n, prompt in enumerate(prompts) if not prompt.one_token]
+    return [places for places in (letters, texts) if places]

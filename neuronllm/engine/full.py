@@ -7,7 +7,7 @@ the way back.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,10 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from ..model.discovery import decoder_layers
+from .attention import piece_attention
 from .borrowed import DoublePrecision, answer_logits
+from .prefill import piece_inputs
+from .tree import with_answers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -25,19 +28,57 @@ if TYPE_CHECKING:
     from ..data.prompts import Prompt
 
 
-def full_pass(model: PreTrainedModel, prompts: Sequence[Prompt]) -> Tensor:
-    """Logits (prompts, 1, ids) at the answer positions of whole prompts."""
-    return answer_logits(model, *padded(prompts))[:, None]
+def full_pass(model: PreTrainedModel, sequences: Sequence[Sequence[int]]) -> Tensor:
+    """Logits (sequences, 1, ids) at the last tokens of whole sequences."""
+    return answer_logits(model, *padded(sequences))[:, None]
 
 
-def padded(prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor | None, Tensor]:
-    """Token ids padded on the right, their mask (None without padding), and every prompt's answer position."""
-    lengths = torch.tensor([len(p.input_ids) for p in prompts])
-    ids = torch.zeros(len(prompts), int(lengths.max()), dtype=torch.int64)
-    for row, prompt in zip(ids, prompts, strict=True):
-        row[: len(prompt.input_ids)] = torch.tensor(prompt.input_ids)
+def whole_trees(model: PreTrainedModel, prompts: Sequence[Prompt], *, constant_patterns: bool = False) -> Tensor:
+    """Logits (prompts x nodes, 1, ids) of the answer trees of whole prompts, each of which is run once."""
+    level, pieces = with_answers(prompts, [0] * len(prompts))
+    with piece_attention(model, level, [], None, constant_patterns=constant_patterns):
+        inputs = piece_inputs(model, level, pieces)
+        return answer_logits(model, inputs.pop("input_ids"), None, level.nodes, **inputs).flatten(0, 1)[:, None]
+
+
+def plain_trees(
+    model: PreTrainedModel,
+    prompts: Sequence[Prompt],
+    edited: Callable[[Tensor], AbstractContextManager[Any]] = lambda answer: nullcontext(),
+) -> Tensor:
+    """Logits (prompts x nodes, ids) of answer trees, one full forward a prompt, whose rows are its sequences.
+
+    `edited` is entered around it with the mask of the tokens that answer.
+    """
+    width = max(len(p.tree.tokens) for p in prompts)
+    return torch.cat([_plain_tree(model, prompt, width, edited) for prompt in prompts])
+
+
+def _plain_tree(
+    model: PreTrainedModel, prompt: Prompt, width: int, edited: Callable[[Tensor], AbstractContextManager[Any]]
+) -> Tensor:
+    paths = [path for option in prompt.tree.paths for path in option]
+    shown = [[*prompt.input_ids, *(prompt.tree.tokens[node] for node in path[1:])] for path in paths]
+    ids, mask, last = padded(shown)
+    first = len(prompt.input_ids) - 1
+    columns = torch.arange(ids.shape[1])
+    with edited((columns >= first) & (columns <= last[:, None])):
+        logits = answer_logits(model, ids, mask, columns[first:].expand(len(ids), -1))
+    found: list[Any] = [logits[0, 0]] * width
+    for row, path in zip(logits, paths, strict=True):
+        for at, node in enumerate(path):
+            found[node] = row[at]
+    return torch.stack(found)
+
+
+def padded(sequences: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Token ids padded on the right, their mask (None without padding), and the place of every last token."""
+    lengths = torch.tensor([len(tokens) for tokens in sequences])
+    ids = torch.zeros(len(sequences), int(lengths.max()), dtype=torch.int64)
+    for row, tokens in zip(ids, sequences, strict=True):
+        row[: len(tokens)] = torch.tensor(tokens)
     mask = torch.arange(ids.shape[1]) < lengths[:, None]
-    # Prompts of one length need no mask: the model may then take its plain causal path.
+    # Sequences of one length need no mask: the model may then take its plain causal path.
     return ids, None if bool(mask.all()) else mask.long(), lengths - 1
 
 

@@ -35,7 +35,7 @@ def branch_attention_wanted(query: Tensor, prefix: Prefix, layer: int) -> bool:
     """The prefix must have been computed in the type of the answer tokens, and types be such as the kernel takes."""
     wide = query.dtype == torch.float64 or (query.is_cuda and query.dtype == torch.float32)
     mixed = any(part.dtype != query.dtype for level in prefix.levels for part in level.layers[layer])
-    return not wide and not mixed and uses_triton("branch_attention", "auto", query)
+    return not wide and not mixed and prefix.trees.width == 1 and uses_triton("branch_attention", "auto", query)
 
 
 def by_kernel(

@@ -1,11 +1,13 @@
 """What the answer logits are read for: the scores of options, and the objectives on them.
 
-An option's score is the logsumexp of the logits of its token ids. Where an objective needs no other logits,
-`only_options` lets the model's head compute those alone.
+A letter's score is the logsumexp of the logits of its token ids. Where an objective needs no other logits,
+`only_options` lets the model's head compute those alone. The score of an answer of several tokens is its
+log-probability, which needs the logits of the whole vocabulary at every token.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,21 +27,63 @@ if TYPE_CHECKING:
 CUT = "of_the_options"  # marks the forward of a head that is cut
 
 
-@dataclass(frozen=True)
-class Choices:
-    """Which logits are whose: the option token ids of a batch of prompts, padded, and the right options.
+class Choices(ABC):
+    """Which logits are whose, in a batch of prompts.
 
-    >>> choices = Choices.of([prompt])                # doctest: +SKIP
+    >>> choices = choices_of([prompt])                # doctest: +SKIP
     >>> choices.value(objective, logits)              # doctest: +SKIP
     """
 
-    ids: Tensor  # (prompts, options, forms)
-    real: Tensor  # the same shape: no padding
+    real: Tensor  # (prompts, options, forms): no padding
     right: Tensor  # (prompts, 1)
 
+    @abstractmethod
+    def scores(self, logits: Tensor) -> Tensor:
+        """Logits (prompts x nodes, branches, ids) -> the scores of options (prompts, branches, options)."""
+
+    @abstractmethod
+    def log_z(self, logits: Tensor) -> Tensor:
+        """(prompts, branches): what a score is to be lessened by to be a log-probability among the vocabulary."""
+
+    @property
+    def count(self) -> int:
+        """Options of a prompt, at most."""
+        return self.real.shape[1]
+
+    def value(self, objective: Objective, logits: Tensor) -> Tensor:
+        """The objective of every branch, (prompts, branches), in float32 or better."""
+        scores = self.scores(logits)
+        log_z = self.log_z(logits) if objective.vocabulary else None
+        value = objective.value(Readout(scores, self.right.to(logits.device)[:, None], log_z))
+        if getattr(value, "shape", None) != scores.shape[:-1]:
+            raise InputError(
+                f"objective {objective.name!r}: its value must be one number a branch, {tuple(scores.shape[:-1])}"
+            )
+        return value
+
+    def each(self, logits: Tensor) -> Tensor:
+        """Branch k's score of option k, (prompts, options): its gradient is that of one option alone."""
+        return self.scores(logits).diagonal(dim1=1, dim2=2)
+
+
+def choices_of(prompts: Sequence[Prompt], forms: int | None = None) -> Choices:
+    """The options of prompts, of each one's sequences the first so many; None: all.
+
+    All of them are read either at the last prompt token or behind it.
+    """
+    return Letters.of(prompts, forms) if all(p.one_token for p in prompts) else Texts.of(prompts, forms)
+
+
+@dataclass(frozen=True)
+class Letters(Choices):
+    """Options that are single tokens, read at the last prompt token."""
+
+    ids: Tensor  # (prompts, options, forms)
+    real: Tensor
+    right: Tensor
+
     @classmethod
-    def of(cls, prompts: Sequence[Prompt], forms: int | None = None) -> Choices:
-        """The options of prompts, of each option's token forms the first so many; None: all."""
+    def of(cls, prompts: Sequence[Prompt], forms: int | None = None) -> Letters:
         options = [[ids[:forms] for ids in p.first_tokens] for p in prompts]
         most, longest = max(len(o) for o in options), max(len(ids) for o in options for ids in o)
         none = [-1] * longest
@@ -47,35 +91,71 @@ class Choices:
         padded = torch.tensor(lists)
         return cls(padded.clamp(min=0), padded >= 0, torch.tensor([[p.answer] for p in prompts]))
 
-    def columns(self) -> tuple[Tensor, Choices]:
+    def columns(self) -> tuple[Tensor, Letters]:
         """The token ids that occur, and the same choices numbered by their places among those."""
         wanted, places = self.ids.unique(return_inverse=True)
-        return wanted, Choices(places, self.real, self.right)
-
-    def to(self, device: torch.device) -> Choices:
-        return Choices(self.ids.to(device), self.real.to(device), self.right.to(device))
+        return wanted, Letters(places, self.real, self.right)
 
     def scores(self, logits: Tensor) -> Tensor:
-        """(prompts, branches, ids) -> (prompts, branches, options), the logsumexp over each option's token ids."""
-        here = self.to(logits.device)
+        ids, real = self.ids.to(logits.device), self.real.to(logits.device)
         prompts, branches, _ = logits.shape
-        index = here.ids.reshape(prompts, 1, -1).expand(-1, branches, -1)
-        found = logits.gather(-1, index).unflatten(-1, here.ids.shape[1:])
-        return wide(found).masked_fill(~here.real[:, None], NEVER).logsumexp(-1)
+        index = ids.reshape(prompts, 1, -1).expand(-1, branches, -1)
+        found = logits.gather(-1, index).unflatten(-1, ids.shape[1:])
+        return wide(found).masked_fill(~real[:, None], NEVER).logsumexp(-1)
 
-    def value(self, objective: Objective, logits: Tensor) -> Tensor:
-        """The objective of every branch, (prompts, branches), in float32 or better."""
-        log_z = wide(logits).logsumexp(-1) if objective.vocabulary else None
-        value = objective.value(Readout(self.scores(logits), self.right.to(logits.device)[:, None], log_z))
-        if getattr(value, "shape", None) != logits.shape[:-1]:
-            raise InputError(
-                f"objective {objective.name!r}: its value must be one number a branch, {tuple(logits.shape[:-1])}"
-            )
-        return value
+    def log_z(self, logits: Tensor) -> Tensor:
+        return wide(logits).logsumexp(-1)
 
-    def each(self, logits: Tensor) -> Tensor:
-        """Branch k's score of option k, (prompts, options): its gradient is that of one option alone."""
-        return self.scores(logits).diagonal(dim1=1, dim2=2)
+
+@dataclass(frozen=True)
+class Texts(Choices):
+    """Options that are token sequences, read off the nodes of the answer trees."""
+
+    nodes: Tensor  # (prompts, options, forms, tokens): behind which node a token is read
+    ids: Tensor  # the same shape
+    there: Tensor  # the same shape: no padding
+    real: Tensor  # (prompts, options, forms)
+    lengths: Tensor  # the same shape: what the log-probability is divided by
+    offsets: Tensor  # the same shape: what is subtracted before
+    right: Tensor
+    width: int  # nodes of a tree
+
+    @classmethod
+    def of(cls, prompts: Sequence[Prompt], forms: int | None = None) -> Texts:
+        options = max(len(p.option_ids) for p in prompts)
+        most = max(len(option[:forms]) for p in prompts for option in p.option_ids)
+        shape = (len(prompts), options, most, max(p.span for p in prompts))
+        nodes, ids = torch.zeros(shape, dtype=torch.int64), torch.zeros(shape, dtype=torch.int64)
+        there = torch.zeros(shape, dtype=torch.bool)
+        lengths, offsets = (torch.full(shape[:3], number, dtype=torch.float64) for number in (1.0, 0.0))
+        for n, prompt in enumerate(prompts):
+            for k, option in enumerate(prompt.option_ids):
+                for f, sequence in enumerate(option[:forms]):
+                    tokens = slice(0, len(sequence))
+                    ids[n, k, f, tokens] = torch.tensor(sequence)
+                    nodes[n, k, f, tokens] = torch.tensor(prompt.tree.paths[k][f])
+                    there[n, k, f, tokens] = True
+                    if prompt.lengths:
+                        lengths[n, k, f] = prompt.lengths[k][f]
+                    if prompt.offsets:
+                        offsets[n, k, f] = prompt.offsets[k][f]
+        width = max(len(p.tree.tokens) for p in prompts)
+        right = torch.tensor([[p.answer] for p in prompts])
+        return cls(nodes, ids, there, there.any(-1), lengths, offsets, right, width)
+
+    def scores(self, logits: Tensor) -> Tensor:
+        first = self.width * torch.arange(len(self.nodes))[:, None, None, None]
+        rows, ids, there, real = (x.to(logits.device) for x in (first + self.nodes, self.ids, self.there, self.real))
+        log_z = wide(logits).logsumexp(-1)
+        found = wide(logits[rows, :, ids]) - log_z[rows]  # (prompts, options, forms, tokens, branches)
+        logp = found.masked_fill(~there[..., None], 0).sum(-2).movedim(-1, 1)
+        real = real[:, None]
+        scores = (logp - self.offsets.to(logp)[:, None]) / self.lengths.to(logp)[:, None]
+        return scores.masked_fill(~real, NEVER).logsumexp(-1)
+
+    def log_z(self, logits: Tensor) -> Tensor:
+        """Scores are log-probabilities already."""
+        return wide(logits).new_zeros(len(self.nodes), logits.shape[1])
 
 
 def wide(x: Tensor) -> Tensor:
@@ -96,7 +176,7 @@ def objective_value(objective: AnyObjective, logits: Tensor, prompt: Prompt) -> 
     """The objective of answer logits (..., vocabulary) for a prompt, one value each, in float32 or better."""
     objective = get_objective(objective)
     one_prompt = logits.reshape(1, -1, logits.shape[-1])
-    return Choices.of([prompt], objective.forms).value(objective, one_prompt).reshape(logits.shape[:-1])
+    return Letters.of([prompt], objective.forms).value(objective, one_prompt).reshape(logits.shape[:-1])
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..model.sites import Site
+from .answer_trees import of_prompts
 from .borrowed import input_device
 from .branch import Batch, sweep, vectors
 from .head import wide
@@ -53,14 +54,15 @@ def integral(batch: Batch, alphas: Tensor, weights: Tensor) -> Tensor:
         if site.block in batch.plain:
             # Upstream gradients summed over alpha first, then one product with the down projection.
             mean = torch.einsum("m,bmd->bd", weights.to(h.device), grads[site.down].double()).to(wide(h))
-            found[site.down] = wide(h) * (mean @ vectors(batch.model, site).T)
+            score = wide(h) * (mean @ vectors(batch.model, site).T)
         else:
-            found[site.down] = _mean(site, wide(h) * grads[site.down].double(), routes, weights).to(wide(h))
+            score = _mean(site, wide(h) * grads[site.down].double(), routes, weights).to(wide(h))
+        found[site.down] = of_prompts(score, batch.width)
     return batch.in_order(found)
 
 
 def _mean(site: Site, terms: Tensor, routes: Tensor | None, weights: Tensor) -> Tensor:
-    """The weighted sum of copies (prompts, copies, ...) at a site's neurons, (prompts, size)."""
+    """The weighted sum of copies (rows, copies, ...) at a site's neurons, (rows, size)."""
     weights = weights.to(terms.device)
     if routes is None or bool((routes == routes[:, :1]).all()):
         routes = None if routes is None else routes[:, 0]

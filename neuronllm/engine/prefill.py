@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..model.discovery import decoder_layers
+from .answer_trees import AnswerTrees
 from .attention import Enough, piece_attention
 from .borrowed import input_device
 from .tree import WORTH_SHARING, Level, Prefix, common, siblings, tails
@@ -35,7 +36,7 @@ def prefill(model: PreTrainedModel, prompts: Sequence[Prompt], root: Level | Non
         tail, pieces = tails(prompts, begins, ends)
         _compute(model, tail, levels, pieces)
         levels.append(tail)
-    return Prefix(levels, torch.tensor(ends))
+    return Prefix(levels, torch.tensor(ends), AnswerTrees(prompts))
 
 
 def shared_levels(

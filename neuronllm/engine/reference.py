@@ -1,15 +1,17 @@
 """The judge: every score by plain full forward and backward passes, one prompt at a time.
 
-Nothing here is clever. A neuron is edited at the answer position of a full forward of the whole prompt; gradients come
-from autograd through that forward. Everything else in the project is tested against this module, which is why it stays
-short and slow. The only batching is of copies of the same prompt (the points of an integral, the edits of a layer).
+Nothing here is clever. A prompt is run with one answer behind it after the other, each a sequence of its own; a letter
+is read behind the prompt itself. A neuron is edited at the answer positions of every sequence of a prompt together;
+gradients come from autograd through all of these forwards. Everything else in the project is tested against this
+module, which is why it stays short and slow. The only batching is of copies of the same sequence (the points of an
+integral, the edits of a layer).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,7 +21,7 @@ from ..model.sites import Site
 from .base import TOKENS, Engine, summed
 from .borrowed import answer_logits, check_prompts, input_device
 from .head import objective_value, option_scores, wide
-from .objectives import AnyObjective
+from .objectives import AnyObjective, Readout, get_objective
 from .relp import relp_rules, watching_ups
 from .stream import float32_stream
 from .verdicts import verdicts
@@ -28,8 +30,46 @@ if TYPE_CHECKING:
     from ..data.prompts import Prompt
 
 
-# h at the answer position by site.down, and the experts it belongs to
+# h at the answer positions of a sequence by site.down, (span, ...), and the experts it belongs to
 Clean = dict[str, tuple[Tensor, "Tensor | None"]]
+
+
+class Shown(NamedTuple):
+    """A sequence that is run: a prompt with an answer behind it but for its last token, which is read only."""
+
+    tokens: list[int]
+    span: int  # its last tokens, behind which the answer is read
+
+
+def shown(prompt: Prompt) -> list[Shown]:
+    """Every sequence of a prompt, those that are the same once."""
+    behind = {tuple(ids[:-1]): None for option in prompt.option_ids for ids in option}
+    return [Shown([*prompt.input_ids, *tokens], 1 + len(tokens)) for tokens in behind]
+
+
+def value_of(objective: AnyObjective, logits: Sequence[Tensor], prompt: Prompt) -> Tensor:
+    """The objective, one value a copy, of the logits (copies, span, vocabulary) of every sequence of a prompt."""
+    if prompt.one_token:
+        return objective_value(objective, logits[0][:, -1], prompt)
+    explained = get_objective(objective)
+    scores = torch.stack([option_score(logits, prompt, k, explained.forms) for k in range(len(prompt.option_ids))], -1)
+    right = torch.full_like(scores[:, :1], prompt.answer, dtype=torch.int64)
+    return explained.value(Readout(scores, right, torch.zeros_like(scores[:, 0])))
+
+
+def option_score(logits: Sequence[Tensor], prompt: Prompt, option: int, forms: int | None = None) -> Tensor:
+    """The score of an option, one a copy."""
+    if prompt.one_token:
+        return option_scores(logits[0][:, -1], [prompt.first_tokens[option]])[:, 0]
+    places = {tuple(row.tokens[len(prompt.input_ids) :]): n for n, row in enumerate(shown(prompt))}
+    found = []
+    for form, ids in enumerate(prompt.option_ids[option][:forms]):
+        logp = wide(logits[places[tuple(ids[:-1])]]).log_softmax(-1)
+        total = logp[:, range(len(ids)), ids].sum(-1)
+        offset = prompt.offsets[option][form] if prompt.offsets else 0.0
+        length = prompt.lengths[option][form] if prompt.lengths else 1.0
+        found.append((total - offset) / length)
+    return torch.stack(found, -1).logsumexp(-1)
 
 
 class ReferenceEngine(Engine):
@@ -57,7 +97,7 @@ class ReferenceEngine(Engine):
         weight: str = "activation",
         rules: str | None = None,
     ) -> Tensor:
-        value = lambda logits, prompt: objective_value(objective, logits, prompt)  # noqa: E731
+        value = lambda logits, prompt: value_of(objective, logits, prompt)  # noqa: E731
         return self._each(prompts, lambda p: self._gradients(p, value, positions, weight, rules))
 
     def option_gradients(self, prompts: Sequence[Prompt]) -> Tensor:
@@ -67,8 +107,8 @@ class ReferenceEngine(Engine):
             found = torch.zeros(
                 most, self.anatomy.n_neurons, dtype=torch.promote_types(self.model.dtype, torch.float32)
             )
-            for k, ids in enumerate(prompt.first_tokens):
-                score = lambda logits, _, ids=ids: option_scores(logits, [list(ids)])[..., 0]  # noqa: E731
+            for k in range(len(prompt.option_ids)):
+                score = lambda logits, prompt, k=k: option_score(logits, prompt, k)  # noqa: E731
                 found[k] = self._gradients(prompt, score, "answer", "activation", None)
             return found
 
@@ -87,7 +127,7 @@ class ReferenceEngine(Engine):
 
     @torch.no_grad()
     def direct(self, prompts: Sequence[Prompt], objective: AnyObjective) -> Tensor:
-        return self._each(prompts, lambda p: self._direct(p, objective))
+        return self._each(prompts, lambda p: self._direct(p.by_first_token(), objective))
 
     @torch.no_grad()
     def post_normed(self, prompt: Prompt) -> bool:
@@ -97,12 +137,13 @@ class ReferenceEngine(Engine):
         return bool(known[question])
 
     def _post_normed(self, prompt: Prompt) -> bool:
-        clean = self._clean(prompt)
+        row = shown(prompt.by_first_token())[0]
+        clean = self._clean(row)
         kinds = {site.expert: site for site in reversed(self.anatomy.sites)}  # the first one of each
-        return any(self._not_linear(prompt, site, clean[site.down][0]) for site in kinds.values())
+        return any(self._not_linear(row, site, clean[site.down][0]) for site in kinds.values())
 
-    def _not_linear(self, prompt: Prompt, site: Site, h: Tensor) -> bool:
-        none, once, twice = wide(self._after(prompt, site.block, {site.down: torch.stack([0 * h, h, 2 * h])})).unbind(0)
+    def _not_linear(self, row: Shown, site: Site, h: Tensor) -> bool:
+        none, once, twice = wide(self._after(row, site.block, {site.down: torch.stack([0 * h, h, 2 * h])})).unbind(0)
         step = once - none
         return bool((twice - none - 2 * step).norm() > 0.1 * step.norm())
 
@@ -112,147 +153,168 @@ class ReferenceEngine(Engine):
         check_prompts(self.model, prompts)
         return torch.stack([score(prompt) for prompt in prompts])
 
-    def _forward(self, prompt: Prompt, copies: int = 1) -> Tensor:
-        """Logits (copies, vocabulary) at the answer position of so many copies of the prompt."""
-        return answer_logits(self.model, torch.tensor([prompt.input_ids]).expand(copies, -1))
+    def _forward(self, row: Shown, copies: int = 1) -> Tensor:
+        """Logits (copies, span, vocabulary) at the answer positions of so many copies of a sequence."""
+        ids = torch.tensor([row.tokens]).expand(copies, -1)
+        last = torch.arange(len(row.tokens) - row.span, len(row.tokens))
+        return answer_logits(self.model, ids, None, last.expand(copies, -1))
 
-    def _clean(self, prompt: Prompt) -> Clean:
-        """h of every site at the answer position: (width,), or (K, width) of the K experts in the routes beside it."""
+    def _clean(self, row: Shown) -> Clean:
+        """h of every site at the answer positions: (span, width), or (span, K, width) of the experts in the routes."""
         seen: Clean = {}
 
         def look(site: Site, h: Tensor, routes: Tensor | None) -> None:
-            seen[site.down] = (h[0, -1], None if routes is None else routes[0, -1])
+            seen[site.down] = (h[0, -row.span :], None if routes is None else routes[0, -row.span :])
 
         with torch.no_grad(), visiting(self.model, self.anatomy.sites, look):
-            self._forward(prompt)
+            self._forward(row)
         return seen
 
-    def _edited(self, prompt: Prompt, copies: dict[str, Tensor]) -> Tensor:
-        """Logits of copies of the prompt, each with its own h at the answer position of the sites in `copies`."""
+    def _edited(self, row: Shown, copies: dict[str, Tensor]) -> Tensor:
+        """Logits of copies of a sequence, each with its own h at the answer positions of the sites in `copies`."""
 
         def replace(site: Site, old: Tensor, routes: Tensor | None) -> Tensor:
-            return torch.cat([old[:, :-1], copies[site.down][:, None].to(old)], 1)
+            return torch.cat([old[:, : -row.span], copies[site.down].to(old)], 1)
 
         with visiting(self.model, [site for site in self.anatomy.sites if site.down in copies], replace):
-            return self._forward(prompt, len(next(iter(copies.values()))))
+            return self._forward(row, len(next(iter(copies.values()))))
 
     def _activations(self, prompt: Prompt, positions: str, statistic: str) -> Tensor:
         seen: dict[str, Tensor] = {}
+        right = shown(prompt if prompt.one_token else prompt.alone(prompt.answer))[0]
         with watching_ups(self.model, self.anatomy.sites) as ups:
 
             def look(site: Site, h: Tensor, routes: Tensor | None) -> None:
                 value = h if statistic == "value" else (ups(site, h)[0] > 0).to(h)
-                last = slice(-1, None) if positions == "answer" else slice(None)
+                last = slice(-right.span, None) if positions == "answer" else slice(None)
                 of = None if routes is None else routes[0, last]
                 seen[site.down] = summed(site, wide(value[0, last]), of) / len(value[0, last])
 
             with visiting(self.model, self.anatomy.sites, look):
-                self._forward(prompt)
+                self._forward(right)
         return self._joined(seen)
 
     def _gradients(
         self,
         prompt: Prompt,
-        value_of: Callable[[Tensor, Prompt], Tensor],
+        value_of: Callable[[Sequence[Tensor], Prompt], Tensor],
         positions: str,
         weight: str,
         rules: str | None,
     ) -> Tensor:
-        values: dict[str, tuple[Tensor, Tensor | None]] = {}
-        deltas: dict[str, Tensor] = {}
+        values: list[tuple[Site, Tensor, Tensor | None]] = []
+        deltas: list[Tensor] = []
+        logits: list[Tensor] = []
+        rows = shown(prompt)
 
         def add_zero(site: Site, h: Tensor, routes: Tensor | None) -> Tensor:
             """h + 0, where the zero is a leaf: its gradient is the gradient at h."""
-            start = h.shape[1] - 1 if positions == "answer" else 0
-            values[site.down] = (h[0, start:].detach(), None if routes is None else routes[0, start:])
-            deltas[site.down] = torch.zeros_like(h[:, start:]).requires_grad_(True)
-            return h + torch.cat([torch.zeros_like(h[:, :start]), deltas[site.down]], 1)
+            start = h.shape[1] - rows[len(logits)].span if positions == "answer" else 0
+            values.append((site, h[0, start:].detach(), None if routes is None else routes[0, start:]))
+            deltas.append(torch.zeros_like(h[:, start:]).requires_grad_(True))
+            return h + torch.cat([torch.zeros_like(h[:, :start]), deltas[-1]], 1)
 
         with ExitStack() as stack:
             if rules:
                 stack.enter_context(relp_rules(self.model, self.anatomy, detach_attention=rules == "relp-detached"))
             stack.enter_context(visiting(self.model, self.anatomy.sites, add_zero))
             stack.enter_context(torch.enable_grad())
-            value = value_of(self._forward(prompt), prompt)
-            grads = dict(zip(deltas, torch.autograd.grad(value.sum(), list(deltas.values())), strict=True))
+            for row in rows:
+                logits.append(self._forward(row))
+            # An objective need not read every answer.
+            grads = torch.autograd.grad(value_of(logits, prompt).sum(), deltas, materialize_grads=True)
         scale = torch.sign if weight == "sign" else torch.Tensor.detach
-        scores = {}
-        for site in self.anatomy.sites:
-            h, routes = values[site.down]
-            scores[site.down] = summed(site, wide(scale(h)) * wide(grads[site.down][0]), routes)
+        scores: dict[str, Tensor] = {}
+        for (site, h, routes), grad in zip(values, grads, strict=True):
+            found = summed(site, wide(scale(h)) * wide(grad[0]), routes)
+            scores[site.down] = scores[site.down] + found if site.down in scores else found
         return self._joined(scores)
 
     def _integrate(self, prompt: Prompt, objective: AnyObjective, alphas: Tensor, weights: Tensor) -> Tensor:
-        scores, clean = {}, self._clean(prompt)
+        rows = shown(prompt)
+        scores: dict[str, Tensor] = {}
+        cleans = [self._clean(row) for row in rows]
         for sites in self.anatomy.blocks.values():
-            scaled = {}
-            for site in sites:
-                h = clean[site.down][0]
-                scaled[site.down] = (across(alphas.to(h), h) * h).requires_grad_(True)
+            scaled: list[dict[str, Tensor]] = []
+            for clean in cleans:
+                held = {site.down: clean[site.down][0] for site in sites}
+                scaled.append({down: (across(alphas.to(h), h) * h).requires_grad_(True) for down, h in held.items()})
             with torch.enable_grad():
-                value = objective_value(objective, self._edited(prompt, scaled), prompt)
-                grads = torch.autograd.grad(value.sum(), list(scaled.values()))
-            for site, grad in zip(sites, grads, strict=True):
-                h, routes = clean[site.down]
-                mean = (across(weights.to(h.device), h) * grad.double()).sum(0)
-                scores[site.down] = site.spread(mean.to(wide(h).dtype) * wide(h), routes)
+                logits = [self._edited(row, copies) for row, copies in zip(rows, scaled, strict=True)]
+                leaves = [copies[site.down] for copies in scaled for site in sites]
+                value = value_of(objective, logits, prompt).sum()
+                grads = iter(torch.autograd.grad(value, leaves, materialize_grads=True))
+            for clean in cleans:
+                for site in sites:
+                    h, routes = clean[site.down]
+                    mean = (across(weights.to(h.device), h) * next(grads).double()).sum(0)
+                    found = summed(site, mean.to(wide(h).dtype) * wide(h), routes)
+                    scores[site.down] = scores[site.down] + found if site.down in scores else found
         return self._joined(scores)
 
     def _effects(self, prompt: Prompt, objective: AnyObjective, ids: Tensor | None, factor: float) -> Tensor:
         ids = torch.arange(self.anatomy.n_neurons) if ids is None else self.anatomy.checked(ids)
-        where, clean = self.anatomy.site_of(ids), self._clean(prompt)
-        effects = torch.zeros(len(ids), dtype=wide(next(iter(clean.values()))[0]).dtype)
+        rows, where = shown(prompt), self.anatomy.site_of(ids)
+        cleans = [self._clean(row) for row in rows]
+        effects = torch.zeros(len(ids), dtype=wide(next(iter(cleans[0].values()))[0]).dtype)
         for n in where.unique().tolist():
             site = self.anatomy.sites[n]
-            h, routes = clean[site.down]
             within = ids - self.anatomy.offsets[n]
-            # Neurons of experts that the answer token is not routed to do nothing here.
-            active = where == n if routes is None else (where == n) & torch.isin(within // site.width, routes.cpu())
-            for part in active.nonzero()[:, 0].split(self._copies_in_a_pass(prompt)):
-                mask = one_each(site, within[part].to(h.device), routes)
-                # The last copy stays clean: both sides come from one pass.
-                copies = torch.cat([torch.where(mask, h * factor, h), h[None]])
-                value = objective_value(objective, self._edited(prompt, {site.down: copies}), prompt)
+            # Neurons of experts that the answer is not routed to do nothing here.
+            active = (where == n) & torch.isin(within, self._active(site, cleans))
+            for part in active.nonzero()[:, 0].split(self._copies_in_a_pass(rows)):
+                logits = []
+                for row, clean in zip(rows, cleans, strict=True):
+                    h, routes = clean[site.down]
+                    mask = one_each(site, within[part].to(h.device), routes)
+                    # The last copy stays clean: both sides come from one pass.
+                    copies = torch.cat([torch.where(mask, h * factor, h), h[None]])
+                    logits.append(self._edited(row, {site.down: copies}))
+                value = value_of(objective, logits, prompt)
                 effects[part] = (value[-1] - value[:-1]).cpu()
         return effects
 
     def _rounding(self, prompt: Prompt, objective: AnyObjective) -> float:
-        site = self.anatomy.sites[0]
-        h = self._clean(prompt)[site.down][0]
+        site, logits = self.anatomy.sites[0], []
         generator = torch.Generator().manual_seed(0)
-        noise = torch.randn(8, *h.shape, generator=generator, dtype=torch.float64).to(h)
-        copies = torch.cat([h * (1 + noise * torch.finfo(h.dtype).eps), h[None]])
-        value = objective_value(objective, self._edited(prompt, {site.down: copies}), prompt)
+        for row in shown(prompt):
+            h = self._clean(row)[site.down][0]
+            noise = torch.randn(8, *h.shape, generator=generator, dtype=torch.float64).to(h)
+            copies = torch.cat([h * (1 + noise * torch.finfo(h.dtype).eps), h[None]])
+            logits.append(self._edited(row, {site.down: copies}))
+        value = value_of(objective, logits, prompt)
         return float((value[:-1] - value[-1]).abs().max())
 
     def _direct(self, prompt: Prompt, objective: AnyObjective) -> Tensor:
-        scores, clean = {}, self._clean(prompt)
+        (row,) = shown(prompt)
+        scores, clean = {}, self._clean(row)
         for block, sites in self.anatomy.blocks.items():
             for site in sites:
                 h, routes = clean[site.down]
                 found = torch.zeros(site.size, dtype=wide(h).dtype)
-                for index in self._active(site, routes).split(self._copies_in_a_pass(prompt)):
+                for index in self._active(site, [clean]).split(self._copies_in_a_pass([row])):
                     mask = one_each(site, index.to(h.device), routes)
                     alone = torch.cat([torch.where(mask, h, 0), torch.zeros_like(h)[None]])
                     # Whatever else the layer holds stays silent, and so it does in the last copy.
                     others = {s.down: clean[s.down][0] for s in sites if s is not site}
                     silent = {down: torch.zeros_like(o).expand(len(alone), *o.shape) for down, o in others.items()}
-                    logits = self._unembed(self._after(prompt, block, {site.down: alone, **silent}))
+                    logits = self._unembed(self._after(row, block, {site.down: alone, **silent}))
                     value = objective_value(objective, logits, prompt)
                     found[index] = (value[:-1] - value[-1]).cpu()
                 scores[site.down] = found
         return self._joined(scores)
 
-    def _active(self, site: Site, routes: Tensor | None) -> Tensor:
-        """The neurons of a site that the answer token reaches."""
+    def _active(self, site: Site, cleans: Sequence[Clean]) -> Tensor:
+        """The neurons of a site that the answers reach."""
         every = torch.arange(site.size)
-        return every if routes is None else every[torch.isin(every // site.width, routes.cpu())]
+        routes = [routes.flatten().cpu() for clean in cleans if (routes := clean[site.down][1]) is not None]
+        return every[torch.isin(every // site.width, torch.cat(routes))] if routes else every
 
     def _joined(self, scores: dict[str, Tensor]) -> Tensor:
         """The scores of all neurons, in order, out of what was found in each site."""
         return torch.cat([scores[site.down].cpu() for site in self.anatomy.sites])
 
-    def _after(self, prompt: Prompt, block: str, copies: dict[str, Tensor]) -> Tensor:
+    def _after(self, row: Shown, block: str, copies: dict[str, Tensor]) -> Tensor:
         """The residual stream (copies, D) right after a layer, with copies of h at the answer position of its sites."""
         out: list[Tensor] = []
 
@@ -261,7 +323,7 @@ class ReferenceEngine(Engine):
 
         handle = self.model.get_submodule(block).register_forward_hook(keep)
         try:
-            self._edited(prompt, copies)
+            self._edited(row, copies)
         finally:
             handle.remove()
         return out[0]
@@ -286,9 +348,10 @@ class ReferenceEngine(Engine):
         finally:
             handle.remove()
 
-    def _copies_in_a_pass(self, prompt: Prompt) -> int:
-        """How many edited copies of a prompt go into one pass."""
-        return self.batch_size if isinstance(self.batch_size, int) else max(1, TOKENS // len(prompt.input_ids))
+    def _copies_in_a_pass(self, rows: Sequence[Shown]) -> int:
+        """How many edited copies of a sequence go into one pass."""
+        longest = max(len(row.tokens) for row in rows)
+        return self.batch_size if isinstance(self.batch_size, int) else max(1, TOKENS // longest)
 
 
 def across(points: Tensor, h: Tensor) -> Tensor:
@@ -297,8 +360,8 @@ def across(points: Tensor, h: Tensor) -> Tensor:
 
 
 def one_each(site: Site, index: Tensor, routes: Tensor | None) -> Tensor:
-    """(neurons, *h.shape), true where each one's own neuron of the site is in h at the answer position."""
+    """(neurons, *h.shape), true where each one's own neuron of the site is in h at an answer position."""
     mask = index[:, None] % site.width == torch.arange(site.width, device=index.device)
     if routes is None:
-        return mask
-    return mask[:, None] & (index[:, None, None] // site.width == routes[:, None])
+        return mask[:, None]
+    return mask[:, None, None] & (index[:, None, None, None] // site.width == routes[..., None])

@@ -22,7 +22,7 @@ from .answer import answer_pass
 from .attention import branch_attention
 from .borrowed import DRIVING_ERRORS
 from .branch import Batch, leaving, sweep, vectors
-from .head import Choices, only_options, wide
+from .head import Letters, only_options, wide
 
 HALF, NONE, TWICE = 0.5, 0.0, 2.0  # what h of a site is multiplied with
 Trials = dict[str, list[tuple[Site, float]]]  # the edited copies of each block
@@ -51,12 +51,13 @@ class Differs(Exception):
 
 @torch.no_grad()
 def clean_branch(batch: Batch, plain: Tensor, *, trials: bool) -> Blocks:
-    """Raises `Differs` where a branch differs from the plain logits (prompts, ids); with `trials`, tries the blocks."""
+    """Raises `Differs` where a branch differs from the plain logits (rows, ids); with `trials`, tries the blocks."""
     logits, blocks = tried(batch, _trials(batch) if trials else {})
     layers = len(decoder_layers(batch.model)[1])
     if missing := layers - len(batch.prefix.attended):
         raise Differs(f"{missing} of its {layers} layers attend in a way of their own")
-    distance = (logits - plain[:, None]).abs().max()
+    real = batch.prefix.trees.real.flatten().to(plain.device)
+    distance = (logits - plain[:, None])[real].abs().max()
     if not bool(distance <= tolerance(plain)):
         raise Differs(f"a clean branch differs from the clean answer by {float(distance):.1e}")
     return blocks
@@ -75,10 +76,10 @@ def tolerance(plain: Tensor) -> Tensor:
 
 @torch.no_grad()
 def head_can_be_cut(batch: Batch, plain: Tensor) -> bool:
-    ids, _ = Choices.of(batch.prompts).columns()
+    ids, _ = Letters.of(batch.prompts).columns()
     try:
         with only_options(batch.model, ids), branch_attention(batch.model, batch.prefix):
-            few = answer_pass(batch.model, batch.prompts, batch.prefix)[:, 0]
+            few = answer_pass(batch.model, batch.prefix)[:, 0]
     except DRIVING_ERRORS:
         return False
     near = (few - plain[:, ids.to(plain.device)]).abs() <= tolerance(plain) if few.shape[-1] == len(ids) else None
@@ -110,7 +111,7 @@ def _readable(batch: Batch, site: Site) -> bool:
 
 
 def tried(batch: Batch, trials: Trials) -> tuple[Tensor, Blocks]:
-    """Logits (prompts, 2, ids) of the answer token and of a clean copy, and what the trials showed; all in one pass."""
+    """Logits (rows, 2, ids) of the answer and of a clean copy, and what the trials showed; all in one pass."""
     held: dict[str, Tensor] = {}
     behind: dict[str, list[Tensor]] = {block: [] for block in trials}
     first = batch.anatomy.sites[0].block

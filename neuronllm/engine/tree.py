@@ -8,12 +8,14 @@ token stands, is known from lengths and starts, never guessed from token ids.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+from .answer_trees import AnswerTrees
 
 if TYPE_CHECKING:
     from ..data.prompts import Prompt
@@ -29,6 +31,7 @@ class Level:
     lengths: Tensor  # (pieces,) real tokens
     piece: Tensor  # (prompts,) which piece is a prompt's
     layers: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    trees: AnswerTrees | None = None  # that the pieces end with, in the order of the prompts
     _placed: dict[torch.device, Tensor] = field(default_factory=dict, repr=False)
 
     def piece_on(self, device: torch.device) -> Tensor:
@@ -44,7 +47,29 @@ class Level:
     @property
     def positions(self) -> Tensor:
         """(pieces, width) where each token stands in its prompt."""
-        return self.starts[:, None] + torch.arange(self.width)
+        places = self.starts[:, None] + torch.arange(self.width)
+        for piece, first, count in _ends(self.lengths, self.trees):
+            assert self.trees is not None
+            places[piece, first : first + count] = places[piece, first] + self.trees.depth[piece, :count]
+        return places
+
+    @property
+    def nodes(self) -> Tensor:
+        """(pieces, nodes) the columns of the answer trees; those that pad a tree are its last node again."""
+        assert self.trees is not None
+        count = self.trees.real.sum(1, keepdim=True)
+        node = torch.minimum(torch.arange(self.trees.width)[None], count - 1)
+        return self.lengths[:, None] - count + node
+
+    @property
+    def seen(self) -> Tensor:
+        """(pieces, width, width): what the tokens of a piece see of each other, by token and of tokens."""
+        causal = torch.ones(self.width, self.width, dtype=torch.bool).tril().repeat(len(self.lengths), 1, 1)
+        for piece, first, count in _ends(self.lengths, self.trees):
+            assert self.trees is not None
+            own = slice(first, first + count)
+            causal[piece, own, own] = self.trees.seen[piece, :count, :count]
+        return causal
 
     @property
     def real(self) -> Tensor:
@@ -56,11 +81,18 @@ class Level:
         return Level(self.starts, self.lengths, torch.zeros(count, dtype=torch.int64), self.layers)
 
 
-class Prefix:
-    """The levels above the answer tokens of a batch, and how many tokens each prompt has there."""
+def _ends(lengths: Tensor, trees: AnswerTrees | None) -> Iterator[tuple[int, int, int]]:
+    """Of every piece that ends with a tree: its number, the column of the tree's first node, how many it has."""
+    if trees is not None:
+        counts = trees.real.sum(1)
+        yield from zip(range(len(counts)), (lengths - counts).tolist(), counts.tolist(), strict=True)
 
-    def __init__(self, levels: list[Level], lengths: Tensor) -> None:
-        self.levels, self.lengths = levels, lengths
+
+class Prefix:
+    """The levels above the answer tokens of a batch, how many tokens each prompt has there, and its answer tokens."""
+
+    def __init__(self, levels: list[Level], lengths: Tensor, trees: AnswerTrees) -> None:
+        self.levels, self.lengths, self.trees = levels, lengths, trees
         self.attended: set[int] = set()  # the layers whose answer tokens have attended to it
         self._visible: dict[tuple[int | None, torch.device], Tensor | None] = {}
 
@@ -70,15 +102,19 @@ class Prefix:
         return sum(part.numel() * part.element_size() for pair in pairs for part in pair)
 
     def visible(self, window: int | None, device: torch.device) -> Tensor | None:
-        """(prompts, tokens + 1): what an answer token sees within a sliding window; last, itself. None: everything."""
+        """(prompts, nodes, tokens + nodes): what answer tokens see within a sliding window, last of each other.
+
+        None: everything.
+        """
         if (window, device) not in self._visible:
             parts = []
             for level in self.levels:
-                seen = level.real[level.piece]
+                seen = level.real[level.piece][:, None].expand(-1, self.trees.width, -1)
                 if window is not None:
-                    seen = seen & (level.positions[level.piece] > self.lengths[:, None] - window)
+                    nearest = self.lengths[:, None] + self.trees.depth - window
+                    seen = seen & (level.positions[level.piece][:, None] > nearest[:, :, None])
                 parts.append(seen)
-            seen = torch.nn.functional.pad(torch.cat(parts, 1), (0, 1), value=True)
+            seen = torch.cat([*parts, self.trees.near(window)], 2)
             self._visible[window, device] = None if bool(seen.all()) else seen.to(device)
         return self._visible[window, device]
 
@@ -106,6 +142,14 @@ def siblings(prompts: Sequence[Prompt], root: int) -> list[list[int]]:
         else:
             groups.append([n])
     return groups
+
+
+def with_answers(prompts: Sequence[Prompt], begins: list[int]) -> tuple[Level, list[list[int]]]:
+    """What each prompt has for itself, from `begins` to the end of its answer tree: a level, and its tokens."""
+    trees = AnswerTrees(prompts)
+    pieces = [[*p.input_ids[begin:], *p.tree.tokens[1:]] for p, begin in zip(prompts, begins, strict=True)]
+    lengths = torch.tensor([len(piece) for piece in pieces])
+    return Level(torch.tensor(begins), lengths, torch.arange(len(prompts)), trees=trees), pieces
 
 
 def tails(prompts: Sequence[Prompt], begins: list[int], ends: list[int]) -> tuple[Level, list[list[int]]]:

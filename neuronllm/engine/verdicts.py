@@ -80,7 +80,7 @@ def _weakly(thing: Any) -> Any:
 
 def reach(model: PreTrainedModel, prompt: Prompt) -> tuple[int, ...]:
     """What of a prompt's length a verdict holds for: twice as long, or beyond another window, is another question."""
-    length = len(prompt.input_ids)
+    length = prompt.n_tokens
     settings: dict[str, Any] = model.config.get_text_config().to_dict()
     windows = [value for name, value in settings.items() if "window" in name or "chunk" in name]
     return (length.bit_length(), *(length > size for size in windows if type(size) is int))

@@ -33,9 +33,9 @@ def edit(
     """Multiply neurons by factors while the context lasts: 0 silences, 2 doubles.
 
     `factors` is one number or one a neuron. `positions` is "all"; "answer"; an index or slice into the tokens of every
-    forward pass; or an int64 tensor with one index a row of the batch. "answer" edits each row's last prompt token and
-    every token behind it inside `model.generate`; a plain forward pass shows no end of the prompt and needs
-    `answer_start`, the place of the first edited token in the padded sequence, one for all rows or one a row.
+    forward pass; an int64 tensor with one index a row of the batch; or a mask (rows, tokens). "answer" edits each row's
+    last prompt token and every token behind it inside `model.generate`; a plain forward pass shows no end of the prompt
+    and needs `answer_start`, the place of the first edited token in the padded sequence, one for all rows or one a row.
 
     >>> with edit(model, ids=[3, 17], factors=0.0):   # doctest: +SKIP
     ...     model.generate(**inputs)
@@ -68,6 +68,10 @@ def _scaled_where(h: torch.Tensor, factor: torch.Tensor, of_answer: Callable[[],
 def _scaled(h: torch.Tensor, factor: torch.Tensor, positions: Positions) -> torch.Tensor:
     if isinstance(positions, str):
         return h * factor
+    if isinstance(positions, torch.Tensor) and positions.dtype == torch.bool:
+        if positions.shape != h.shape[:2]:
+            raise InputError(f"positions: a mask {tuple(positions.shape)} for a forward pass {tuple(h.shape[:2])}")
+        return _scaled_where(h, factor, lambda: positions)
     out, factor = h.clone(), factor.expand_as(h)
     try:
         if isinstance(positions, torch.Tensor):
@@ -86,8 +90,9 @@ def _check_positions(positions: Any, answer_start: Any) -> None:
         if not (isinstance(positions, str) and positions == "answer"):
             raise InputError('answer_start: it says where the answer begins, so it needs positions="answer"')
     if isinstance(positions, torch.Tensor):
-        if positions.ndim > 1 or positions.is_floating_point() or positions.dtype == torch.bool:
-            raise InputError("positions: a tensor must be of whole numbers, one index a row of the batch")
+        mask = positions.dtype == torch.bool
+        if positions.ndim != 2 if mask else (positions.ndim > 1 or positions.is_floating_point()):
+            raise InputError("positions: a tensor holds one index a row of the batch, or is a mask (rows, tokens)")
         return
     index = hasattr(positions, "__index__") and not isinstance(positions, bool)
     if not index and not isinstance(positions, slice) and positions not in ("all", "answer"):

@@ -1,0 +1,112 @@
+"""One pass of a batch, forward and where asked backward: what neurons hold, and gradients at them.
+
+With a prefix, answer tokens run against it; without one, whole prompts do, and scores are sums over all their tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ..model.anatomy import Anatomy
+from ..model.hooks import visiting
+from ..model.sites import Site
+from .answer import answer_pass, watching_gradients
+from .answer_trees import of_prompts
+from .attention import branch_attention
+from .base import summed
+from .full import full_pass, whole_trees
+from .fused import glu_score_wanted, summed_products
+from .head import wide
+from .relp import relp_rules, watching_ups
+from .tree import Prefix
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from ..data.prompts import Prompt
+
+
+def held(
+    model: PreTrainedModel,
+    anatomy: Anatomy,
+    prompts: Sequence[Prompt],
+    prefix: Prefix | None,
+    everywhere: bool,
+    statistic: str,
+) -> Tensor:
+    """(prompts, n_neurons): the mean of h, or of its gate being positive, over the answer's tokens or all.
+
+    An answer of several tokens is the right one, and needs whole prompts.
+    """
+    found: dict[str, Tensor] = {}
+    shown = [[*p.input_ids, *p.option_ids[p.answer][0][:-1]] for p in prompts]
+    ends = [len(tokens) if prefix is None else 1 for tokens in shown]
+    own = [1 if p.one_token else len(p.option_ids[p.answer][0]) for p in prompts]
+    spans = [slice(0 if everywhere else end - span, end) for end, span in zip(ends, own, strict=True)]
+
+    with watching_ups(model, anatomy.sites) as ups:
+
+        def look(site: Site, h: Tensor, routes: Tensor | None) -> None:
+            value = wide(h if statistic == "value" else (ups(site, h)[0] > 0).to(h))
+            means = [
+                summed(site, value[n, span], None if routes is None else routes[n, span]) / len(value[n, span])
+                for n, span in enumerate(spans)
+            ]
+            found[site.down] = torch.stack(means)
+
+        with visiting(model, anatomy.sites, look):
+            if prefix is None:
+                full_pass(model, shown)
+            else:
+                with branch_attention(model, prefix):
+                    answer_pass(model, prefix)
+    return torch.cat([found[site.down].cpu() for site in anatomy.sites], -1)
+
+
+def gradient(
+    model: PreTrainedModel,
+    anatomy: Anatomy,
+    prompts: Sequence[Prompt],
+    prefix: Prefix | None,
+    value: Callable[[Tensor], Tensor],
+    copies: int,
+    weight: str,
+    rules: str | None,
+) -> Tensor:
+    """(prompts, copies, n_neurons): weight times the gradient of every copy's value, summed over its tokens."""
+    nodes = 1 if prefix is None else prefix.trees.width
+    found: dict[str, Tensor] = {}
+    scale = torch.sign if weight == "sign" else torch.Tensor.detach
+
+    def keep(site: Site, h: Tensor, grad: Tensor, routes: Tensor | None) -> None:
+        if copies == 1 and routes is None and glu_score_wanted(h):
+            whole = [x.reshape(len(prompts), -1, x.shape[-1]) for x in (scale(h), grad)]
+            found[site.down] = summed_products(*whole)[:, None].cpu()
+            return
+        parts = []
+        for n in range(len(h)):  # so that products in float32 stay small; behind the answer the gradient is 0
+            product, of = wide(scale(h[n])) * wide(grad[n]), None if routes is None else routes[n]
+            parts.append(summed(site, product, of)[None] if copies == 1 else site.spread(product, of))
+        found[site.down] = of_prompts(torch.stack(parts), nodes).cpu()
+
+    detached, texts = rules == "relp-detached", not prompts[0].one_token
+    with ExitStack() as stack:
+        if rules:  # answer passes, and whole trees, have an attention of their own
+            own = prefix is not None or texts
+            stack.enter_context(relp_rules(model, anatomy, detach_attention=detached and not own))
+        if prefix is not None:
+            stack.enter_context(branch_attention(model, prefix, constant_patterns=detached))
+        anchor = stack.enter_context(watching_gradients(model, anatomy.sites, keep))
+        if prefix is not None:
+            logits = answer_pass(model, prefix, copies)
+        elif texts:
+            logits = whole_trees(model, prompts, constant_patterns=detached)
+        else:
+            logits = full_pass(model, [p.input_ids for p in prompts])
+        torch.autograd.grad(value(logits).sum(), anchor)
+    return torch.cat([found[site.down] for site in anatomy.sites], -1)
