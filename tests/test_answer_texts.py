@@ -11,8 +11,7 @@ import pytest
 
 from neuronllm.data.prompts import Prompt
 from neuronllm.data.questions import Question
-from neuronllm.data.rendering import as_prompts, bare_prompts, render
-from neuronllm.data.templates import CLOZES, TEMPLATES, read_templates, register, template_hash
+from neuronllm.data.rendering import bare_prompts, render
 from tests import tiny_tokenizers
 from tests.checks import bad
 
@@ -88,29 +87,20 @@ def test_answers_read_as_they_are_written(kind: str) -> None:
             assert seen == f"Question: {question.stem}\nAnswer: {choice}"
 
 
-def test_a_boundary_that_moves_is_the_same_for_all_options(caplog: pytest.LogCaptureFixture) -> None:
-    """In `glued`, ":A" and " B" are tokens, and "tC" and "dA": some texts eat the prompt's last sign, others do not."""
-    tokenizer = tiny_tokenizers.glued()
-    questions = [
-        Question("Which?", ("A", "B", "x"), 0, id="moved"),
-        Question("Which?", ("x", "B"), 0, id="kept"),
-        Question("pot", ("C", "A"), 1, id="moved too"),
-    ]
-    with caplog.at_level(logging.INFO, logger="neuronllm"):
-        prompts = [
-            *render(tokenizer, questions[:2], answers="texts", template="{question}\n:\t"),
-            *render(tokenizer, questions[:2], answers="texts", template="chat-like {question}\n: "),
-        ]
-    assert "".join(tokenizer.convert_ids_to_tokens(prompts[0].input_ids)) == "Which?\n:\t"
-    assert caplog.messages == ["2 of 2 prompts: " + MOVED]  # ": " ends in a space, which " B" takes
-    for prompt, choices in zip(prompts[2:], (("A", "B", "x"), ("x", "B")), strict=True):
-        assert "".join(tokenizer.convert_ids_to_tokens(prompt.input_ids)) == "chat-like Which?\n:"
-        answers = ["".join(tokenizer.convert_ids_to_tokens(ids)) for (ids,) in prompt.option_ids]
-        assert answers == [f" {choice}" for choice in choices]
-        assert [len(ids) for (ids,) in prompt.option_ids] == [1 if choice == "B" else 2 for choice in choices]
-
-
 MOVED = "the tokenizer joins the end of the prompt with an answer, so their options begin there"
+
+
+def test_a_boundary_that_moves_is_the_same_for_all_options(caplog: pytest.LogCaptureFixture) -> None:
+    """In `glued` " B" is a token: it eats the space at the end of the prompt, which the others then carry too."""
+    tokenizer = tiny_tokenizers.glued()
+    questions = [Question("Which?", choices, 0) for choices in (("A", "B", "x"), ("x", "B"))]
+    with caplog.at_level(logging.INFO, logger="neuronllm"):
+        prompts = render(tokenizer, questions, answers="texts", template="{question}\n: ")
+    assert caplog.messages == ["2 of 2 prompts: " + MOVED]
+    for prompt, question in zip(prompts, questions, strict=True):
+        assert "".join(tokenizer.convert_ids_to_tokens(prompt.input_ids)) == "Which?\n:"
+        answers = [tokenizer.convert_ids_to_tokens(ids) for (ids,) in prompt.option_ids]
+        assert answers == [[" B"] if choice == "B" else [" ", choice] for choice in question.choices]
 
 
 def test_prompts_that_did_not_move_are_not_counted(caplog: pytest.LogCaptureFixture) -> None:
@@ -151,124 +141,6 @@ def test_the_tokenizer_is_left_as_it_was() -> None:
     bare_prompts(tokenizer, ASKED)
     bad(lambda: render(tokenizer, ASKED, answers="texts", max_length=3))
     assert before == (tokenizer.backend_tokenizer.to_str(), dict(vars(tokenizer)), tokenizer.init_kwargs)
-
-
-# ---------------------------------------------------------------------------------------------------- letters or texts
-
-
-def test_open_questions_are_answered_in_words_and_others_by_letter() -> None:
-    tokenizer = tiny_tokenizers.byte_level()
-    assert [prompt.form for prompt in render(tokenizer, [SKY, PARIS])] == ["texts", "texts"]
-    assert {prompt.form for prompt in render(tokenizer, [SKY, WARM])} == {"letters"}
-    assert {prompt.form for prompt in render(tokenizer, [SKY, WARM], answers="texts")} == {"texts"}
-    assert render(tokenizer, [SKY]) == render(tokenizer, [SKY], "rotate", "default", answers="letters")
-    assert render(tokenizer, [SKY, PARIS]) == render(tokenizer, [SKY, PARIS], "none", "cloze", answers="texts")
-
-
-@pytest.mark.parametrize(("question", "why"), [(PARIS, "question 'paris' is open"), (MANY, "'many' has 40 choices")])
-def test_letters_cannot_answer_everything(question: Question, why: str) -> None:
-    tokenizer = tiny_tokenizers.byte_level()
-    message = bad(lambda: render(tokenizer, [SKY, question], answers="letters"))
-    assert why in message and "answers='texts' (--answers texts)" in message
-    nameless = replace(question, id="")
-    assert short_stem(question) in bad(lambda: as_prompts(tokenizer, [nameless], "none", None, "letters"))
-    if not question.open:
-        assert bad(lambda: render(tokenizer, [SKY, question])) == message
-
-
-def short_stem(question: Question) -> str:
-    return question.stem[:20]
-
-
-def test_as_prompts_hands_everything_on_and_leaves_prompts_alone() -> None:
-    tokenizer = tiny_tokenizers.byte_level()
-    asked = as_prompts(tokenizer, [SKY], "rotate", ("cloze", "cloze_options"), "texts", "tokens")
-    assert asked == render(tokenizer, [SKY], "rotate", ["cloze", "cloze_options"], answers="texts", length="tokens")
-    given = Prompt([1, 2], [[3], [4]], 0)
-    assert as_prompts(None, [given], "rotate", None, "texts", "tokens") == [given]
-
-
-# ---------------------------------------------------------------------------------------------------- orders, templates
-
-
-def test_an_order_that_nobody_sees_is_not_repeated() -> None:
-    tokenizer = tiny_tokenizers.byte_level()
-    once = render(tokenizer, [SKY, WARM], "none", "cloze", answers="texts")
-    for orders in (None, "rotate", "shuffle3"):
-        assert render(tokenizer, [SKY, WARM], orders, "cloze", answers="texts") == once
-    assert "rotate, shuffle3, none" in bad(lambda: render(tokenizer, [SKY], "spin", "cloze", answers="texts"))
-
-
-@pytest.mark.parametrize("template", ["cloze_options", "plain"])
-def test_options_that_are_shown_are_rotated(template: str) -> None:
-    tokenizer = tiny_tokenizers.byte_level()
-    prompts = render(tokenizer, [SKY, WARM], template=template, answers="texts")
-    assert [prompt.question_id for prompt in prompts] == ["sky"] * 4 + ["warm"] * 2
-    for prompt in prompts[:4]:
-        shown = [SKY.choices[choice] for choice in prompt.order]
-        lines = tokenizer.decode(prompt.input_ids).splitlines()
-        assert [line.split(" ", 1)[1] for line in lines[-5:-1]] == shown == list(prompt.texts)
-        assert [tokenizer.decode(ids) for (ids,) in prompt.option_ids] == [f" {text}" for text in shown]
-        assert shown[prompt.answer] == "pale blue"
-    assert len({prompt.order for prompt in prompts[:4]}) == 4
-    mixed = render(tokenizer, [WARM], template=["cloze", template], answers="texts")
-    assert [(prompt.template, prompt.order) for prompt in mixed] == [
-        ("cloze", (0, 1)), (template, (0, 1)), (template, (1, 0))
-    ]  # fmt: skip
-
-
-def test_the_wordings() -> None:
-    tokenizer = tiny_tokenizers.byte_level()
-    texts = {}
-    for name in CLOZES:
-        prompt = render(tokenizer, [WARM], "none", name, answers="texts")[0]
-        texts[name] = tokenizer.decode(prompt.input_ids)
-    assert texts == {
-        "cloze": "Question: Is fire warm?\nAnswer:",
-        "cloze_plain": "Is fire warm?\nAnswer:",
-        "cloze_brief": "Q: Is fire warm?\nA:",
-        "cloze_options": "Question: Is fire warm?\nOptions:\n- yes\n- no\nAnswer:",
-    }
-    assert not set(CLOZES) & set(TEMPLATES)
-
-
-@pytest.mark.parametrize("template", ["cloze_options", "plain", "{question} {letters}"])
-def test_an_open_question_has_nothing_to_show(template: str) -> None:
-    """Its only option would be the answer."""
-    message = bad(lambda: render(tiny_tokenizers.byte_level(), [PARIS], template=template))
-    assert "question 'paris' is open" in message and "'cloze'" in message
-
-
-def test_more_choices_than_letters_are_listed_in_words() -> None:
-    tokenizer = tiny_tokenizers.byte_level()
-    (prompt,) = render(tokenizer, [MANY], "none", "cloze_options", answers="texts")
-    assert tokenizer.decode(prompt.input_ids).count("\n- number ") == 40
-    message = bad(lambda: render(tokenizer, [MANY], "none", "plain", answers="texts"))
-    assert "'many' has 40 choices" in message and "{choices}" in message
-
-
-@pytest.mark.parametrize("template", ["cloze", "cloze_options", "{question}"])
-def test_letters_need_a_place_for_the_options(template: str) -> None:
-    message = bad(lambda: render(tiny_tokenizers.byte_level(), [SKY], template=template))
-    assert "{options} is missing" in message and "answers='texts' (--answers texts)" in message
-
-
-def test_template_hash_of_texts() -> None:
-    assert template_hash(None, answers="texts") == template_hash("cloze") == template_hash([CLOZES["cloze"]])
-    assert template_hash("chat", answers="texts") == template_hash("chat:cloze") != template_hash("chat")
-    assert template_hash("{question}") != template_hash("cloze")
-    assert template_hash() == template_hash(None, None, "letters") == template_hash("default")
-    # Written down once: what was found with a wording must be known by it after an update.
-    assert template_hash()[:16] == "b0e3cf47ee184190"
-
-
-def test_a_registered_wording_may_leave_the_options_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("neuronllm.data.templates.TEMPLATES", dict(TEMPLATES))
-    register("riddle", "Riddle: {question}\nSolution:")
-    assert read_templates("riddle", "texts")[0].text == "Riddle: {question}\nSolution:"
-    assert "another template already" in bad(lambda: register("cloze", "{question}"))
-    register("cloze", CLOZES["cloze"])
-    assert "{question} is missing" in bad(lambda: register("nothing", "{choices}"))
 
 
 # ---------------------------------------------------------------------------------------------------------------- chat
@@ -399,3 +271,25 @@ def test_answers_beyond_the_context() -> None:
 def test_unknown_answers() -> None:
     assert "letters, texts" in bad(lambda: render(tiny_tokenizers.byte_level(), [SKY], answers="words"))
     assert "Question objects" in bad(lambda: render(tiny_tokenizers.byte_level(), ["x"], answers="texts"))  # type: ignore[list-item]
+
+
+# ------------------------------------------------------------------------------------------------------------- lm-eval
+
+
+@pytest.mark.parametrize("kind", ["byte level", "prefix space", "byte fallback"])
+def test_lm_eval_cuts_alike(kind: str) -> None:
+    models = pytest.importorskip("lm_eval.api.model", reason='needs lm-eval: pip install "neuronllm[lm-eval]"')
+    tokenizer = TOKENIZERS[kind][0]()
+
+    class Model:
+        backend = "causal"
+
+        def tok_encode(self, text: str, **keywords: Any) -> list[int]:
+            return list(tokenizer(text, **keywords)["input_ids"])
+
+    for wording in ("Question: {question}\nAnswer:", "{question}", "{question} It is"):
+        for question, prompt in zip(ASKED, render(tokenizer, ASKED, None, wording, answers="texts"), strict=True):
+            context = wording.format(question=question.stem)
+            for choice, (ids,) in zip(question.choices, prompt.option_ids, strict=True):
+                pair = models.TemplateLM._encode_pair(Model(), context, f" {choice}")
+                assert pair == (prompt.input_ids, ids)

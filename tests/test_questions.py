@@ -127,7 +127,7 @@ def test_a_failed_save_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> N
         ('{"question": "x", "choices": ["a", "b"], "answer": "A"}', "answer and choices contradict: 'A' is none"),
         ('{"question": "x", "choices": ["a", "b"], "answer": NaN}', "whole number"),
         ('{"question": "x", "choices": ["a", "a"], "answer": 0}', "both 'a'"),
-        ('{"question": "x", "choices": [], "answer": 0}', "choices is empty, and answer 0 is no text"),
+        ('{"question": "x", "choices": [], "answer": 0}', "without choices the answer must be a text, got 0"),
         ('{"question": "x", "choices": ["a"], "answer": 0}', "a single choice is nothing to choose from"),
         ('{"question": "x", "choices": ["a", ""], "answer": 0}', "choice 1 is empty"),
         ('{"question": "", "choices": ["a", "b"], "answer": 0}', "the question is empty"),

@@ -43,8 +43,8 @@ def test_a_template_is_known_by_its_name(terse):
 
 
 def test_a_template_that_cannot_be_is_refused(terse):
-    with refused("template 'mine'", "{options} is missing"):
-        templates.register("mine", "{question}")
+    with refused("template 'mine'", "{question} is missing"):
+        templates.register("mine", "{options}")
     for name in ("", "chat", "chat:mine", "{mine}", 3):
         with refused("name of a template"):
             templates.register(name, "{question}\n{options}")

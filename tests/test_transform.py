@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from neuronllm.data.questions import Question
-from neuronllm.data.transform import from_answers, from_labels, from_true_false, normalise
+from neuronllm.data.transform import from_answers, from_labels, from_pairs, from_true_false, normalise
 from tests.checks import bad
 
 # -------------------------------------------------------------------------------------------------------------- labels
@@ -70,6 +70,17 @@ def test_a_mapping_renames_and_merges_labels() -> None:
     questions = from_labels(rows, text="t", label="y", names={1: "bad", 2: "bad", 3: "fair", 4: "good"})
     assert [question.answer for question in questions] == [0, 0, 1, 2]
     assert questions[0].choices == ("bad", "fair", "good")
+
+
+def test_labels_of_a_csv_file_are_numbers_where_they_are_written_so(tmp_path: Path) -> None:
+    path = tmp_path / "r.csv"
+    path.write_text("review,stars\nDull.,1\nLovely.,2\n")
+    questions = from_labels(path, text="review", label="stars", names={"1": "bad", 2: "good"})
+    assert [(question.choices, question.answer) for question in questions] == [
+        (("bad", "good"), 0),
+        (("bad", "good"), 1),
+    ]
+    assert "say what they mean with names=[...]" in bad(lambda: from_labels(path, text="review", label="stars"))
 
 
 def test_two_texts_and_an_own_wording() -> None:
@@ -184,6 +195,15 @@ def test_every_right_answer_of_an_item_is_kept_out() -> None:
         assert "Volga" not in questions[-2].choices and "Nile" not in questions[-1].choices
 
 
+def test_open_questions_accept_all_answers() -> None:
+    rows: list[dict[str, Any]] = [{"q": "Largest land?", "a": ["USSR", "Russia", "USSR"], "s": "maps", "id": 4}]
+    rows += [{"q": "A river?", "a": " Nile ", "s": None}]
+    assert from_answers(rows, question="q", answer="a", subject="s", n_choices=1) == [
+        Question("Largest land?", ("USSR",), 0, "maps", "4", ("Russia", "USSR")),
+        Question("A river?", ("Nile",), 0, None, "1"),
+    ]
+
+
 @pytest.mark.parametrize(
     ("one", "other", "same"),
     [
@@ -227,6 +247,39 @@ def test_bad_answers(rows: list[Any], keywords: dict[str, Any], said: str) -> No
     if said == "only 1 other distinct answers":  # different questions, or the other answer would be right too
         rows = [{**row, "q": f"q{number}"} for number, row in enumerate(rows)]
     assert said in bad(lambda: from_answers(rows, question="q", answer="a", **keywords))
+
+
+# --------------------------------------------------------------------------------------------------------------- pairs
+
+
+def test_pairs() -> None:
+    rows: list[dict[str, Any]] = [
+        {"ask": "Warm?", "good": f"Good {n}.", "poor": f"Bad {n}.", "area": "s"} for n in range(60)
+    ]
+    questions = from_pairs(rows, prompt="ask", chosen="good", rejected="poor", subject="area")
+    assert [question.choices[question.answer] for question in questions] == [row["good"] for row in rows]
+    assert [question.choices[1 - question.answer] for question in questions] == [row["poor"] for row in rows]
+    assert {(question.stem, question.subject) for question in questions} == {("Warm?", "s")}
+    assert 15 <= sum(question.answer for question in questions) <= 45
+    chat = [{"role": "user", "content": "Warm?"}, {"role": "assistant", "content": "Good."}]
+    (question,) = from_pairs(
+        [{"good": chat, "poor": [chat[0], {**chat[1], "content": "Bad."}]}], chosen="good", rejected="poor"
+    )
+    assert question.stem == "Warm?" and question.choices[question.answer] == "Good."
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"p": "x", "c": "a"}, "row 0: no field 'r'"),
+        ({"c": "a", "r": "b"}, "row 0: no field 'p'"),
+        ({"p": "x", "c": "a", "r": "a"}, "row 0: choices 0 and 1 are both 'a'"),
+        ({"p": "x", "c": "a", "r": 3}, "row 0: rejected must be a text or a list of messages"),
+        ({"p": " ", "c": "a", "r": "b"}, "row 0: prompt must be a text"),
+    ],
+)
+def test_bad_pairs(row: dict[str, Any], said: str) -> None:
+    assert said in bad(lambda: from_pairs([row], prompt="p", chosen="c", rejected="r"))
 
 
 # ---------------------------------------------------------------------------------------------------------- true, false

@@ -22,8 +22,6 @@ def _own(row: Fields) -> Parts:
     """Our own rows: an answer is an index or the text of a choice; without choices it is a text, as it stands there."""
     choices, answer = listed(row["choices"]), row["answer"]
     if choices is None or (isinstance(choices, Sequence) and not choices):
-        if not isinstance(answer, str):
-            raise InputError(f"choices is empty, and answer {short(answer)} is no text: give one or the other")
         choices = ()
     elif isinstance(answer, str) and not isinstance(choices, str):
         answer = _named_choice(answer, choices)
@@ -159,6 +157,8 @@ def read_parts(
     parts = parts._replace(choices=listed(parts.choices))
     if isinstance(parts.choices, Sequence) and not isinstance(parts.choices, str) and len(parts.choices) == 1:
         raise InputError("a single choice is nothing to choose from: leave choices out, and give the answer as a text")
+    if parts.choices == () and not isinstance(parts.answer, str):
+        raise InputError(f"without choices the answer must be a text, got {short(parts.answer)}")
     return parts
 
 
@@ -171,6 +171,8 @@ def _by_layout(row: Fields, names: Mapping[Any, str] | None = None) -> Parts:
             f"no field {' and no field '.join(missing)}, and no known dataset layout has the fields "
             f"{', '.join(map(str, row)) or '(none)'}: rename them, or say which is which with columns="
         )
+    if names is not None and layout is not LABELLED:
+        raise InputError("no text and label, which the first row has: put other rows into a source of their own")
     read = partial(texts.labelled_text, names=names) if layout is LABELLED else layout.read
     try:
         return read(row)

@@ -18,6 +18,7 @@ from torch import Tensor
 from ..model.anatomy import Anatomy
 from ..model.experts import computable
 from ..model.sites import Site
+from ..results.answers import Heard
 from .batching import Plan
 from .borrowed import DoublePrecision, borrowed
 
@@ -60,6 +61,7 @@ class Engine(ABC):
         self.batch_size = batch_size
         self.reason: str | None = None  # why this engine works and not the one that was asked for
         self.plan = plan or Plan(prompts=1, answer_tokens=TOKENS, window=1)
+        self.heard = Heard()  # what the model answered in passes that were made anyway
         self._stack = ExitStack()
 
     def __enter__(self: E) -> E:

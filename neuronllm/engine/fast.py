@@ -209,8 +209,7 @@ class FastEngine(Engine):
         explained = get_objective(objective)
 
         def score(batch: Sequence[Prompt]) -> Tensor:
-            with self._choices(batch, explained) as choices:
-                value = lambda logits: choices.value(explained, logits)  # noqa: E731
+            with self._hearing(batch, explained) as value:
                 return self._gradient(batch, value, 1, positions == "all", weight, rules)[:, 0]
 
         return self._batched(prompts, score)
@@ -230,8 +229,8 @@ class FastEngine(Engine):
         explained = get_objective(objective)
 
         def score(batch: Sequence[Prompt]) -> Tensor:
-            with self._choices(batch, explained) as choices:
-                return integral(self._batch(batch, lambda logits: choices.value(explained, logits)), alphas, weights)
+            with self._hearing(batch, explained) as value:
+                return integral(self._batch(batch, value), alphas, weights)
 
         blocks = {site.block for site in self.anatomy.sites}
         return self._batched(prompts, score, GRAPH * (1 + len(alphas) * len(blocks)))
@@ -243,8 +242,8 @@ class FastEngine(Engine):
         ids, explained = None if ids is None else self.anatomy.checked(ids), get_objective(objective)
 
         def score(prompts: Sequence[Prompt]) -> Tensor:
-            with self._in_float32(), self._choices(prompts, explained) as choices:
-                batch = self._batch(prompts, lambda logits: choices.value(explained, logits))
+            with self._in_float32(), self._hearing(prompts, explained) as value:
+                batch = self._batch(prompts, value)
                 self.plan.noise = max(self.plan.noise, rounding(batch))
                 return effects(batch, ids, factor, self._trial)
 
@@ -361,6 +360,15 @@ class FastEngine(Engine):
                 yield
         finally:
             self._widened = False
+
+    @contextmanager
+    def _hearing(self, prompts: Sequence[Prompt], objective: Objective) -> Iterator[Callable[[Tensor], Tensor]]:
+        """The objective as a function of a batch's logits; what the clean branches picked is noted at the end."""
+        picked: list[Tensor] = []
+        with self._choices(prompts, objective) as choices:
+            yield lambda logits: choices.value(objective, logits, picked)
+        for options in picked:
+            self.heard.add(options, choices.right)
 
     @contextmanager
     def _choices(self, prompts: Sequence[Prompt], objective: Objective | None = None) -> Iterator[Choices]:

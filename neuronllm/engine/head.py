@@ -50,9 +50,14 @@ class Choices(ABC):
         """Options of a prompt, at most."""
         return self.real.shape[1]
 
-    def value(self, objective: Objective, logits: Tensor) -> Tensor:
-        """The objective of every branch, (prompts, branches), in float32 or better."""
+    def value(self, objective: Objective, logits: Tensor, heard: list[Tensor] | None = None) -> Tensor:
+        """The objective of every branch, (prompts, branches), in float32 or better.
+
+        `heard`, while it is empty, is given the options that the first branch of each prompt picks.
+        """
         scores = self.scores(logits)
+        if heard is not None and not heard:
+            heard.append(scores.detach()[:, 0].argmax(-1))
         log_z = self.log_z(logits) if objective.vocabulary else None
         value = objective.value(Readout(scores, self.right.to(logits.device)[:, None], log_z))
         if getattr(value, "shape", None) != scores.shape[:-1]:

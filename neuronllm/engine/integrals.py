@@ -46,7 +46,7 @@ def integral(batch: Batch, alphas: Tensor, weights: Tensor) -> Tensor:
             edit=scale,
             behind=dict.fromkeys(batch.plain, join),
         )
-        value = batch.value(logits[:, 1:])
+        value = batch.value(logits)[:, 1:]
         grads = dict(zip(leaves, torch.autograd.grad(value.sum(), list(leaves.values())), strict=True))
     found = {}
     for site in batch.anatomy.sites:

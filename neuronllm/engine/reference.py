@@ -159,7 +159,19 @@ class ReferenceEngine(Engine):
         last = torch.arange(len(row.tokens) - row.span, len(row.tokens))
         return answer_logits(self.model, ids, None, last.expand(copies, -1))
 
-    def _clean(self, row: Shown) -> Clean:
+    def _hear(self, prompt: Prompt, logits: Sequence[Tensor]) -> None:
+        """Note which option is picked."""
+        scores = [option_score(logits, prompt, k).detach()[0] for k in range(len(prompt.option_ids))]
+        self.heard.add(torch.stack(scores).argmax()[None], torch.tensor([prompt.answer]))
+
+    def _cleans(self, prompt: Prompt) -> list[Clean]:
+        """What every sequence of a prompt holds, and what is answered."""
+        logits: list[Tensor] = []
+        cleans = [self._clean(row, logits) for row in shown(prompt)]
+        self._hear(prompt, logits)
+        return cleans
+
+    def _clean(self, row: Shown, logits: list[Tensor] | None = None) -> Clean:
         """h of every site at the answer positions: (span, width), or (span, K, width) of the experts in the routes."""
         seen: Clean = {}
 
@@ -167,7 +179,9 @@ class ReferenceEngine(Engine):
             seen[site.down] = (h[0, -row.span :], None if routes is None else routes[0, -row.span :])
 
         with torch.no_grad(), visiting(self.model, self.anatomy.sites, look):
-            self._forward(row)
+            found = self._forward(row)
+        if logits is not None:
+            logits.append(found)
         return seen
 
     def _edited(self, row: Shown, copies: dict[str, Tensor]) -> Tensor:
@@ -221,6 +235,7 @@ class ReferenceEngine(Engine):
             stack.enter_context(torch.enable_grad())
             for row in rows:
                 logits.append(self._forward(row))
+            self._hear(prompt, logits)
             # An objective need not read every answer.
             grads = torch.autograd.grad(value_of(logits, prompt).sum(), deltas, materialize_grads=True)
         scale = torch.sign if weight == "sign" else torch.Tensor.detach
@@ -233,7 +248,7 @@ class ReferenceEngine(Engine):
     def _integrate(self, prompt: Prompt, objective: AnyObjective, alphas: Tensor, weights: Tensor) -> Tensor:
         rows = shown(prompt)
         scores: dict[str, Tensor] = {}
-        cleans = [self._clean(row) for row in rows]
+        cleans = self._cleans(prompt)
         for sites in self.anatomy.blocks.values():
             scaled: list[dict[str, Tensor]] = []
             for clean in cleans:
@@ -255,7 +270,7 @@ class ReferenceEngine(Engine):
     def _effects(self, prompt: Prompt, objective: AnyObjective, ids: Tensor | None, factor: float) -> Tensor:
         ids = torch.arange(self.anatomy.n_neurons) if ids is None else self.anatomy.checked(ids)
         rows, where = shown(prompt), self.anatomy.site_of(ids)
-        cleans = [self._clean(row) for row in rows]
+        cleans = self._cleans(prompt)
         effects = torch.zeros(len(ids), dtype=wide(next(iter(cleans[0].values()))[0]).dtype)
         for n in where.unique().tolist():
             site = self.anatomy.sites[n]

@@ -7,8 +7,10 @@ import logging
 import pytest
 import torch
 
+from neuronllm.data.loading import load_questions
+from neuronllm.data.questions import fingerprint
 from neuronllm.results.scores import Scores
-from tests.cli.tools import ROWS, copied, refused, run, write_questions
+from tests.cli.tools import ROWS, asked, copied, refused, run, write_questions
 from tests.tiny import tiny
 from tests.tiny_tokenizers import byte_level, split_letter
 
@@ -201,3 +203,19 @@ def test_attempts_that_led_to_a_model_are_told(model_folder, caplog, monkeypatch
     monkeypatch.setattr(logging.getLogger("huggingface_hub"), "propagate", True)
     load_model(model_folder)
     assert "Retry 1" in caplog.text
+
+
+def test_a_labelled_csv_file_straight_from_the_command_line(model_folder, tmp_path, capsys):
+    path, output = tmp_path / "reviews.csv", tmp_path / "scores"
+    path.write_text('text,label\n"Lovely, really.",1\nDull.,0\nSo so.,0\n')
+    line = refused(capsys, *asked(model_folder, path, "--output", output))
+    assert f"{path}: the labels in 'label' are not texts" in line and "--labels" in line and not output.exists()
+    names = ["negative", "positive"]
+    assert run(*asked(model_folder, path, "--output", output, "--labels", *names)) == 0
+    expected = fingerprint(load_questions(path, labels=names))
+    assert Scores.load(output).provenance["question_fingerprint"] == expected
+
+
+def test_labels_are_for_labelled_texts(model_folder, questions, tmp_path, capsys):
+    line = refused(capsys, *asked(model_folder, questions, "--output", tmp_path / "scores", "--labels", "a", "b"))
+    assert str(questions) in line and "--labels" in line and not (tmp_path / "scores").exists()
