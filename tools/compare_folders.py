@@ -1,7 +1,8 @@
 """The half of compare_commits.py that compares what the probe wrote in two trees: tensors by their bits, JSON by value.
 
-A difference is a number where both sides have a finite number of one type; everything else that is not the same (a
-missing entry, another shape or type, a text, NaN against a number) is a difference that no tolerance accepts.
+A difference is a number where both sides have a finite number of one type; everything else that is not the same (an
+entry that is gone, another shape or type, a text, NaN against a number) is a difference that no tolerance accepts.
+Entries that the base does not have changed nothing; they are counted.
 """
 
 from __future__ import annotations
@@ -77,6 +78,9 @@ def _outcome(
     values = sum(tensor.numel() for tensor in base[0].values()) + len(base[1])
     if not values and not differences:
         return Outcome(group, 0, False, "FAILED: there was nothing to compare", notes)
+    new = sum(len(other.keys() - one.keys()) for one, other in zip(base, head, strict=True))
+    if new:
+        notes = (*notes, f"{new} entries are new in head")
     if not differences:
         return Outcome(group, values, True, "equal", notes)
     fine = all(difference.accepted(tolerance) for difference in differences)
@@ -112,8 +116,10 @@ def flattened(plain: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 def differing(base: dict[str, Any], head: dict[str, Any]) -> Iterator[Difference]:
     """At most one difference an entry: its largest."""
     for key in sorted(base.keys() | head.keys()):
-        if key not in base or key not in head:
-            yield Difference(key, f"is missing in {'base' if key not in base else 'head'}")
+        if key not in head:
+            yield Difference(key, "is missing in head")
+        elif key not in base:
+            continue
         elif isinstance(base[key], Tensor):
             yield from _of_tensors(key, base[key], head[key])
         else:

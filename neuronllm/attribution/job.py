@@ -165,7 +165,7 @@ class Job:
             "questions": len(groups),
             "prompts": sum(len(group) for group in groups),
             **wording(self.tokenizer, self.questions, self.request.template),
-            "option_tokens": groups[0][0].option_ids,
+            "option_tokens": first.first_tokens if (first := groups[0][0]).one_token else first.option_ids,
             **versions(),
             **self.config,
         }

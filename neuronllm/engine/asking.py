@@ -91,7 +91,8 @@ class Asker:
 
     def logprobs(self, change: Edit | None = None, label: str = "asking", progress: bool = False) -> Tensor:
         """Log-probabilities among each prompt's options, (prompts, most options), -inf where a prompt has fewer."""
-        return self.scores(change, label, progress).log_softmax(-1).float()
+        scores = self.scores(change, label, progress)
+        return torch.empty(scores.shape).copy_(scores.log_softmax(-1))  # .float() is not it while a judge computes wider
 
     @torch.no_grad()
     def scores(self, change: Edit | None = None, label: str = "asking", progress: bool = False) -> Tensor:

@@ -55,8 +55,9 @@ def versions(*more: str) -> dict[str, Any]:
 def prompt_hash(prompts: Sequence[Question | Prompt]) -> str:
     """SHA-256 of all that the model is shown, and of what counts as right."""
     content = [
-        # Lengths and offsets only where there are some: the hash of other prompts does not know of them.
-        (p.input_ids, p.option_ids, p.answer, *([p.lengths, p.offsets] if p.lengths or p.offsets else []))
+        (p.input_ids, p.first_tokens, p.answer)
+        if p.one_token
+        else (p.input_ids, p.option_ids, p.answer, p.lengths, p.offsets)
         for p in prompts
         if isinstance(p, Prompt)
     ]
