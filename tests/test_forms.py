@@ -165,7 +165,7 @@ def test_provenance_and_settings_say_the_form(tmp_path):
         assert (settings["answers"], settings["length"]) == (form, "sum")
         assert "reads" not in nl.attribute(model, None, prompts, progress=False).provenance
     assert get_method("logprob").reads in str(nl.dry_run(model, None, TEXTS, "logprob"))
-    assert "answered in texts of up to 1 tokens" in nl.dry_run(model, None, TEXTS)
+    assert "answered in texts of 1 to 1 tokens, length sum" in nl.dry_run(model, None, TEXTS)
 
 
 def test_lengths_and_offsets_decide_bytes():

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 import neuronllm as nl
-from neuronllm.attribution import driver
-from neuronllm.attribution.leaning import Caution, Gathered, heard_by
+from neuronllm.attribution.leaning import Caution, Gathered
 from neuronllm.engine.asking import Asker
 from neuronllm.methods import Collector
 from neuronllm.model.anatomy import Anatomy
@@ -65,11 +63,6 @@ def test_counts_grow_are_taken_merged_and_kept():
     assert target.heard.prompts == 12
 
 
-def test_an_engine_that_counts_nothing_heard_nothing():
-    engine = SimpleNamespace(heard=heard("AB", "AA"))
-    assert heard_by(engine).prompts == 2 and heard_by(engine).prompts == 0 and heard_by(SimpleNamespace()).prompts == 0
-
-
 def test_it_is_said_once_and_as_soon_as_enough_was_heard():
     caution = Caution("letters", None, silent=False)
     with warnings.catch_warnings():
@@ -91,20 +84,6 @@ def test_it_is_said_once_and_as_soon_as_enough_was_heard():
 # ---- attribution ----
 
 
-@pytest.fixture
-def listening(monkeypatch):
-    """Whatever the engine is asked for, it hears what the model answers to these prompts, once."""
-    score = driver.raw_scores
-
-    def hears(job, engine, prompts):
-        answers = Asker(job.model, prompts)()
-        found = score(job, engine, prompts)
-        engine.heard = answers.heard
-        return found
-
-    monkeypatch.setattr(driver, "raw_scores", hears)
-
-
 def saturated():
     """A GPT-2 that answers A whatever is asked."""
     model = tiny("gpt2", n_inner=28)
@@ -116,7 +95,7 @@ def attribute(model, prompts, **keywords):
     return nl.attribute(model, None, prompts, "gradient", positions="answer", progress=False, **keywords)
 
 
-def test_attribution_of_a_saturated_model_says_so(listening, tmp_path):
+def test_attribution_of_a_saturated_model_says_so(tmp_path):
     model, prompts = saturated(), quiz(6, options=(4,))
     with pytest.warns(UserWarning, match="the unedited model answers A in 100% of the prompts whatever") as caught:
         scores = attribute(model, prompts, output=tmp_path / "scores")
@@ -132,7 +111,7 @@ def test_attribution_of_a_saturated_model_says_so(listening, tmp_path):
         assert attribute(model, texts).provenance["leaning"] == {"option": "1", "share": 1.0}
 
 
-def test_attribution_of_a_sound_model_says_nothing(listening):
+def test_attribution_of_a_sound_model_says_nothing():
     model = letter_model()[0]
     prompts = with_every_letter(model)
     with warnings.catch_warnings():
@@ -142,8 +121,25 @@ def test_attribution_of_a_sound_model_says_nothing(listening):
     assert "leaning" not in scores.provenance
 
 
+@pytest.mark.parametrize("backend", ["fast", "reference"])
+@pytest.mark.parametrize("method", ["gradient", "ace", "exact", "relp"])
+def test_methods_hear_every_prompt_once(method, backend, monkeypatch):
+    """The counts are those of asking, so that they do not depend on batches or on what was tried out before."""
+    counted: list[Heard] = []
+    monkeypatch.setattr(Caution, "__call__", lambda self, heard, last=False: counted.append(heard) if last else None)
+    model, prompts = tiny("llama"), quiz(5)
+    for size in (1, 4, "auto"):
+        nl.attribute(model, None, prompts, method, batch_size=size, backend=backend, progress=False)
+    picked = Asker(model, prompts)().picked
+    expected = [
+        np.bincount(picked, minlength=4).tolist(),
+        np.bincount([p.answer for p in prompts], minlength=4).tolist(),
+    ]
+    assert [heard.counts for heard in counted] == [expected] * 3
+
+
 @pytest.mark.parametrize("items", ["right", "wrong"])
-def test_of_some_questions_all_count(listening, items):
+def test_of_some_questions_all_count(items):
     model, prompts = saturated(), quiz(8, variants=False, options=(4,))
     with pytest.warns(UserWarning, match="answers A in 100%"):
         scores = attribute(model, prompts, items=items)
@@ -158,7 +154,7 @@ def test_contrast_asks_and_so_hears():
     assert scores.provenance["leaning"] == {"option": "A", "share": 1.0}
 
 
-def test_a_run_that_was_stopped_remembers_what_it_heard(listening, tmp_path):
+def test_a_run_that_was_stopped_remembers_what_it_heard(tmp_path):
     from tests.runs.tools import fail, in_window
 
     model, prompts = saturated(), quiz(6, options=(4,))

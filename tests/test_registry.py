@@ -85,7 +85,9 @@ def test_objectives(llama, method):
         "p_vocab" if method in {"qrnca", "knowledge", "neurgrad"} else "logp_options"
     )
     assert other.provenance["objective"] == "margin" and not torch.equal(scores.values, other.values)
-    with pytest.raises(InputError, match="known objectives are logp_options, p_options, margin, logp_vocab, p_vocab"):
+    with pytest.raises(
+        InputError, match="known objectives are logp_options, p_options, margin, mean_margin, logp_vocab"
+    ):
         attributed(llama, method, objective="nll")
 
 

@@ -33,7 +33,7 @@ from ..runs.checkpoint import undisturbed
 from ..runs.processes import Ranks, share_out
 from ..runs.stores import Store, open_store
 from .job import Job
-from .leaning import Caution, Gathered, heard_by
+from .leaning import Caution, Gathered
 from .request import Request
 from .shares import Share, share_of, windows_of
 
@@ -188,7 +188,7 @@ def _scored(
     with engine_of(job, plan) as engine:
         if plan is None:
             engine.fit(partial(raw_scores, job, engine), job.prompts)
-            heard_by(engine)  # what was tried out does not count
+            engine.heard.taken()  # what was tried out does not count
         first = ranks.gather(engine.plan.to_dict())[0]
         worked = _described(engine)
         _warn_of_post_norms(job, engine)
@@ -242,7 +242,7 @@ def _score_windows(
 def _heard(job: Job, engine: Engine, prompts: Sequence[Prompt]) -> tuple[Heard, Tensor | None]:
     """Which options the model picked, and with methods that need to know it, which prompts it answered right."""
     if not job.how.needs_answers:
-        return heard_by(engine), None
+        return engine.heard.taken(), None
     answers = Asker(engine.model, prompts, job.request.batch_size)()
     return answers.heard, torch.from_numpy(answers.right)
 

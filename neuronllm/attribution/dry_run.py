@@ -63,7 +63,7 @@ def _sizes(job: Job) -> list[str]:
     ]
     if job.request.answers == "texts":
         spans = [prompt.span for prompt in job.prompts]
-        lines.append(f"answered in texts of up to {max(spans)} tokens, length {job.request.length}")
+        lines.append(f"answered in texts of {min(spans)} to {max(spans)} tokens, length {job.request.length}")
     return lines + job.remarks()
 
 

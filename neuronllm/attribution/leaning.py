@@ -10,7 +10,6 @@ import warnings
 from typing import Any
 
 from ..data.forms import option_name
-from ..engine.base import Engine
 from ..methods import Collector
 from ..results.answers import ENOUGH, Heard, leaning_words
 from ..results.streaming import Streaming
@@ -27,12 +26,6 @@ class Gathered(Streaming):
     def of(cls, job: Job) -> Gathered:
         """Empty, for the questions of a job."""
         return cls(job.how.collector(job.anatomy.n_neurons), max(len(prompt.option_ids) for prompt in job.prompts))
-
-
-def heard_by(engine: Engine) -> Heard:
-    """What an engine heard since it was last asked; one that counts nothing heard nothing."""
-    heard: Heard | None = getattr(engine, "heard", None)
-    return Heard() if heard is None else heard.taken()
 
 
 class Caution:

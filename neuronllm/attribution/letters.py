@@ -35,7 +35,7 @@ SHOWN = 10  # flagged neurons that are printed
 
 @dataclass(frozen=True, eq=False, repr=False)
 class LetterNeurons:
-    """What `nl.letter_neurons` found of each neuron; `print(found)` shows the flagged ones.
+    """What `nl.letter_neurons` found of each neuron; `print(found)` shows the flagged ones, the strongest first.
 
     >>> neurons = neurons.without(found.ids[found.flagged])   # doctest: +SKIP
     """
@@ -51,7 +51,7 @@ class LetterNeurons:
 
     def __str__(self) -> str:
         flagged = self.flagged.nonzero()[:, 0]
-        chosen = flagged[self.share[flagged].argsort(descending=True, stable=True)].tolist()
+        chosen = flagged[self.push[flagged].abs().argsort(descending=True, stable=True)].tolist()
         what = f"of {len(self.ids)} neurons push one letter whatever is asked (share above {self.threshold:g}, "
         lines = [f"{len(chosen)} {what}{self.prompts} prompts)", *(self._line(n) for n in chosen[:SHOWN])]
         return "\n".join(lines + [f"  {len(chosen) - SHOWN} more"] * (len(chosen) > SHOWN))

@@ -178,9 +178,7 @@ def _wording_flags(sub: argparse.ArgumentParser, orders: bool = True) -> None:
 def _form_flags(sub: argparse.ArgumentParser, *more: str) -> None:
     form = "a letter asked for, or the answer in words" + (", or one that the model writes" if more else "")
     known = ("letters", "texts", *more)
-    sub.add_argument(
-        "--answers", choices=known, help=f"{form} (default: as the neurons were found)"
-    )
+    sub.add_argument("--answers", choices=known, help=f"{form} (default: as the neurons were found)")
     counted = "of texts: what their log-probability is divided by (sum: nothing), or what a text alone has taken off"
     sub.add_argument("--length", choices=("sum", "tokens", "characters", "unconditional"), help=counted)
 

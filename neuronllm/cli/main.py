@@ -146,7 +146,7 @@ def _find(args: argparse.Namespace) -> None:
 
 def _distractors(args: argparse.Namespace) -> None:
     from ..common.files import check_new_file
-    from ..data.questions import save_questions
+    from ..data.loading import save_questions
     from ..judging.distractors import distractors
 
     check_new_file(args.output)

@@ -43,7 +43,7 @@ def form_of(
     """
     check_known("answers", answers, ANSWERS)
     check_known("length", length, LENGTHS)
-    listed = questions if isinstance(questions, Sequence) else ()
+    listed = _listed(questions)
     if prompts := [question for question in listed if isinstance(question, Prompt)]:
         return _form_of_prompts(prompts, answers, length)
     free = next((question for question in listed if isinstance(question, Question) and question.open), None)
@@ -57,6 +57,11 @@ def form_of(
     if form == "letters":
         if length not in (None, "sum"):
             raise InputError(f'length="{length}": a letter has no length; it counts for answers="texts"')
+        if many := next((question for question in listed if n_options(question) > len(LETTERS)), None):
+            raise InputError(
+                f"{_called(listed, many)} has {n_options(many)} choices, more than there are letters: "
+                'ask for texts (answers="texts", --answers texts)'
+            )
         return Form(form, "sum")
     return Form(form, length or (_said(found or {}, "length") if before == form else None) or "sum")
 
@@ -115,20 +120,26 @@ def wording_of(form: str, template: Any, default: Any = None) -> Any:
     return template
 
 
+def _listed(questions: Any) -> list[Question | Prompt]:
+    """The questions and prompts of what was given; rendering refuses anything else."""
+    given = questions if isinstance(questions, Sequence) else ()
+    return [question for question in given if isinstance(question, (Question, Prompt))]
+
+
 def n_options(question: Question | Prompt) -> int:
     return len(question.option_ids) if isinstance(question, Prompt) else len(question.choices)
 
 
 def one_option_each(questions: Questions) -> bool:
     """Whether every question has its right answer and no other."""
-    listed = questions if isinstance(questions, Sequence) else ()
-    return bool(listed) and all(isinstance(q, (Question, Prompt)) and n_options(q) == 1 for q in listed)
+    listed = _listed(questions)
+    return bool(listed) and all(n_options(question) == 1 for question in listed)
 
 
 def check_choice(questions: Questions, what: str, instead: str = "") -> None:
     """Refuse questions with a single option where `what` compares options; `instead` says what does without."""
-    for question in questions if isinstance(questions, Sequence) else ():
-        if isinstance(question, (Question, Prompt)) and n_options(question) < 2:
+    for question in _listed(questions):
+        if n_options(question) < 2:
             raise InputError(
                 f"{what}: {_called(questions, question)} has only one option, and there must be two to compare: "
                 f"draw wrong answers with nl.distractors{instead}"

@@ -92,9 +92,8 @@ class Asker:
     def logprobs(self, change: Edit | None = None, label: str = "asking", progress: bool = False) -> Tensor:
         """Log-probabilities among each prompt's options, (prompts, most options), -inf where a prompt has fewer."""
         scores = self.scores(change, label, progress)
-        return torch.empty(scores.shape).copy_(
-            scores.log_softmax(-1)
-        )  # .float() is not it while a judge computes wider
+        # Not .float(), which means float64 while a judge computes in that.
+        return torch.empty(scores.shape).copy_(scores.log_softmax(-1))
 
     @torch.no_grad()
     def scores(self, change: Edit | None = None, label: str = "asking", progress: bool = False) -> Tensor:

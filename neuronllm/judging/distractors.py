@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 
 from ..common.checks import integer
 from ..common.errors import InputError
+from ..data.labels import answer_placed
 from ..data.matching import abstains, includes, matches, normalise
 from ..data.prompts import group_by_question
-from ..data.questions import MAX_CHOICES, Question
-from ..data.sources import _place
+from ..data.questions import Question
 from ..engine.writing import Sampled, Writer, Written
 from .wording import prompts_to_write, warn_if_silent
 
@@ -77,8 +77,8 @@ def distractors(
 def _check(questions: Sequence[Question], n: int, samples: int, temperature: float) -> None:
     if not isinstance(questions, Sequence) or not all(isinstance(question, Question) for question in questions):
         raise InputError("questions: give a list of Question (nl.load_questions); prompts have no words to choose from")
-    if integer(n) is None or not 1 <= n < MAX_CHOICES:
-        raise InputError(f"n={n!r}: give a whole number of wrong choices, from 1 to {MAX_CHOICES - 1}")
+    if integer(n) is None or n < 1:
+        raise InputError(f"n={n!r}: give a whole number of wrong choices, 1 or more")
     if integer(samples) is None or samples < 0:
         raise InputError(f"samples={samples!r}: give a whole number, 0 or more")
     number = isinstance(temperature, (int, float)) and not isinstance(temperature, bool)
@@ -104,5 +104,5 @@ def _may_be_right(text: str, right: Sequence[str]) -> bool:
 
 
 def _with(question: Question, mistakes: Sequence[str]) -> Question:
-    choices, answer = _place(question.choices[question.answer], mistakes)
+    choices, answer = answer_placed(question.choices[question.answer], mistakes)
     return replace(question, choices=tuple(choices), answer=answer)

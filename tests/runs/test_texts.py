@@ -129,7 +129,7 @@ def test_other_answers_are_another_run(model, prompts, tmp_path):
     sized = [replace(p, lengths=[[2.0] * len(o) for o in p.option_ids]) for p in prompts]
     moved = [replace(p, offsets=[[0.5] * len(o) for o in p.option_ids]) for p in prompts]
     for others in (longer, sized, moved):
-        with pytest.raises(nl.InputError, match="prompts"):
+        with pytest.raises(nl.InputError, match="the run was begun with question_fingerprint"):
             work(others, resume=True)
     work(prompts, resume=True)
     assert content(output) and not (tmp_path / "scores.partial").exists()
