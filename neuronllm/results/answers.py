@@ -212,7 +212,7 @@ def chosen_choices(logprobs: Tensor, groups: Sequence[Sequence[Prompt]]) -> Tens
     order = torch.tensor([[*p.order, *range(len(p.order), most)] for p in prompts])  # which choice stands where
     probabilities = torch.zeros_like(logprobs).scatter(1, order, logprobs.exp())
     question = torch.tensor([n for n, group in enumerate(groups) for _ in group])
-    total = torch.zeros(len(groups), most).index_add(0, question, probabilities)
+    total = torch.zeros(len(groups), most, dtype=probabilities.dtype).index_add(0, question, probabilities)
     count = torch.tensor([[len(group)] for group in groups])
     return (total / count).argmax(-1)
 
