@@ -166,7 +166,7 @@ def test_prompts_that_are_parts_of_each_other_equal_the_judge():
     begun = [
         short,
         Prompt(short.input_ids + [10, 11, 30], other.option_ids, 0),
-        Prompt(short.input_ids[:6], other.option_ids, 2),
+        Prompt(short.input_ids[:6], short.option_ids, 2),
     ]
     with FastEngine(model, dtype=torch.float64) as fast, ReferenceEngine(model, dtype=torch.float64) as judge:
         assert fast.unusable(begun) is None
@@ -187,11 +187,12 @@ def test_batch_size_changes_nothing_beyond_rounding(size):
 def test_many_rows_are_cut_into_passes(name):
     """Passes of few answer tokens: the cuts fall inside sites, between spans and across them."""
     model, prompts = tiny(name), mixed_prompts()[:3]
-    with FastEngine(model) as engine:
+    with FastEngine(model, dtype=torch.float64) as engine:
         assert engine.unusable(prompts) is None
         whole = {label: CALLS[label](engine, prompts) for label in LIMITS}
     for tokens in (1, 20):
-        with FastEngine(model, plan=Plan(prompts=2, answer_tokens=tokens, window=2)) as small:
+        plan = Plan(prompts=2, answer_tokens=tokens, window=2)
+        with FastEngine(model, dtype=torch.float64, plan=plan) as small:
             for label, expected in whole.items():
                 assert differences(CALLS[label](small, prompts), expected) <= 1e-12, (label, tokens)
 
