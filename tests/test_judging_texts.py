@@ -13,6 +13,7 @@ import torch
 import neuronllm as nl
 from neuronllm.data.prompts import Prompt
 from neuronllm.judging.asking import warn_if_one_sided
+from neuronllm.judging.evaluate import p_change
 from neuronllm.model.anatomy import Anatomy
 from neuronllm.results.answers import Answers
 from neuronllm.results.neurons import NeuronSet
@@ -195,3 +196,17 @@ def test_the_pcr_is_that_of_two_separate_evaluations(model):
     assert line.startswith(f"PCR {together.pcr:.3f} = |{first.p_change:+.2%}| here / |{second.p_change:+.2%}| on the ")
     assert line.endswith("each the mean over prompts of the relative change of P(right)")
     assert "PCR" not in str(first)
+
+
+def test_a_right_text_that_was_out_of_the_question_has_no_relative_change():
+    """Options of many tokens lie further apart than float32 reaches: e**-150 is 0 there."""
+    prompts = texts(quiz(2))[:2]
+    right = [prompt.answer for prompt in prompts]
+
+    def answered(*logprobs: float) -> Answers:
+        table = torch.full((2, 4), -1.0)
+        table[torch.arange(2), torch.tensor(right)] = torch.tensor(logprobs)
+        return Answers(prompts, table)
+
+    assert p_change(answered(-150.0, -2.0), answered(-3.0, -1.0)) == pytest.approx(np.e - 1)
+    assert p_change(answered(-150.0, -150.0), answered(-3.0, -1.0)) is None

@@ -7,15 +7,13 @@ stands: it holds at all positions, as the baked weights do. The task is a local 
 from __future__ import annotations
 
 import copy
-import json
-import os
 
 import pytest
 
-os.environ["HF_DATASETS_OFFLINE"] = "1"  # HF_HUB_OFFLINE is set for every test
 pytest.importorskip("lm_eval", reason='needs lm-eval: pip install "neuronllm[lm-eval]"')
 
 import neuronllm as nl
+from tests.harness import evaluated, write_task
 from tests.tiny import tiny
 from tests.tiny_tokenizers import byte_level
 
@@ -41,21 +39,8 @@ def rows() -> list[dict]:
 def tasks(rows, tmp_path_factory) -> dict[str, dict]:
     """Answers in full, which are cut into several tokens, and answers by letter, which lm-eval scores in one pass."""
     folder = tmp_path_factory.mktemp("task")
-    path = folder / "colours.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    common = {
-        "dataset_path": "json",
-        "dataset_kwargs": {"data_files": {"test": str(path)}, "cache_dir": str(folder / "cache")},
-        "test_split": "test",
-        "output_type": "multiple_choice",
-        "doc_to_text": "{{question}}\nAnswer:",
-        "doc_to_target": "{{answer}}",
-        "metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}],
-    }
-    return {
-        "texts": {"task": "texts", "doc_to_choice": "{{choices}}", **common},
-        "letters": {"task": "letters", "doc_to_choice": "{{letters}}", **common},
-    }
+    kinds = {"texts": "{{choices}}", "letters": "{{letters}}"}
+    return {kind: write_task(folder, kind, rows, choices) for kind, choices in kinds.items()}
 
 
 @pytest.fixture(scope="module")
@@ -79,20 +64,6 @@ def neurons(model, tokenizer, rows):
         model, tokenizer, questions, "gradient", positions="all", template="plain", orders="none", progress=False
     )
     return scores.find(good=16, bad=16)
-
-
-def evaluated(model, tokenizer, task: dict, batch_size: int) -> tuple[dict, list]:
-    """lm-eval's metrics, and every sample's log-likelihoods in the order of the file."""
-    from lm_eval import simple_evaluate
-    from lm_eval.models.huggingface import HFLM
-    from lm_eval.tasks import TaskManager
-
-    lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, device="cpu", dtype="float32")
-    manager = TaskManager(include_defaults=False)
-    out = simple_evaluate(lm, tasks=[copy.deepcopy(task)], task_manager=manager, bootstrap_iters=0)
-    samples = sorted(out["samples"][task["task"]], key=lambda sample: sample["doc_id"])
-    metrics = {name: out["results"][task["task"]][name] for name in ("acc,none", "acc_norm,none")}
-    return metrics, [sample["filtered_resps"] for sample in samples]
 
 
 @pytest.mark.parametrize("batch_size", [1, 8])

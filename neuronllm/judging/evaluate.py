@@ -124,7 +124,7 @@ def evaluate(
         other = Asker(model, asking.prompts(model, tokenizer, unrelated), batch_size)
         elsewhere = p_change(other(None, "unrelated", progress), other(change, "unrelated", progress))
         report.p_change_unrelated = elsewhere
-        report.pcr = abs(p_change(base, edited)) / abs(elsewhere) if elsewhere else None
+        report.pcr = abs(report.p_change) / abs(elsewhere) if elsewhere and report.p_change is not None else None
     if controls:
         report.controls = random_controls(ask, change, edited, controls, seed, progress)
     if edited.collapsed:
@@ -200,6 +200,11 @@ def _intervals(base: Answers, edited: Answers | None, seed: int) -> Intervals:
     }
 
 
-def p_change(before: Answers, after: Answers) -> float:
-    """The mean over prompts of the relative change of P(right), signed."""
-    return float(((after.p_right - before.p_right) / before.p_right).mean())
+def p_change(before: Answers, after: Answers) -> float | None:
+    """The mean over prompts of the relative change of P(right), signed; None if there was nothing before.
+
+    Long texts can be so unlikely that P(right) is 0 in float32: no change is relative to that, so they are left out.
+    """
+    there = before.p_right > 0
+    first, then = before.p_right[there], after.p_right[there]
+    return float(((then - first) / first).mean()) if len(first) else None
