@@ -18,14 +18,14 @@ from torch import Tensor
 from ..model.anatomy import Anatomy
 from ..model.discovery import decoder_layers
 from .base import Engine
-from .batching import ANSWER_TOKENS, Plan, Sized, batch_size, fit, make_plan, roomy, run_batches
+from .batching import ANSWER_TOKENS, Plan, Sized, alike, batch_size, fit, make_plan, roomy, run_batches
 from .borrowed import DRIVING_ERRORS, check_prompts, input_device, quietly, rope_limit
 from .branch import Batch
 from .direct import direct
 from .effects import effects, rounding
 from .first_order import gradient, held
 from .full import plain_trees, recomputing
-from .head import Choices, Letters, choices_of, only_options
+from .head import Choices, Letters, Texts, choices_of, only_options
 from .integrals import integral
 from .memory import available, peak_memory
 from .objectives import AnyObjective, Objective, get_objective
@@ -34,6 +34,7 @@ from .selfcheck import Blocks, Differs, Verdict, clean_branch, head_can_be_cut, 
 from .stream import HALVES, float32_stream
 from .tree import Level, Prefix, siblings
 from .verdicts import reach, verdicts
+from .vocabulary import Bend, bend_of, streamed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -64,6 +65,7 @@ class FastEngine(Engine):
         self._ready: dict[bool, tuple[list[Prompt], Prefix]] = {}  # of the self-check, likewise
         self._blocks: Blocks | None = None  # what the self-check found of them
         self.options_head = True  # whether the head may compute the options' logits alone
+        self._bend: list[Bend | None] = []  # what the model makes of logits, once that was tried
         self._widened = False
         self._trial = False  # as little work as shows what memory it takes
         self._sizing = False  # no work at all, only its size
@@ -80,7 +82,7 @@ class FastEngine(Engine):
         if limit is not None and max(p.n_tokens for p in prompts) > limit:
             return f"its rotary angles depend on the longest prompt of a batch, and one is longer than {limit} tokens"
         self._make_plan(prompts)
-        for places in _alike(prompts):
+        for places in alike(prompts):
             reason = self._unusable([prompts[n] for n in places])
             if reason is not None:
                 return reason
@@ -312,7 +314,7 @@ class FastEngine(Engine):
         check_prompts(self.model, prompts)
         self._make_plan(prompts)
         self._blocks_of(prompts)
-        parts = _alike(prompts)
+        parts = alike(prompts)
         tokens = [max(per_prompt * len(prompts[n].tree.tokens) for n in places) for places in parts]
         tokens = [min(count, self.plan.answer_tokens) for count in tokens]
         self._tokens_a_prompt = max(tokens)
@@ -361,6 +363,11 @@ class FastEngine(Engine):
         finally:
             self._widened = False
 
+    def _bend_of(self, prompt: Prompt) -> Bend | None:
+        if not self._bend:
+            self._bend.append(bend_of(self.model, prompt, verdicts(self.model)))
+        return self._bend[0]
+
     @contextmanager
     def _hearing(self, prompts: Sequence[Prompt], objective: Objective) -> Iterator[Callable[[Tensor], Tensor]]:
         """The objective as a function of a batch's logits; what the clean branches picked is noted at the end."""
@@ -374,16 +381,14 @@ class FastEngine(Engine):
     def _choices(self, prompts: Sequence[Prompt], objective: Objective | None = None) -> Iterator[Choices]:
         """The choices of a batch, with a head that computes their logits alone where that is enough."""
         choices = choices_of(prompts, objective.forms if objective else None)
-        if not isinstance(choices, Letters) or (objective and objective.vocabulary) or not self.options_head:
+        if isinstance(choices, Texts) and (bend := self._bend_of(prompts[0])):
+            lengths = any(p.lengths or p.offsets for p in prompts)
+            first = objective is None or objective.vocabulary or lengths
+            with streamed(self.model, choices, bend, first) as few:
+                yield few
+        elif not isinstance(choices, Letters) or (objective and objective.vocabulary) or not self.options_head:
             yield choices
         else:
             ids, choices = choices.columns()
             with only_options(self.model, ids):
                 yield choices
-
-
-def _alike(prompts: Sequence[Prompt]) -> list[list[int]]:
-    """Places of the prompts that are read at their last token, and of those that are read behind it."""
-    letters = [n for n, prompt in enumerate(prompts) if prompt.one_token]
-    texts = [n for n, prompt in enumerate(prompts) if not prompt.one_token]
-    return [places for places in (letters, texts) if places]
