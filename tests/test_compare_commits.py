@@ -99,7 +99,7 @@ def test_changes_are_found(tools: Any, tmp_path: Path, change: Callable[[Any], N
 
 def test_what_is_new_is_counted_and_changes_nothing(tools: Any, tmp_path: Path) -> None:
     outcome = compared(tools, tmp_path, lambda head: head.data["enhance/all"].update(pcr=None))
-    assert outcome.fine and outcome.text == "equal" and outcome.notes == ("1 entries are new in head",)
+    assert outcome.fine and outcome.text == "equal" and outcome.notes == (f"{GROUP}: 1 entries are new in head",)
 
 
 def test_tolerance_is_for_floating_numbers_only(tools: Any, tmp_path: Path) -> None:

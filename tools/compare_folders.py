@@ -80,7 +80,7 @@ def _outcome(
         return Outcome(group, 0, False, "FAILED: there was nothing to compare", notes)
     new = sum(len(other.keys() - one.keys()) for one, other in zip(base, head, strict=True))
     if new:
-        notes = (*notes, f"{new} entries are new in head")
+        notes = (*notes, f"{group}: {new} entries are new in head")
     if not differences:
         return Outcome(group, values, True, "equal", notes)
     fine = all(difference.accepted(tolerance) for difference in differences)

@@ -52,6 +52,30 @@ def text_prompts(encoder: Encoder, variants: list[Variant], length: str, limit: 
     return prompts
 
 
+def prompts_to_write(encoder: Encoder, variants: list[Variant], limit: int | None) -> list[Prompt]:
+    """The prompts of all variants to which a model writes its answer; the tokens of their options are none."""
+    places = _places(encoder, variants)
+    encoded = encoder.encode([place.text for place in places], [variant.template.chat for variant in variants])
+    for variant, ids in zip(variants, encoded, strict=True):
+        if limit is not None and len(ids) > limit:
+            raise InputError(
+                f"question {variant.id!r} makes a prompt of {len(ids)} tokens with template "
+                f"{short(variant.template.name)}, more than the context of {limit}: shorten it or leave it out"
+            )
+    return [
+        Prompt(
+            input_ids=ids,
+            option_ids=[[[number]] for number in range(len(variant.order))],
+            answer=variant.order.index(variant.question.answer),
+            question_id=variant.id,
+            order=variant.order,
+            template=variant.template.name,
+            texts=tuple(variant.shown),
+        )
+        for variant, ids in zip(variants, encoded, strict=True)
+    ]
+
+
 def _places(encoder: Encoder, variants: list[Variant]) -> list[_Place]:
     """Behind white space nothing is put before an answer, and a space elsewhere; a chat template says itself what."""
     said: dict[str, str | None] = {}

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..common.checks import short
 from ..common.errors import InputError
-from .answer_texts import text_prompts
+from .answer_texts import prompts_to_write, text_prompts
 from .encoding import Encoder, backend_kept
 from .forms import ANSWERS, LENGTHS
 from .letters import letter_prompts
@@ -100,7 +100,8 @@ def render(
 ) -> list[Prompt]:
     """The prompts of all questions: for each question, each template, each order, in this sequence.
 
-    `answers` is the form of the answer, letters or texts (None: texts where a question is open, else letters). `orders`
+    `answers` is the form of the answer, letters or texts (None: texts where a question is open, else letters), or
+    generate for prompts to which a model writes: worded as for texts, and nothing of their options is used. `orders`
     is rotate (None), shuffle3 or none; a template that does not show the options is rendered once, as orders would only
     repeat it. `template` is a name (for letters default (None), plain, brief; for texts cloze (None), cloze_plain,
     cloze_brief, cloze_options; chat for the tokenizer's chat template around the default, chat:NAME for another wording
@@ -112,7 +113,7 @@ def render(
     >>> prompts = render(tokenizer, questions, orders="rotate", template="plain")  # doctest: +SKIP
     >>> prompts = render(tokenizer, questions, answers="texts", length="tokens")  # doctest: +SKIP
     """
-    form = answer_form(questions, answers)
+    form = "texts" if answers == "generate" else answer_form(questions, answers)
     templates = read_templates(template, form)
     if length not in LENGTHS:
         raise InputError(f"length={length!r} is not known; known are {', '.join(LENGTHS)}")
@@ -128,6 +129,8 @@ def render(
         limit = encoder.limit(max_length)
         if form == "letters":
             return letter_prompts(encoder, variants, limit)
+        if answers == "generate":
+            return prompts_to_write(encoder, variants, limit)
         return text_prompts(encoder, variants, length, limit)
 
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from ..common.errors import InputError
 from ..common.statistics import bootstrap_interval, mcnemar, relative_change
-from ..data.forms import found_template, one_option_each, wording_of
+from ..data.forms import ANSWERS, check_known, found_template, one_option_each, wording_of
 from ..data.prompts import Questions
 from ..engine.asking import Asker, Edit
 from ..results.answers import Answers
@@ -73,6 +73,7 @@ def evaluate(
     """
     if positions is not None and positions not in POSITIONS:
         raise InputError(f"positions={positions!r}: known values are {', '.join(POSITIONS)}")
+    check_known("answers", answers, (*ANSWERS, "generate"))
     if isinstance(controls, bool) or not isinstance(controls, int) or controls < 0:
         raise InputError(f"controls={controls!r}: give a whole number, 0 or more")
     change: Edit | None = None

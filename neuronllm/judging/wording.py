@@ -17,7 +17,7 @@ def prompts_to_write(
     tokenizer: PreTrainedTokenizerBase | None, questions: Questions, orders: str, template: Any
 ) -> list[Prompt]:
     """Prompts as they are given, and questions in words that ask for an answer in words."""
-    return as_prompts(tokenizer, questions, orders, template, answers="texts")
+    return as_prompts(tokenizer, questions, orders, template, answers="generate")
 
 
 def warn_if_silent(texts: Sequence[str], stacklevel: int = 4) -> None:
