@@ -14,7 +14,7 @@ from neuronllm.data.prompts import Prompt
 from neuronllm.engine.borrowed import DoublePrecision
 from tests.tiny import random_prompts
 
-DOWN = {"gpt2": "transformer.h.{}.mlp.c_proj"}
+DOWN = {"gpt2": "transformer.h.{}.mlp.c_proj", "falcon": "transformer.h.{}.mlp.dense_4h_to_h"}
 Objective = Callable[[Tensor, Prompt], Tensor]
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 import torch
 
@@ -15,11 +18,22 @@ from neuronllm.engine.reference import ReferenceEngine
 from tests.checks import quiz, untouched
 from tests.test_batches import family
 from tests.test_fast import CALLS, EXPLAINED, REACHED, differences, median_error
-from tests.texts import corrected, in_words, mixed_prompts, open_prompts, text_prompts, with_texts
+from tests.texts import (
+    corrected,
+    few_prompts,
+    in_words,
+    mixed_prompts,
+    open_prompts,
+    random_tokens,
+    text_prompts,
+    with_texts,
+)
 from tests.tiny import EXPERTS, random_prompts, tiny
 
-QUICK = ("llama", "gemma2", "mixtral")
-FAMILIES = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in REACHED]
+QUICK = ["llama", "gemma2", "mixtral"]
+# Every attention, block and router of a kind; all families are in the first two tests.
+KINDS = [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in ("gpt2", "mistral", "qwen2_moe", "gpt_oss"))]
+OTHERS = [name for name in REACHED if name not in QUICK]
 WINDOWED = ["mistral", "gemma2", "gemma3_text", "gpt_oss"]  # their window is of 8 tokens
 FIRST_ORDER, EXACT = 1e-5, 1e-4  # what company may change in float32
 LIMITS = {
@@ -36,9 +50,18 @@ LIMITS = {
 # ---- every family ----
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", QUICK)
 def test_equals_the_judge_in_float64(name):
-    model, prompts = tiny(name), mixed_prompts()
+    check_equality(tiny(name), mixed_prompts())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OTHERS)
+def test_equals_the_judge_in_float64_on_every_family(name):
+    check_equality(tiny(name), few_prompts())
+
+
+def check_equality(model: Any, prompts: list[Prompt]) -> None:
     with FastEngine(model, dtype=torch.float64) as fast, ReferenceEngine(model, dtype=torch.float64) as judge:
         assert fast.unusable(prompts) is None
         for label, call in CALLS.items():
@@ -47,9 +70,19 @@ def test_equals_the_judge_in_float64(name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", REACHED)
+def test_equals_the_judge_in_float32(name):
+    model, prompts = tiny(name, torch.float32), few_prompts()
+    with FastEngine(model) as fast, ReferenceEngine(model) as judge:
+        assert fast.unusable(prompts) is None
+        for label in ("integrate", "gradient", "gradient everywhere", "effects"):
+            assert differences(CALLS[label](fast, prompts), CALLS[label](judge, prompts)) <= 1e-4, label
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["llama", "gemma2", "mixtral", "gpt2"])
 def test_equals_the_judge_for_every_objective(name):
-    plain = text_prompts((13, 5))
-    model, prompts = tiny(name), [plain[0], corrected(plain[1])]
+    """`CALLS` has every objective once; here every verb has all of them."""
+    model, prompts = tiny(name), few_prompts()
     with FastEngine(model, dtype=torch.float64) as fast, ReferenceEngine(model, dtype=torch.float64) as judge:
         assert fast.unusable(prompts) is None
         for objective in OBJECTIVES:
@@ -59,20 +92,15 @@ def test_equals_the_judge_for_every_objective(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", REACHED)
-def test_equals_the_judge_in_float32(name):
-    model, prompts = tiny(name, torch.float32), mixed_prompts()
-    with FastEngine(model) as fast, ReferenceEngine(model) as judge:
-        assert fast.unusable(prompts) is None
-        for label in ("integrate", "gradient", "gradient everywhere", "effects"):
-            assert differences(CALLS[label](fast, prompts), CALLS[label](judge, prompts)) <= 1e-4, label
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", REACHED)
+@pytest.mark.parametrize("name", ["llama", "mistral", "gemma2", "phi", "olmoe"])
 def test_is_no_worse_than_the_judge_in_bfloat16(name):
-    """The error budget of letters (`tests/test_fast.py`): both are compared with the judge in float64."""
-    model, prompts = tiny(name, torch.bfloat16), text_prompts((5, 14, 6, 11, 14, 5, 11, 6))
+    """The error budget of letters (`tests/test_fast.py`), of the median of more prompts.
+
+    Whether an h near 0, a gate or a tie of the router turns over is chance, and a text has several tokens for it.
+    """
+    model = tiny(name, torch.bfloat16)
+    prompts = [p for n in range(6) for p in text_prompts((5 + n, 6, 7, 14 + n)) if p.question_id in ("t0", "t3")]
+    prompts = [replace(p, input_ids=random_tokens(len(p.input_ids), n)) for n, p in enumerate(prompts)]
     calls = {label: call for label, call in CALLS.items() if "effects" not in label}
     with ReferenceEngine(model, dtype=torch.float64) as truth:
         true = {label: call(truth, prompts) for label, call in calls.items()}
@@ -98,7 +126,7 @@ def test_exact_effects_of_a_16_bit_model_are_those_of_its_weights_in_float32(nam
         assert 0 < engine.plan.noise < 1e-3
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", KINDS)
 def test_a_right_answer_alone_equals_the_judge(name):
     model, prompts = tiny(name), open_prompts()
     with FastEngine(model, dtype=torch.float64) as fast, ReferenceEngine(model, dtype=torch.float64) as judge:
@@ -109,12 +137,12 @@ def test_a_right_answer_alone_equals_the_judge(name):
                 assert distance <= 1e-9, (label, objective)
 
 
-@pytest.mark.parametrize("name", ["llama", "gemma2", "mixtral", "opt"])
+@pytest.mark.parametrize("name", ["llama", "mixtral"])
 @pytest.mark.parametrize("label", CALLS)
 def test_one_prompt_alone_equals_the_judge(name, label):
     model = tiny(name)
     with FastEngine(model, dtype=torch.float64) as fast, ReferenceEngine(model, dtype=torch.float64) as judge:
-        for prompt in text_prompts((9, 12))[1:] + [corrected(text_prompts((6,))[0])]:
+        for prompt in (text_prompts((9, 12))[1], corrected(text_prompts((6,))[0])):
             assert fast.unusable([prompt]) is None
             assert differences(CALLS[label](fast, [prompt]), CALLS[label](judge, [prompt])) <= 1e-9
 
@@ -122,7 +150,7 @@ def test_one_prompt_alone_equals_the_judge(name, label):
 @pytest.mark.parametrize("name", WINDOWED)
 def test_windows_shorter_than_the_prompt_and_inside_an_answer(name):
     """Prompts end before, at and behind the window of 8, so that it slides while an answer is read."""
-    model, prompts = tiny(name), [corrected(p) if n % 2 else p for n, p in enumerate(text_prompts((20, 9, 7, 8, 3, 4)))]
+    model, prompts = tiny(name), [corrected(p) if n % 2 else p for n, p in enumerate(text_prompts((20, 9, 7, 8)))]
     with FastEngine(model, dtype=torch.float64) as fast, ReferenceEngine(model, dtype=torch.float64) as judge:
         assert fast.unusable(prompts) is None
         for label in ("integrate", "gradient", "gradient everywhere", "effects", "activations everywhere"):
@@ -132,7 +160,7 @@ def test_windows_shorter_than_the_prompt_and_inside_an_answer(name):
 # ---- company ----
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", KINDS)
 def test_a_prompt_does_not_depend_on_its_batch(name):
     """Alone, in a ragged batch without sharing, and with root and stems shared."""
     model, prompts = tiny(name, torch.float32), with_texts(family())
@@ -153,11 +181,7 @@ def test_a_prompt_does_not_depend_on_its_batch(name):
 
 @pytest.mark.parametrize("name", ["llama", pytest.param("qwen3_moe", marks=pytest.mark.slow)])
 def test_prompts_that_share_how_they_begin_equal_the_judge(name):
-    model, prompts = tiny(name), with_texts(family())
-    with FastEngine(model, dtype=torch.float64) as fast, ReferenceEngine(model, dtype=torch.float64) as judge:
-        assert fast.unusable(prompts) is None
-        for label, call in CALLS.items():
-            assert differences(call(fast, prompts), call(judge, prompts)) <= 1e-9, label
+    check_equality(tiny(name), with_texts(family()))
 
 
 def test_prompts_that_are_parts_of_each_other_equal_the_judge():
@@ -168,10 +192,7 @@ def test_prompts_that_are_parts_of_each_other_equal_the_judge():
         Prompt(short.input_ids + [10, 11, 30], other.option_ids, 0),
         Prompt(short.input_ids[:6], short.option_ids, 2),
     ]
-    with FastEngine(model, dtype=torch.float64) as fast, ReferenceEngine(model, dtype=torch.float64) as judge:
-        assert fast.unusable(begun) is None
-        for label, call in CALLS.items():
-            assert differences(call(fast, begun), call(judge, begun)) <= 1e-9, label
+    check_equality(model, begun)
 
 
 @pytest.mark.parametrize("size", [1, 2])
@@ -224,7 +245,7 @@ def test_letters_beside_texts_keep_their_scores():
 # ---- how the model answers ----
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", KINDS)
 def test_answers_do_not_depend_on_the_batch(name):
     model, prompts = tiny(name, torch.float32), [*with_texts(family()), *mixed_prompts(), *open_prompts()]
     ids = torch.arange(0, 56, 5)

@@ -18,7 +18,7 @@ from neuronllm.engine.reference import ReferenceEngine
 from tests import plain, plain_texts
 from tests.checks import untouched
 from tests.plain_texts import OBJECTIVES
-from tests.texts import corrected, in_words, mixed_prompts, open_prompts, random_tokens, text_prompts
+from tests.texts import corrected, few_prompts, in_words, mixed_prompts, open_prompts, random_tokens, text_prompts
 from tests.tiny import random_prompts, tiny
 
 ROUTED = ("mixtral", "gpt_oss", "qwen2_moe", "deepseek_v3")
@@ -121,7 +121,7 @@ def test_by_hand_the_model_is_left_as_it_was():
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_gradients(name):
-    check_gradients(tiny(name), mixed_prompts(), GRADIENTS)
+    check_gradients(tiny(name), few_prompts(), GRADIENTS)
 
 
 @pytest.mark.slow
@@ -139,7 +139,7 @@ def check_gradients(model: Any, prompts: list[Prompt], kinds: list[tuple[str, st
 @pytest.mark.parametrize("rules", RULES)
 @pytest.mark.parametrize("name", FAMILIES[:-1])  # DeepSeek's keys and values come out of one projection
 def test_relp(name, rules):
-    model, prompts = tiny(name), mixed_prompts()[:4]
+    model, prompts = tiny(name), few_prompts()
     with judge(model) as engine:
         for positions in ("answer", "all"):
             found = engine.gradients(prompts, "logp_options", positions=positions, rules=rules)
@@ -151,7 +151,7 @@ def test_relp(name, rules):
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_gradients_of_every_option(name):
-    model, prompts = tiny(name), mixed_prompts()
+    model, prompts = tiny(name), few_prompts()
     with judge(model) as engine:
         found = engine.option_gradients(prompts)
     most = max(len(prompt.option_ids) for prompt in prompts)
@@ -163,7 +163,7 @@ def test_gradients_of_every_option(name):
 
 @pytest.mark.parametrize(("name", "objective"), INTEGRALS)
 def test_integrated_gradients(name, objective):
-    model, prompts = tiny(name), mixed_prompts()
+    model, prompts = tiny(name), few_prompts()
     alphas, weights = quadrature("gauss", 2)
     with judge(model) as engine:
         found = engine.integrate(prompts, objective, alphas, weights)
@@ -173,8 +173,8 @@ def test_integrated_gradients(name, objective):
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_effects(name):
-    model, prompts = tiny(name), [*text_prompts((5, 7)), corrected(text_prompts((6, 13))[1])]
-    ids = list(range(55, 0, -6))
+    model, prompts = tiny(name), few_prompts()
+    ids = list(range(55, 0, -9))
     with judge(model) as engine:
         for objective, factor in (("logp_options", 0.0), ("p_vocab", 2.0)):
             found = engine.effects(prompts, objective, ids=torch.tensor(ids), factor=factor)
@@ -185,7 +185,7 @@ def test_effects(name):
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_activations(name):
-    model, prompts = tiny(name), mixed_prompts()
+    model, prompts = tiny(name), few_prompts()
     with judge(model) as engine:
         for positions in ("answer", "all"):
             found = engine.activations(prompts, positions)
@@ -194,7 +194,7 @@ def test_activations(name):
 
 @pytest.mark.parametrize("name", FAMILIES[:4])
 def test_frequencies(name):
-    model, prompts = tiny(name), mixed_prompts()
+    model, prompts = tiny(name), few_prompts()
     with judge(model) as engine:
         for positions in ("answer", "all"):
             found = engine.activations(prompts, positions, "frequency")

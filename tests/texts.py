@@ -47,6 +47,13 @@ def mixed_prompts() -> list[Prompt]:
     return [plain[0], letters, corrected(plain[1]), plain[2], sized, corrected(plain[3])]
 
 
+def few_prompts() -> list[Prompt]:
+    """One to six tokens, several forms, lengths and offsets, a letter: in as few sequences as that takes."""
+    six, nested = text_prompts((5, 6, 14, 15))[2:]
+    letter = Prompt(random_tokens(9, 31), [[[3], [4]], [[5]], [[6], [7]]], 2, question_id="letter")
+    return [six, letter, corrected(nested)]
+
+
 def open_prompts() -> list[Prompt]:
     """Right answers without anything to contrast them with, one of them in two forms."""
     return [
