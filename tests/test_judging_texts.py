@@ -157,6 +157,8 @@ def test_where_the_right_answer_is_nearly_always_the_shortest_it_is_said():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         warn_if_one_sided(short[:9])  # too few to tell
+        warn_if_one_sided([dataclasses.replace(p, lengths=[[1.0], [3.0]]) for p in short])  # told as advised already
+        warn_if_one_sided([dataclasses.replace(p, offsets=[[-4.0], [-9.0]]) for p in short])
         warn_if_one_sided([sized(1, 3, answer=n % 2) for n in range(10)])
         warn_if_one_sided([sized(2, 2)] * 10)  # the first is always right, which is no letter that a model can like
 

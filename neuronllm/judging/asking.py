@@ -58,6 +58,8 @@ def warn_if_one_sided(prompts: Sequence[Prompt]) -> None:
     if all(prompt.form == "letters" for prompt in prompts):
         _warn_if_one_letter(prompts)
         return
+    if any(prompt.lengths or prompt.offsets for prompt in prompts):
+        return  # length counts already
     shares, told = shares_by_size(prompts, [prompt.answer for prompt in prompts])
     for size, liked in (("shortest", "short"), ("longest", "long")):
         if told >= MANY and shares[size] > ONE_SIDED:
