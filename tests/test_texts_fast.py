@@ -31,10 +31,13 @@ from tests.texts import (
 from tests.tiny import EXPERTS, random_prompts, tiny
 
 QUICK = ["llama", "gemma2", "mixtral"]
-# Every attention, block and router of a kind; all families are in the first two tests.
+# Every attention, block and router of a kind; all families are in the first tests.
 KINDS = [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in ("gpt2", "mistral", "qwen2_moe", "gpt_oss"))]
-OTHERS = [name for name in REACHED if name not in QUICK]
-WINDOWED = ["mistral", "gemma2", "gemma3_text", "gpt_oss"]  # their window is of 8 tokens
+FAMILIES = [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in REACHED if name not in QUICK)]
+WINDOWED = [
+    "mistral",
+    *(pytest.param(name, marks=pytest.mark.slow) for name in ("gemma2", "gemma3_text", "gpt_oss")),
+]  # their window is of 8 tokens
 FIRST_ORDER, EXACT = 1e-5, 1e-4  # what company may change in float32
 LIMITS = {
     "integrate": FIRST_ORDER,
@@ -50,15 +53,15 @@ LIMITS = {
 # ---- every family ----
 
 
-@pytest.mark.parametrize("name", QUICK)
+@pytest.mark.parametrize("name", FAMILIES)
 def test_equals_the_judge_in_float64(name):
-    check_equality(tiny(name), mixed_prompts())
+    check_equality(tiny(name), few_prompts())
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", OTHERS)
-def test_equals_the_judge_in_float64_on_every_family(name):
-    check_equality(tiny(name), few_prompts())
+@pytest.mark.parametrize("name", QUICK)
+def test_a_mixed_batch_equals_the_judge(name):
+    check_equality(tiny(name), mixed_prompts())
 
 
 def check_equality(model: Any, prompts: list[Prompt]) -> None:
@@ -79,10 +82,10 @@ def test_equals_the_judge_in_float32(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["llama", "gemma2", "mixtral", "gpt2"])
+@pytest.mark.parametrize("name", ["llama", "gemma2"])
 def test_equals_the_judge_for_every_objective(name):
     """`CALLS` has every objective once; here every verb has all of them."""
-    model, prompts = tiny(name), few_prompts()
+    model, prompts = tiny(name), few_prompts()[1:]
     with FastEngine(model, dtype=torch.float64) as fast, ReferenceEngine(model, dtype=torch.float64) as judge:
         assert fast.unusable(prompts) is None
         for objective in OBJECTIVES:
@@ -92,7 +95,7 @@ def test_equals_the_judge_for_every_objective(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["llama", "mistral", "gemma2", "phi", "olmoe"])
+@pytest.mark.parametrize("name", ["llama", "gemma2", "phi", "olmoe"])
 def test_is_no_worse_than_the_judge_in_bfloat16(name):
     """The error budget of letters (`tests/test_fast.py`), of the median of more prompts.
 
@@ -137,7 +140,7 @@ def test_a_right_answer_alone_equals_the_judge(name):
                 assert distance <= 1e-9, (label, objective)
 
 
-@pytest.mark.parametrize("name", ["llama", "mixtral"])
+@pytest.mark.parametrize("name", ["llama", pytest.param("mixtral", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("label", CALLS)
 def test_one_prompt_alone_equals_the_judge(name, label):
     model = tiny(name)
@@ -179,9 +182,8 @@ def test_a_prompt_does_not_depend_on_its_batch(name):
                 assert not together[n, width:].any()
 
 
-@pytest.mark.parametrize("name", ["llama", pytest.param("qwen3_moe", marks=pytest.mark.slow)])
-def test_prompts_that_share_how_they_begin_equal_the_judge(name):
-    check_equality(tiny(name), with_texts(family()))
+def test_prompts_that_share_how_they_begin_equal_the_judge():
+    check_equality(tiny("llama"), with_texts(family())[1:6:2])
 
 
 def test_prompts_that_are_parts_of_each_other_equal_the_judge():
@@ -204,7 +206,7 @@ def test_batch_size_changes_nothing_beyond_rounding(size):
             assert differences(CALLS[label](small, prompts), CALLS[label](large, prompts)) <= 1e-12, label
 
 
-@pytest.mark.parametrize("name", ["llama", "gemma2", "mixtral"])
+@pytest.mark.parametrize("name", ["llama", pytest.param("mixtral", marks=pytest.mark.slow)])
 def test_many_rows_are_cut_into_passes(name):
     """Passes of few answer tokens: the cuts fall inside sites, between spans and across them."""
     model, prompts = tiny(name), mixed_prompts()[:3]
