@@ -30,6 +30,7 @@ class Shape:
     copies: tuple[int, ...] = (1, 4, 16, 32, 64)  # tried for the plain loop over neurons
     rows: tuple[int, ...] = (16, 32, 128, 512)  # and for the one behind a kept prefix
     options: int = 4  # of a prompt
+    answer_tokens: int = 1  # of an option
     sampled_layers: tuple[int, ...] = ()  # dear plain methods are timed on these layers only: empty means on all
     sampled_neurons: int = 0  # and exact effects on so many neurons: 0 means all
     dear: tuple[str, ...] = ()  # methods whose plain way takes minutes or more a prompt
@@ -78,6 +79,21 @@ SHAPES = {
         Shape("narrow-olmo2", "olmo2", _dense(4, 128, 352, 4, 4, 1000, eos_token_id=0), std=0.1, tokens=40),
         Shape("narrow-neox", "gpt_neox", _dense(4, 128, 352, 4, 4, 1000), std=0.1, tokens=40),
         Shape("small", "llama", _dense(8, 512, 1408, 8, 8, 8000), std=0.05, dear=("logprob",)),
+        # Answers of three tokens, whose normaliser is over the vocabulary.
+        *(
+            Shape(
+                name,
+                "llama",
+                _dense(8, 512, 1408, 8, 8, vocabulary),
+                std=0.05,
+                prompts=16,
+                batches=(4, 8, 16, 32, 64),
+                rows=(4, 16, 64),
+                copies=(1, 4, 16),
+                answer_tokens=3,
+            )
+            for name, vocabulary in (("small-32k", 32000), ("small-128k", 128256))
+        ),
         # The real model of `make real`, here with random weights.
         Shape(
             "smollm2-135m",
@@ -177,6 +193,10 @@ def shared_prompts(shape: Shape, questions: int, variants: int, seed: int) -> li
 def _prompt(ids: torch.Tensor, shape: Shape, draw: torch.Generator, question: str) -> Prompt:
     from neuronllm import Prompt
 
-    letters = range(1, 1 + shape.options)  # the same letters in every prompt, as a template has them
     answer = int(torch.randint(shape.options, (1,), generator=draw))
-    return Prompt(input_ids=ids.tolist(), option_ids=[[n] for n in letters], answer=answer, question_id=question)
+    if shape.answer_tokens == 1:
+        letters = range(1, 1 + shape.options)  # the same letters in every prompt, as a template has them
+        return Prompt(input_ids=ids.tolist(), option_ids=[[n] for n in letters], answer=answer, question_id=question)
+    size = (shape.options, shape.answer_tokens)
+    texts = torch.randint(1, shape.config["vocab_size"], size, generator=draw).tolist()
+    return Prompt(input_ids=ids.tolist(), option_ids=[[text] for text in texts], answer=answer, question_id=question)

@@ -49,9 +49,12 @@ def planned(
         run = Run(output, job.settings(ranks.size), resume, ranks) if output is not None and resume else None
         begun = run.manifest if run is not None else None
         with engine_of(job, Plan.from_dict(begun["plan"]) if begun else None) as engine:
-            engine.fit(partial(raw_scores, job, engine), job.prompts, always=True)
+            work = partial(raw_scores, job, engine)
+            engine.fit(work, job.prompts, always=True)
+            seconds = engine.seconds(work, job.prompts)
             name, plan, reason = engine.name, engine.plan, engine.reason
-        return "\n".join([*_sizes(job), *_work(job, name, plan, reason), *_shares(job, ranks), *_left(job, ranks, run)])
+        lines = [*_sizes(job), *_work(job, name, plan, reason), *_time(seconds, ranks)]
+        return "\n".join([*lines, *_shares(job, ranks), *_left(job, ranks, run)])
 
 
 def _sizes(job: Job) -> list[str]:
@@ -64,7 +67,24 @@ def _sizes(job: Job) -> list[str]:
     if job.request.answers == "texts":
         spans = [prompt.span for prompt in job.prompts]
         lines.append(f"answered in texts of {min(spans)} to {max(spans)} tokens, length {job.request.length}")
+        trees = sum(prompt.n_tokens for prompt in job.prompts)
+        lines.append(f"{trees:,} tokens with the answers as trees, {_sequences(job):,} with a sequence for each")
     return lines + job.remarks()
+
+
+def _sequences(job: Job) -> int:
+    """Tokens of all prompts, run once for every sequence that an answer may be."""
+    return sum(
+        len(prompt.input_ids) + len(ids) - 1 for prompt in job.prompts for option in prompt.option_ids for ids in option
+    )
+
+
+def _time(seconds: float | None, ranks: Ranks) -> list[str]:
+    if seconds is None:
+        return []
+    seconds /= ranks.size
+    shown = f"{seconds:,.0f} s" if seconds >= 1 else "less than a second"
+    return [f"  time: about {shown} if this machine stays as busy as it is, loading not counted"]
 
 
 def _work(job: Job, name: str, plan: Plan, reason: str | None) -> list[str]:

@@ -8,8 +8,8 @@ driven so.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -24,14 +24,14 @@ from ..results.answers import Answers
 from .answer_trees import AnswerTrees
 from .attention import piece_attention
 from .batching import Plan, backing_off
-from .borrowed import DRIVING_ERRORS, answer_logits, borrowed, check_prompts, quietly, rope_limit
+from .borrowed import DRIVING_ERRORS, answer_logits, borrowed, check_prompts, quietly, rope_limit, tolerance
 from .full import padded, plain_trees
-from .head import choices_of
+from .head import Choices, Texts, choices_of
 from .objectives import NEVER
 from .prefill import piece_inputs, prefill_root, shared_levels
-from .selfcheck import tolerance
 from .tree import Level, root_length, siblings, with_answers
 from .verdicts import Verdicts, reach, verdicts
+from .vocabulary import bend_of, streamed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -118,9 +118,20 @@ class Asker:
 
     def _batch(self, root: Level | None, edited: Edited, shares: bool, places: list[int]) -> Tensor:
         batch = [self.prompts[n] for n in places]
-        logits = _through_tree(batch, root, edited) if shares else _plain(batch, edited)
-        scores = choices_of(batch).scores(logits[:, None])[:, 0]
+        with self._reading(batch) as choices:
+            logits = _through_tree(batch, root, edited) if shares else _plain(batch, edited)
+            scores = choices.scores(logits[:, None])[:, 0]
         return scores.masked_fill(scores <= NEVER, float("-inf"))
+
+    @contextmanager
+    def _reading(self, batch: list[Prompt]) -> Iterator[Choices]:
+        choices = choices_of(batch)
+        bend = bend_of(self.model, batch[0], self._verdicts) if isinstance(choices, Texts) else None
+        if bend is None or not isinstance(choices, Texts):
+            yield choices
+        else:
+            with streamed(self.model, choices, bend) as few:
+                yield few
 
     def _root(self, edited: Edited) -> Level:
         """What all prompts start with, under the edit."""

@@ -88,6 +88,10 @@ class Engine(ABC):
     ) -> None:
         """Cut the batches by what memory `work` (prompts -> scores) takes; `always` gives an estimate anyway."""
 
+    def seconds(self, work: Callable[[Sequence[Prompt]], Tensor], prompts: Sequence[Prompt]) -> float | None:
+        """About how long `work` on all of these takes, by doing a little of it after `fit`; None where nobody tried."""
+        return None
+
     @abstractmethod
     def activations(self, prompts: Sequence[Prompt], positions: str = "answer", statistic: str = "value") -> Tensor:
         """h at the answer position, or its mean over all positions; "frequency" counts h's gate being positive."""

@@ -121,6 +121,13 @@ def fit(plan: Plan, work: Callable[[Plan, Sequence[Prompt]], int], prompts: Sequ
     return replace(plan, prompts=size, estimate={"first prompt": first, "each further prompt": further})
 
 
+def alike(prompts: Sequence[Prompt]) -> list[list[int]]:
+    """Places of the prompts that are read at their last token, and of those that are read behind it."""
+    letters = [n for n, prompt in enumerate(prompts) if prompt.one_token]
+    texts = [n for n, prompt in enumerate(prompts) if not prompt.one_token]
+    return [places for places in (letters, texts) if places]
+
+
 def run_batches(
     prompts: Sequence[Prompt], score: Callable[[Sequence[Prompt]], Tensor], plan: Plan, per_prompt: int = 1
 ) -> Tensor:

@@ -98,6 +98,21 @@ def input_device(model: PreTrainedModel) -> torch.device:
     return next(model.get_input_embeddings().parameters()).device
 
 
+STATES = "states_of_the_pass"  # marks the forward of a head that keeps what goes into it
+
+
+class HeldStates:
+    """What went into the head in the last pass; those whose logits were chosen of it."""
+
+    states: Tensor | None = None
+
+    def choose(self, rows: Tensor, place: Tensor) -> None:
+        """As the logits are chosen."""
+        assert self.states is not None
+        states = self.states.reshape(len(rows), -1, self.states.shape[-1])
+        self.states = states[rows.to(states.device), place.to(states.device)]
+
+
 def answer_logits(
     model: PreTrainedModel, ids: Tensor, mask: Tensor | None = None, at: Tensor | None = None, **more: Any
 ) -> Tensor:
@@ -117,6 +132,9 @@ def answer_logits(
         logits = model(**inputs).logits[:, where.to(input_device(model))]
     rows = torch.arange(len(ids), device=logits.device).reshape(-1, *[1] * (place.ndim - 1))
     logits = logits[rows, place.to(logits.device)]
+    held: HeldStates | None = getattr(vars(model.get_output_embeddings()).get("forward"), STATES, None)
+    if held is not None:
+        held.choose(rows, place)
     check_finite(model, logits)
     return logits
 
@@ -176,6 +194,12 @@ def check_prompts(model: PreTrainedModel, prompts: Sequence[Prompt]) -> None:
                 f"{name}: token id {highest} is outside the model's vocabulary of {vocabulary}; "
                 "the tokenizer and the model do not belong together"
             )
+
+
+def tolerance(plain: Tensor) -> Tensor:
+    """Many models compute norms and softmax in float32 whatever their type."""
+    eps = 1000 * max(torch.finfo(kind).eps for kind in (plain.dtype, torch.float32))
+    return min(eps, 0.1) * plain.abs().max()
 
 
 def check_finite(model: PreTrainedModel, logits: Tensor) -> None:

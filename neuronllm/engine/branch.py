@@ -50,6 +50,7 @@ class Batch:
     plain: frozenset[str]  # blocks behind which branches may join
     value: Callable[[Tensor], Tensor]  # logits (rows, branches, ids) -> the objective (prompts, branches)
     answer_tokens: int  # answer tokens of one pass, at most
+    passes: int = 1  # that it takes, as far as that is known
 
     @property
     def width(self) -> int:

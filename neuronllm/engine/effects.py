@@ -7,6 +7,7 @@ belongs to is up to each prompt's routes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -26,7 +27,9 @@ def effects(batch: Batch, ids: Tensor | None, factor: float, trial: bool = False
     places = _places(batch, ids, routes)
     total = sum(len(at) for _, at in places)
     found: dict[str, list[Tensor]] = {site.down: [] for site, _ in places}
-    for chunk in _chunks(places, max(1, min(total, batch.branches))):
+    most = max(1, min(total, batch.branches))
+    batch.passes = math.ceil(total / most)
+    for chunk in _chunks(places, most):
         if trial and found[places[0][0].down]:
             return torch.zeros(len(batch.prompts), batch.anatomy.n_neurons if ids is None else len(ids))
         values = _swept(batch, chunk, routes, factor).split([len(at) for _, at in chunk], 1)

@@ -17,34 +17,33 @@ from torch import Tensor
 
 from ..model.anatomy import Anatomy
 from ..model.discovery import decoder_layers
-from .base import Engine
-from .batching import ANSWER_TOKENS, Plan, Sized, batch_size, fit, make_plan, roomy, run_batches
-from .borrowed import DRIVING_ERRORS, check_prompts, input_device, quietly, rope_limit
+from .batching import Plan, alike
+from .borrowed import DRIVING_ERRORS, input_device, quietly, rope_limit
 from .branch import Batch
 from .direct import direct
 from .effects import effects, rounding
 from .first_order import gradient, held
 from .full import plain_trees, recomputing
-from .head import Choices, Letters, choices_of, only_options
+from .head import Choices, Letters, Texts, choices_of, only_options
 from .integrals import integral
-from .memory import available, peak_memory
 from .objectives import AnyObjective, Objective, get_objective
+from .planned import PlannedEngine
 from .prefill import prefill, prefill_root
 from .selfcheck import Blocks, Differs, Verdict, clean_branch, head_can_be_cut, try_blocks
 from .stream import HALVES, float32_stream
 from .tree import Level, Prefix, siblings
 from .verdicts import reach, verdicts
+from .vocabulary import Bend, bend_of, streamed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from ..data.prompts import Prompt
 
-Score = Callable[[Sequence["Prompt"]], Tensor]
 GRAPH = 3  # answer tokens without a graph that weigh as much as one whose graph is kept for the way back
 
 
-class FastEngine(Engine):
+class FastEngine(PlannedEngine):
     """The reference's answers, without running what comes before the answer again for every edit."""
 
     name = "fast"
@@ -59,16 +58,12 @@ class FastEngine(Engine):
         plan: Plan | None = None,
     ) -> None:
         super().__init__(model, anatomy, dtype=dtype, batch_size=batch_size, plan=plan)
-        self._planned = plan is not None
         self._roots: dict[bool, tuple[list[int], Level]] = {}  # by whether they are computed in float32
         self._ready: dict[bool, tuple[list[Prompt], Prefix]] = {}  # of the self-check, likewise
         self._blocks: Blocks | None = None  # what the self-check found of them
         self.options_head = True  # whether the head may compute the options' logits alone
+        self._bend: list[Bend | None] = []  # what the model makes of logits, once that was tried
         self._widened = False
-        self._trial = False  # as little work as shows what memory it takes
-        self._sizing = False  # no work at all, only its size
-        self._tokens_a_prompt = 1
-        self._prefix_bytes = 0  # of a prompt, in the last batch
 
     # ---- the self-check ----
 
@@ -80,7 +75,7 @@ class FastEngine(Engine):
         if limit is not None and max(p.n_tokens for p in prompts) > limit:
             return f"its rotary angles depend on the longest prompt of a batch, and one is longer than {limit} tokens"
         self._make_plan(prompts)
-        for places in _alike(prompts):
+        for places in alike(prompts):
             reason = self._unusable([prompts[n] for n in places])
             if reason is not None:
                 return reason
@@ -134,6 +129,9 @@ class FastEngine(Engine):
     def post_normed(self, prompt: Prompt) -> bool:
         return self._blocks_of([prompt]).post_normed
 
+    def _prepare(self, prompts: Sequence[Prompt]) -> None:
+        self._blocks_of(prompts)
+
     def _blocks_of(self, prompts: Sequence[Prompt]) -> Blocks:
         """What the self-check found of the blocks, or would have."""
         if self._blocks is None:
@@ -141,55 +139,6 @@ class FastEngine(Engine):
             with self._in_float32():
                 self._blocks = try_blocks(self._batch([shortest], lambda logits: logits[..., 0]))
         return self._blocks
-
-    # ---- memory ----
-
-    def fit(self, work: Score, prompts: Sequence[Prompt], *, always: bool = False) -> None:
-        """Find out what `work` (prompts -> scores) takes and cut the batches by it.
-
-        Done where memory is an issue, and for batch_size="auto" only; `always` gives an estimate anyway.
-        """
-        # One prompt is a batch as it is. Where memory ends with an error, and not with the process, it is just tried.
-        single = len(prompts) == 1 and self.model.device.type == "cuda"
-        chosen = self.batch_size != "auto" or single or self._roomy(work, prompts)
-        if chosen and not always:
-            return
-        device = input_device(self.model)
-        plan = self.plan
-
-        def trial(smaller: Plan, some: Sequence[Prompt]) -> int:
-            self.plan = smaller
-            return peak_memory(lambda: work(some), device)
-
-        self._trial, self._prefix_bytes = True, 0
-        try:
-            budget = 2**62 if chosen else available(device) // 2
-            fitted = fit(plan, trial, prompts, budget)
-        finally:
-            self._trial, self.plan = False, plan
-        first, further = fitted.estimate.values()
-        fitted.batch = batch_size(fitted, self._tokens_a_prompt, len(prompts))
-        weights = sum(p.numel() * p.element_size() for p in self.model.parameters())
-        peak, prefixes = first + (fitted.batch - 1) * further, fitted.batch * self._prefix_bytes
-        fitted.estimate = {
-            "weights": weights,
-            "prefix cache": prefixes,
-            "branches and graph": peak - prefixes,
-            "peak above the weights": peak,
-        }
-        self.plan = fitted
-
-    def _roomy(self, work: Score, prompts: Sequence[Prompt]) -> bool:
-        if self.model.device.type == "cuda":
-            return False
-        self._sizing, answer_tokens = True, ANSWER_TOKENS
-        try:
-            work(prompts[:1])
-        except Sized as found:
-            answer_tokens = found.answer_tokens
-        finally:
-            self._sizing = False
-        return roomy(self.model, self.anatomy, prompts, answer_tokens)
 
     # ---- the verbs, in batches ----
 
@@ -245,7 +194,9 @@ class FastEngine(Engine):
             with self._in_float32(), self._hearing(prompts, explained) as value:
                 batch = self._batch(prompts, value)
                 self.plan.noise = max(self.plan.noise, rounding(batch))
-                return effects(batch, ids, factor, self._trial)
+                found = effects(batch, ids, factor, self._trial)
+                self._passes = batch.passes
+                return found
 
         per_prompt = self.anatomy.n_neurons if ids is None else len(ids)
         return self._batched(prompts, score, per_prompt)
@@ -307,29 +258,6 @@ class FastEngine(Engine):
 
     # ---- batches ----
 
-    def _batched(self, prompts: Sequence[Prompt], score: Score, per_prompt: int = 1) -> Tensor:
-        """Scores of all prompts, (prompts, ...), batch by batch; a pass has some `per_prompt` answer tokens of each."""
-        check_prompts(self.model, prompts)
-        self._make_plan(prompts)
-        self._blocks_of(prompts)
-        parts = _alike(prompts)
-        tokens = [max(per_prompt * len(prompts[n].tree.tokens) for n in places) for places in parts]
-        tokens = [min(count, self.plan.answer_tokens) for count in tokens]
-        self._tokens_a_prompt = max(tokens)
-        if self._sizing:
-            raise Sized(self._tokens_a_prompt)
-        found = [
-            run_batches([prompts[n] for n in places], score, self.plan, count)
-            for places, count in zip(parts, tokens, strict=True)
-        ]
-        order = torch.tensor([n for places in parts for n in places]).argsort()
-        return torch.cat(found)[order] if len(parts) > 1 else found[0]
-
-    def _make_plan(self, prompts: Sequence[Prompt]) -> None:
-        if not self._planned:
-            self.plan = make_plan(self.model, prompts, batch_size=self.batch_size)
-            self._planned = True
-
     def _batch(self, prompts: Sequence[Prompt], value: Callable[[Tensor], Tensor]) -> Batch:
         plain = (self._blocks or Blocks()).plain
         return Batch(self.model, self.anatomy, prompts, self._prefill(prompts), plain, value, self.plan.answer_tokens)
@@ -361,6 +289,11 @@ class FastEngine(Engine):
         finally:
             self._widened = False
 
+    def _bend_of(self, prompt: Prompt) -> Bend | None:
+        if not self._bend:
+            self._bend.append(bend_of(self.model, prompt, verdicts(self.model)))
+        return self._bend[0]
+
     @contextmanager
     def _hearing(self, prompts: Sequence[Prompt], objective: Objective) -> Iterator[Callable[[Tensor], Tensor]]:
         """The objective as a function of a batch's logits; what the clean branches picked is noted at the end."""
@@ -374,16 +307,14 @@ class FastEngine(Engine):
     def _choices(self, prompts: Sequence[Prompt], objective: Objective | None = None) -> Iterator[Choices]:
         """The choices of a batch, with a head that computes their logits alone where that is enough."""
         choices = choices_of(prompts, objective.forms if objective else None)
-        if not isinstance(choices, Letters) or (objective and objective.vocabulary) or not self.options_head:
+        if isinstance(choices, Texts) and (bend := self._bend_of(prompts[0])):
+            lengths = any(p.lengths or p.offsets for p in prompts)
+            first = objective is None or objective.vocabulary or lengths
+            with streamed(self.model, choices, bend, first) as few:
+                yield few
+        elif not isinstance(choices, Letters) or (objective and objective.vocabulary) or not self.options_head:
             yield choices
         else:
             ids, choices = choices.columns()
             with only_options(self.model, ids):
                 yield choices
-
-
-def _alike(prompts: Sequence[Prompt]) -> list[list[int]]:
-    """Places of the prompts that are read at their last token, and of those that are read behind it."""
-    letters = [n for n, prompt in enumerate(prompts) if prompt.one_token]
-    texts = [n for n, prompt in enumerate(prompts) if not prompt.one_token]
-    return [places for places in (letters, texts) if places]

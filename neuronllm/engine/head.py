@@ -8,9 +8,9 @@ log-probability, which needs the logits of the whole vocabulary at every token.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -124,6 +124,8 @@ class Texts(Choices):
     offsets: Tensor  # the same shape: what is subtracted before
     right: Tensor
     width: int  # nodes of a tree
+    # (prompts x nodes, branches, ids) -> (prompts x nodes, branches): the log of the vocabulary's normaliser
+    normaliser: Callable[[Tensor], Tensor] = lambda logits: wide(logits).logsumexp(-1)
 
     @classmethod
     def of(cls, prompts: Sequence[Prompt], forms: int | None = None) -> Texts:
@@ -148,10 +150,19 @@ class Texts(Choices):
         right = torch.tensor([[p.answer] for p in prompts])
         return cls(nodes, ids, there, there.any(-1), lengths, offsets, right, width)
 
+    @property
+    def rows(self) -> Tensor:
+        """(prompts, options, forms, tokens): the row of each token's node in a pass."""
+        return self.nodes + self.width * torch.arange(len(self.nodes))[:, None, None, None]
+
+    def columns(self) -> tuple[Tensor, Texts]:
+        """The token ids that occur, and the same choices numbered by their places among those."""
+        wanted, places = self.ids.unique(return_inverse=True)
+        return wanted, replace(self, ids=places)
+
     def scores(self, logits: Tensor) -> Tensor:
-        first = self.width * torch.arange(len(self.nodes))[:, None, None, None]
-        rows, ids, there, real = (x.to(logits.device) for x in (first + self.nodes, self.ids, self.there, self.real))
-        log_z = wide(logits).logsumexp(-1)
+        rows, ids, there, real = (x.to(logits.device) for x in (self.rows, self.ids, self.there, self.real))
+        log_z = self.normaliser(logits)
         found = wide(logits[rows, :, ids]) - log_z[rows]  # (prompts, options, forms, tokens, branches)
         logp = found.masked_fill(~there[..., None], 0).sum(-2).movedim(-1, 1)
         real = real[:, None]

@@ -20,7 +20,7 @@ from ..model.discovery import decoder_layers
 from ..model.sites import Site
 from .answer import answer_pass
 from .attention import branch_attention
-from .borrowed import DRIVING_ERRORS
+from .borrowed import DRIVING_ERRORS, tolerance
 from .branch import Batch, leaving, sweep, vectors
 from .head import Letters, only_options, wide
 
@@ -66,12 +66,6 @@ def clean_branch(batch: Batch, plain: Tensor, *, trials: bool) -> Blocks:
 @torch.no_grad()
 def try_blocks(batch: Batch) -> Blocks:
     return tried(batch, _trials(batch))[1]
-
-
-def tolerance(plain: Tensor) -> Tensor:
-    """Many models compute norms and softmax in float32 whatever their type."""
-    eps = 1000 * max(torch.finfo(kind).eps for kind in (plain.dtype, torch.float32))
-    return min(eps, 0.1) * plain.abs().max()
 
 
 @torch.no_grad()
