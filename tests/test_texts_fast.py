@@ -15,9 +15,10 @@ from neuronllm.engine.fast import FastEngine
 from neuronllm.engine.objectives import OBJECTIVES
 from neuronllm.engine.quadrature import quadrature
 from neuronllm.engine.reference import ReferenceEngine
+from tests import plain_texts
 from tests.checks import quiz, untouched
 from tests.test_batches import family
-from tests.test_fast import CALLS, EXPLAINED, REACHED, differences, median_error
+from tests.test_fast import CALLS, EXPLAINED, OUT_OF_REACH, REACHED, differences, median_error
 from tests.texts import (
     corrected,
     few_prompts,
@@ -268,6 +269,21 @@ def test_answers_through_the_tree_are_those_of_whole_forwards():
             plain.worth_sharing = False
             assert ask.worth_sharing
             assert torch.allclose(ask.logprobs(change), plain.logprobs(change), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", OUT_OF_REACH)
+def test_answers_of_models_that_are_asked_in_whole_forwards(name):
+    model, prompts = tiny(name, torch.float32), [*with_texts(family()), *mixed_prompts()]
+    for some in (prompts, prompts[:1]):
+        found = Asker(model, some).logprobs()
+        for n, prompt in enumerate(some):
+            with torch.no_grad():
+                expected = plain_texts.read(prompt, [logits_alone(model, one.ids) for one in plain_texts.asked(prompt)])
+            assert torch.allclose(found[n, : len(expected)], expected.log_softmax(0), atol=1e-4)
+
+
+def logits_alone(model: Any, ids: list[int]) -> torch.Tensor:
+    return model(input_ids=torch.tensor([ids]), use_cache=False).logits[0]
 
 
 def test_the_model_is_left_as_it_was():
