@@ -119,9 +119,14 @@ def option_scores(
     normalised: bool = True,
 ) -> Tensor:
     """s_c of every option: the logsumexp over its sequences of their log-probabilities, or of letters' bare logits."""
+    forwards = [logits_of(model, one.ids, partial(change, n), rules) for n, one in enumerate(asked(prompt))]
+    return read(prompt, forwards, normalised)
+
+
+def read(prompt: Prompt, forwards: Sequence[Tensor], normalised: bool = True) -> Tensor:
+    """The options' scores, of the logits (tokens, vocabulary) of every sequence's forward."""
     scores: list[list[Tensor]] = [[] for _ in prompt.option_ids]
-    for number, one in enumerate(asked(prompt)):
-        logits = logits_of(model, one.ids, partial(change, number), rules)
+    for one, logits in zip(asked(prompt), forwards, strict=True):
         rows = logits.log_softmax(-1) if normalised else logits
         total = sum(rows[token, target] for token, target in zip(one.span, one.target, strict=True))
         scores[one.option].append((total - one.offset) / one.length)

@@ -15,9 +15,10 @@ from neuronllm.engine.fast import FastEngine
 from neuronllm.engine.objectives import OBJECTIVES
 from neuronllm.engine.quadrature import quadrature
 from neuronllm.engine.reference import ReferenceEngine
+from tests import plain_texts
 from tests.checks import quiz, untouched
 from tests.test_batches import family
-from tests.test_fast import CALLS, EXPLAINED, REACHED, differences, median_error
+from tests.test_fast import CALLS, EXPLAINED, OUT_OF_REACH, REACHED, differences, median_error
 from tests.texts import (
     corrected,
     few_prompts,
@@ -31,10 +32,13 @@ from tests.texts import (
 from tests.tiny import EXPERTS, random_prompts, tiny
 
 QUICK = ["llama", "gemma2", "mixtral"]
-# Every attention, block and router of a kind; all families are in the first two tests.
+# Every attention, block and router of a kind; all families are in the first tests.
 KINDS = [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in ("gpt2", "mistral", "qwen2_moe", "gpt_oss"))]
-OTHERS = [name for name in REACHED if name not in QUICK]
-WINDOWED = ["mistral", "gemma2", "gemma3_text", "gpt_oss"]  # their window is of 8 tokens
+FAMILIES = [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in REACHED if name not in QUICK)]
+WINDOWED = [
+    "mistral",
+    *(pytest.param(name, marks=pytest.mark.slow) for name in ("gemma2", "gemma3_text", "gpt_oss")),
+]  # their window is of 8 tokens
 FIRST_ORDER, EXACT = 1e-5, 1e-4  # what company may change in float32
 LIMITS = {
     "integrate": FIRST_ORDER,
@@ -50,15 +54,15 @@ LIMITS = {
 # ---- every family ----
 
 
-@pytest.mark.parametrize("name", QUICK)
+@pytest.mark.parametrize("name", FAMILIES)
 def test_equals_the_judge_in_float64(name):
-    check_equality(tiny(name), mixed_prompts())
+    check_equality(tiny(name), few_prompts())
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", OTHERS)
-def test_equals_the_judge_in_float64_on_every_family(name):
-    check_equality(tiny(name), few_prompts())
+@pytest.mark.parametrize("name", QUICK)
+def test_a_mixed_batch_equals_the_judge(name):
+    check_equality(tiny(name), mixed_prompts())
 
 
 def check_equality(model: Any, prompts: list[Prompt]) -> None:
@@ -79,10 +83,10 @@ def test_equals_the_judge_in_float32(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["llama", "gemma2", "mixtral", "gpt2"])
+@pytest.mark.parametrize("name", ["llama", "gemma2"])
 def test_equals_the_judge_for_every_objective(name):
     """`CALLS` has every objective once; here every verb has all of them."""
-    model, prompts = tiny(name), few_prompts()
+    model, prompts = tiny(name), few_prompts()[1:]
     with FastEngine(model, dtype=torch.float64) as fast, ReferenceEngine(model, dtype=torch.float64) as judge:
         assert fast.unusable(prompts) is None
         for objective in OBJECTIVES:
@@ -92,7 +96,7 @@ def test_equals_the_judge_for_every_objective(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["llama", "mistral", "gemma2", "phi", "olmoe"])
+@pytest.mark.parametrize("name", ["llama", "gemma2", "phi", "olmoe"])
 def test_is_no_worse_than_the_judge_in_bfloat16(name):
     """The error budget of letters (`tests/test_fast.py`), of the median of more prompts.
 
@@ -137,7 +141,7 @@ def test_a_right_answer_alone_equals_the_judge(name):
                 assert distance <= 1e-9, (label, objective)
 
 
-@pytest.mark.parametrize("name", ["llama", "mixtral"])
+@pytest.mark.parametrize("name", ["llama", pytest.param("mixtral", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("label", CALLS)
 def test_one_prompt_alone_equals_the_judge(name, label):
     model = tiny(name)
@@ -179,9 +183,8 @@ def test_a_prompt_does_not_depend_on_its_batch(name):
                 assert not together[n, width:].any()
 
 
-@pytest.mark.parametrize("name", ["llama", pytest.param("qwen3_moe", marks=pytest.mark.slow)])
-def test_prompts_that_share_how_they_begin_equal_the_judge(name):
-    check_equality(tiny(name), with_texts(family()))
+def test_prompts_that_share_how_they_begin_equal_the_judge():
+    check_equality(tiny("llama"), with_texts(family())[1:6:2])
 
 
 def test_prompts_that_are_parts_of_each_other_equal_the_judge():
@@ -204,7 +207,7 @@ def test_batch_size_changes_nothing_beyond_rounding(size):
             assert differences(CALLS[label](small, prompts), CALLS[label](large, prompts)) <= 1e-12, label
 
 
-@pytest.mark.parametrize("name", ["llama", "gemma2", "mixtral"])
+@pytest.mark.parametrize("name", ["llama", pytest.param("mixtral", marks=pytest.mark.slow)])
 def test_many_rows_are_cut_into_passes(name):
     """Passes of few answer tokens: the cuts fall inside sites, between spans and across them."""
     model, prompts = tiny(name), mixed_prompts()[:3]
@@ -266,6 +269,21 @@ def test_answers_through_the_tree_are_those_of_whole_forwards():
             plain.worth_sharing = False
             assert ask.worth_sharing
             assert torch.allclose(ask.logprobs(change), plain.logprobs(change), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", OUT_OF_REACH)
+def test_answers_of_models_that_are_asked_in_whole_forwards(name):
+    model, prompts = tiny(name, torch.float32), [*with_texts(family()), *mixed_prompts()]
+    for some in (prompts, prompts[:1]):
+        found = Asker(model, some).logprobs()
+        for n, prompt in enumerate(some):
+            with torch.no_grad():
+                expected = plain_texts.read(prompt, [logits_alone(model, one.ids) for one in plain_texts.asked(prompt)])
+            assert torch.allclose(found[n, : len(expected)], expected.log_softmax(0), atol=1e-4)
+
+
+def logits_alone(model: Any, ids: list[int]) -> torch.Tensor:
+    return model(input_ids=torch.tensor([ids]), use_cache=False).logits[0]
 
 
 def test_the_model_is_left_as_it_was():

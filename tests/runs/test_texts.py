@@ -135,6 +135,7 @@ def test_other_answers_are_another_run(model, prompts, tmp_path):
     assert content(output) and not (tmp_path / "scores.partial").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keep", KEEPS)
 def test_killed_runs_end_with_the_same_bytes(model, prompts, keep, tmp_path):
     whole = tmp_path / "whole" / "scores"
