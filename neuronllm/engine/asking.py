@@ -118,7 +118,8 @@ class Asker:
 
     def _batch(self, root: Level | None, edited: Edited, shares: bool, places: list[int]) -> Tensor:
         batch = [self.prompts[n] for n in places]
-        with self._reading(batch) as choices:
+        # Whole prompts are run one by one, and what goes into the head is kept of one pass.
+        with self._reading(batch) if shares else nullcontext(choices_of(batch)) as choices:
             logits = _through_tree(batch, root, edited) if shares else _plain(batch, edited)
             scores = choices.scores(logits[:, None])[:, 0]
         return scores.masked_fill(scores <= NEVER, float("-inf"))
