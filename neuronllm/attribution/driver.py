@@ -26,7 +26,7 @@ from ..engine.asking import Asker
 from ..engine.batching import Plan
 from ..engine.borrowed import plain_types
 from ..engine.objectives import AnyObjective
-from ..methods import Method
+from ..methods import Collector, Method
 from ..results.answers import Heard, answered_right
 from ..results.scores import Scores
 from ..runs.checkpoint import undisturbed
@@ -220,7 +220,9 @@ def _score_windows(
         for window in windows[store.windows :]:
             flat = [prompt for share in window for prompt in share.prompts]
             sizes = [len(share.prompts) for share in window]
-            raw = raw_scores(job, engine, flat)
+            means = question_scores(job, engine, flat, sizes)
+            raw = raw_scores(job, engine, flat) if means is None else means
+            sizes = sizes if means is None else [1] * len(means)
             heard, answered = _heard(job, engine, flat)
             right = [None] * len(window) if answered is None else answered.split(sizes)
             numbers = torch.cat([torch.arange(share.first, share.first + len(share.prompts)) for share in window])
@@ -249,6 +251,18 @@ def _heard(job: Job, engine: Engine, prompts: Sequence[Prompt]) -> tuple[Heard, 
 
 def raw_scores(job: Job, engine: Engine, prompts: Sequence[Prompt]) -> Tensor:
     return job.how.score(engine, prompts, job.request.explained, job.request.positions or "")
+
+
+def question_scores(job: Job, engine: Engine, prompts: Sequence[Prompt], sizes: Sequence[int]) -> Tensor | None:
+    """The mean over each question's prompts, (questions, n_neurons), where nothing else is wanted and that is cheaper.
+
+    Variants in letters are scored one by one, so that their numbers stay what they are with keep="all".
+    """
+    request = job.request
+    plain = type(job.how.collector(0)) is Collector
+    if request.keep != "mean" or request.positions != "all" or request.answers != "texts" or not plain:
+        return None
+    return job.how.question_scores(engine, prompts, sizes, request.explained)
 
 
 def engine_of(job: Job, plan: Plan | None = None) -> AbstractContextManager[Engine]:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from ..data.prompts import Prompt
+    from ..data.question_trees import QuestionTree
 
 
 class AnswerTrees:
@@ -26,7 +27,7 @@ class AnswerTrees:
     1
     """
 
-    def __init__(self, prompts: Sequence[Prompt]) -> None:
+    def __init__(self, prompts: Sequence[Prompt] | Sequence[QuestionTree]) -> None:
         trees = [prompt.tree for prompt in prompts]
         self.width = max(len(tree.tokens) for tree in trees)
         self.tokens = torch.zeros(len(trees), self.width, dtype=torch.int64)

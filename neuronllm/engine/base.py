@@ -112,6 +112,18 @@ class Engine(ABC):
         """
 
     @abstractmethod
+    def question_gradients(
+        self,
+        prompts: Sequence[Prompt],
+        sizes: Sequence[int],
+        objective: AnyObjective,
+        *,
+        weight: str = "activation",
+        rules: str | None = None,
+    ) -> Tensor:
+        """(questions, n_neurons): `gradients` at all positions, the mean over each question's prompts, so many each."""
+
+    @abstractmethod
     def option_gradients(self, prompts: Sequence[Prompt]) -> Tensor:
         """(prompts, options, n_neurons): h times the gradient of every option's score; 0 where there is no option."""
 

@@ -128,9 +128,7 @@ def alike(prompts: Sequence[Prompt]) -> list[list[int]]:
     return [places for places in (letters, texts) if places]
 
 
-def run_batches(
-    prompts: Sequence[Prompt], score: Callable[[Sequence[Prompt]], Tensor], plan: Plan, per_prompt: int = 1
-) -> Tensor:
+def run_batches(prompts: Sequence[Any], score: Callable[[Any], Tensor], plan: Plan, per_prompt: int = 1) -> Tensor:
     """Scores (prompts, ...) from those of batches, in the order given; `per_prompt` answer tokens a prompt and pass.
 
     A batch that runs out of memory is cut in half, and the plan with it; what is done stays done.

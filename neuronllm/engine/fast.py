@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..data.question_trees import QuestionTree, question_trees
 from ..model.anatomy import Anatomy
 from ..model.discovery import decoder_layers
 from .batching import Plan, alike
@@ -163,6 +164,29 @@ class FastEngine(PlannedEngine):
 
         return self._batched(prompts, score)
 
+    def question_gradients(
+        self,
+        prompts: Sequence[Prompt],
+        sizes: Sequence[int],
+        objective: AnyObjective,
+        *,
+        weight: str = "activation",
+        rules: str | None = None,
+    ) -> Tensor:
+        explained = get_objective(objective)
+        trees = question_trees(prompts, sizes)
+        if trees is None:
+            found = self.gradients(prompts, objective, positions="all", weight=weight, rules=rules)
+            return torch.stack([rows.mean(0) for rows in found.split(list(sizes))])
+
+        def score(batch: Sequence[QuestionTree]) -> Tensor:
+            together = [prompt for tree in batch for prompt in tree.prompts]
+            with self._hearing(together, explained) as value:
+                total = self._gradient(batch, value, 1, True, weight, rules)[:, 0]
+            return total / torch.tensor([len(tree.prompts) for tree in batch])[:, None]
+
+        return self._batched_questions(trees, score)
+
     def option_gradients(self, prompts: Sequence[Prompt]) -> Tensor:
         # The K gradients come from one backward pass: the answer token runs in K copies, each answering for one option.
         most = max(len(p.option_ids) for p in prompts)
@@ -226,7 +250,7 @@ class FastEngine(PlannedEngine):
 
     def _gradient(
         self,
-        prompts: Sequence[Prompt],
+        prompts: Sequence[Any],
         value: Callable[[Tensor], Tensor],
         copies: int,
         everywhere: bool,

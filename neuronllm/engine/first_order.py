@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from ..data.question_trees import QuestionTree
 from ..model.anatomy import Anatomy
 from ..model.hooks import visiting
 from ..model.sites import Site
@@ -19,7 +20,7 @@ from .answer import answer_pass, watching_gradients
 from .answer_trees import of_prompts
 from .attention import branch_attention
 from .base import summed
-from .full import full_pass, whole_trees
+from .full import full_pass, whole_questions, whole_trees
 from .fused import glu_score_wanted, summed_products
 from .head import wide
 from .relp import relp_rules, watching_ups
@@ -71,14 +72,17 @@ def held(
 def gradient(
     model: PreTrainedModel,
     anatomy: Anatomy,
-    prompts: Sequence[Prompt],
+    prompts: Sequence[Any],
     prefix: Prefix | None,
     value: Callable[[Tensor], Tensor],
     copies: int,
     weight: str,
     rules: str | None,
 ) -> Tensor:
-    """(prompts, copies, n_neurons): weight times the gradient of every copy's value, summed over its tokens."""
+    """(prompts, copies, n_neurons): weight times the gradient of every copy's value, summed over its tokens.
+
+    Whole questions are taken too, whose prompts share what they start with.
+    """
     nodes = 1 if prefix is None else prefix.trees.width
     found: dict[str, Tensor] = {}
     scale = torch.sign if weight == "sign" else torch.Tensor.detach
@@ -104,6 +108,8 @@ def gradient(
         anchor = stack.enter_context(watching_gradients(model, anatomy.sites, keep))
         if prefix is not None:
             logits = answer_pass(model, prefix, copies)
+        elif isinstance(prompts[0], QuestionTree):
+            logits = whole_questions(model, prompts, constant_patterns=detached)
         elif texts:
             logits = whole_trees(model, prompts, constant_patterns=detached)
         else:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from ..data.prompts import Prompt
+    from ..data.question_trees import QuestionTree
 
 
 def full_pass(model: PreTrainedModel, sequences: Sequence[Sequence[int]]) -> Tensor:
@@ -39,6 +40,19 @@ def whole_trees(model: PreTrainedModel, prompts: Sequence[Prompt], *, constant_p
     with piece_attention(model, level, [], None, constant_patterns=constant_patterns):
         inputs = piece_inputs(model, level, pieces)
         return answer_logits(model, inputs.pop("input_ids"), None, level.nodes, **inputs).flatten(0, 1)[:, None]
+
+
+def whole_questions(
+    model: PreTrainedModel, trees: Sequence[QuestionTree], *, constant_patterns: bool = False
+) -> Tensor:
+    """Logits (prompts x nodes, 1, ids) of the answer trees of all prompts; every question has as many."""
+    level, pieces = with_answers(trees, [0] * len(trees))
+    width = max(len(own) for tree in trees for own in tree.nodes)
+    padded = [[node for own in tree.nodes for node in own + own[:1] * (width - len(own))] for tree in trees]
+    at = level.nodes.gather(1, torch.tensor(padded))
+    with piece_attention(model, level, [], None, constant_patterns=constant_patterns):
+        inputs = piece_inputs(model, level, pieces)
+        return answer_logits(model, inputs.pop("input_ids"), None, at, **inputs).flatten(0, 1)[:, None]
 
 
 def plain_trees(

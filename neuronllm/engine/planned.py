@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from ..data.prompts import Prompt
+    from ..data.question_trees import QuestionTree
 
 Score = Callable[[Sequence["Prompt"]], Tensor]
 
@@ -120,6 +121,22 @@ class PlannedEngine(Engine):
         ]
         order = torch.tensor([n for places in parts for n in places]).argsort()
         return torch.cat(found)[order] if len(parts) > 1 else found[0]
+
+    def _batched_questions(self, trees: Sequence[QuestionTree], score: Callable[[Any], Tensor]) -> Tensor:
+        """Scores of all questions, (questions, ...); those of a batch have as many variants."""
+        prompts = [prompt for tree in trees for prompt in tree.prompts]
+        check_prompts(self.model, prompts)
+        self._make_plan(prompts)
+        self._prepare(prompts)
+        if self._sizing:
+            raise Sized(max(len(prompt.tree.tokens) for prompt in prompts))
+        found: dict[int, Tensor] = {}
+        for variants in sorted({len(tree.prompts) for tree in trees}):
+            places = [n for n, tree in enumerate(trees) if len(tree.prompts) == variants]
+            room = max(1, self.plan.prompts // variants)
+            part = run_batches([trees[n] for n in places], score, self.plan, self.plan.answer_tokens // room)
+            found.update(zip(places, part, strict=True))
+        return torch.stack([found[n] for n in range(len(trees))])
 
     def _prepare(self, prompts: Sequence[Prompt]) -> None:
         """What has to be known before the first batch."""

@@ -100,6 +100,18 @@ class ReferenceEngine(Engine):
         value = lambda logits, prompt: value_of(objective, logits, prompt)  # noqa: E731
         return self._each(prompts, lambda p: self._gradients(p, value, positions, weight, rules))
 
+    def question_gradients(
+        self,
+        prompts: Sequence[Prompt],
+        sizes: Sequence[int],
+        objective: AnyObjective,
+        *,
+        weight: str = "activation",
+        rules: str | None = None,
+    ) -> Tensor:
+        found = self.gradients(prompts, objective, positions="all", weight=weight, rules=rules)
+        return torch.stack([rows.mean(0) for rows in found.split(list(sizes))])
+
     def option_gradients(self, prompts: Sequence[Prompt]) -> Tensor:
         most = max(len(p.option_ids) for p in prompts)
 

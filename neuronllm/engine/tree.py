@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -144,8 +144,11 @@ def siblings(prompts: Sequence[Prompt], root: int) -> list[list[int]]:
     return groups
 
 
-def with_answers(prompts: Sequence[Prompt], begins: list[int]) -> tuple[Level, list[list[int]]]:
-    """What each prompt has for itself, from `begins` to the end of its answer tree: a level, and its tokens."""
+def with_answers(prompts: Sequence[Any], begins: list[int]) -> tuple[Level, list[list[int]]]:
+    """What each prompt, or whole question, has for itself, from `begins` to the end of its answer tree.
+
+    A level to be computed, and its tokens.
+    """
     trees = AnswerTrees(prompts)
     pieces = [[*p.input_ids[begin:], *p.tree.tokens[1:]] for p, begin in zip(prompts, begins, strict=True)]
     lengths = torch.tensor([len(piece) for piece in pieces])

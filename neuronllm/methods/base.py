@@ -71,6 +71,15 @@ class Method(ABC):
     def score(self, engine: Engine, prompts: Sequence[Prompt], objective: Objective, positions: str) -> Tensor:
         """Raw scores of prompts, (prompts, n_neurons): what to compute, in the engine's words."""
 
+    def question_scores(
+        self, engine: Engine, prompts: Sequence[Prompt], sizes: Sequence[int], objective: Objective
+    ) -> Tensor | None:
+        """(questions, n_neurons): the mean of raw scores over each question's prompts, at all positions.
+
+        Asked for where nothing else is wanted of the prompts; None where it would be no cheaper.
+        """
+        return None
+
     def collector(self, n_neurons: int) -> Collector:
         """What turns the raw scores of all prompts into the summary."""
         return Collector(n_neurons)

@@ -29,3 +29,8 @@ class Gradient(Method):
 
     def score(self, engine: Engine, prompts: Sequence[Prompt], objective: Objective, positions: str) -> Tensor:
         return engine.gradients(prompts, objective, positions=positions)
+
+    def question_scores(
+        self, engine: Engine, prompts: Sequence[Prompt], sizes: Sequence[int], objective: Objective
+    ) -> Tensor | None:
+        return engine.question_gradients(prompts, sizes, objective)

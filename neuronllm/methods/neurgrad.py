@@ -30,3 +30,8 @@ class NeurGrad(Method):
 
     def score(self, engine: Engine, prompts: Sequence[Prompt], objective: Objective, positions: str) -> Tensor:
         return engine.gradients(prompts, objective, positions=positions, weight="sign")
+
+    def question_scores(
+        self, engine: Engine, prompts: Sequence[Prompt], sizes: Sequence[int], objective: Objective
+    ) -> Tensor | None:
+        return engine.question_gradients(prompts, sizes, objective, weight="sign")

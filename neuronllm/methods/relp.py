@@ -36,6 +36,14 @@ class RelP(Method):
     def __post_init__(self) -> None:
         one_of("attention", self.attention, ("live", "detached"))
 
+    @property
+    def rules(self) -> str:
+        return "relp" if self.attention == "live" else "relp-detached"
+
     def score(self, engine: Engine, prompts: Sequence[Prompt], objective: Objective, positions: str) -> Tensor:
-        rules = "relp" if self.attention == "live" else "relp-detached"
-        return engine.gradients(prompts, objective, positions=positions, rules=rules)
+        return engine.gradients(prompts, objective, positions=positions, rules=self.rules)
+
+    def question_scores(
+        self, engine: Engine, prompts: Sequence[Prompt], sizes: Sequence[int], objective: Objective
+    ) -> Tensor | None:
+        return engine.question_gradients(prompts, sizes, objective, rules=self.rules)
