@@ -22,6 +22,7 @@ from .fixture import OBJECTIVE, Bench, bar_for
 from .harness import Bar, Benchmark, Case, Check, Choice, Comparison, Setup, Side, relative
 
 SHAPE = "small-32k"
+SMALL_BATCH = 4  # prompts, 16 sequences
 
 
 class TextBench(Bench):
@@ -195,6 +196,71 @@ def ask(setup: Setup) -> Case:
     return bench.case
 
 
+def variants(setup: Setup) -> Case:
+    """Four variants of each question that share two thirds of their tokens, of which only the mean is wanted."""
+    bench = TextBench(setup, shared=True)
+    sizes = [4] * (bench.count // 4)
+
+    def together(prompts: list[nl.Prompt]) -> Tensor:
+        return bench.engine.question_gradients(prompts, sizes[: len(prompts) // 4], OBJECTIVE)
+
+    def apart(prompts: list[nl.Prompt]) -> Tensor:
+        return bench.engine.gradients(prompts, OBJECTIVE, positions="all")
+
+    def by_hand(asked: plain.Asked) -> Tensor:
+        return plain.gradient(bench.plain, asked, 4, everywhere=True).unflatten(0, (-1, 4)).mean(1)
+
+    what = "grad x act, all positions, mean of four variants"
+    bench.case.sides = [
+        bench.ours("variants apart", apart, bench.count),
+        bench.ours("ours", together, bench.count),
+        bench.floor(),
+    ]
+    bench.case.check = lambda: [bench.agrees(what, together, by_hand, 4)]
+    bar = bar_for(setup, {SHAPE: Bar("<=", 0.6)})
+    bench.case.views = [
+        Comparison(what, "the variants apart", "variants apart", "ours", "cost", bar=bar),
+        Comparison(what, "inference of all sequences", "inference", "ours", "cost"),
+    ]
+    bench.case.rounds, bench.case.settings = 5, bench.settings(answer_tokens=bench.shape.answer_tokens)
+    return bench.case
+
+
+def memory(setup: Setup) -> Case:
+    """Peak memory of one batch of scores over the tokens of all answers, beside inference that keeps its cache."""
+    bench = TextBench(setup, batch_size=SMALL_BATCH)
+    rule = quadrature("midpoint", STEPS)
+
+    def gradient(prompts: list[nl.Prompt]) -> Tensor:
+        return bench.engine.gradients(prompts, OBJECTIVE)
+
+    def integrate(prompts: list[nl.Prompt]) -> Tensor:
+        return bench.engine.integrate(prompts, OBJECTIVE, *rule)
+
+    def run(asked: plain.Asked) -> Tensor:
+        with torch.no_grad():
+            rows = asked.sequences.flatten(0, 1)
+            return bench.plain(rows, logits_to_keep=asked.span, use_cache=True).logits
+
+    cached = "inference, with cache"
+    bench.case.sides = [
+        bench.plainly(cached, run, SMALL_BATCH),
+        bench.ours("gradient", gradient, SMALL_BATCH),
+        bench.ours("IG", integrate, SMALL_BATCH),
+    ]
+    bench.case.check = lambda: [
+        bench.agrees("grad x act, answers", gradient, lambda asked: plain.gradient(bench.plain, asked, 4), SMALL_BATCH)
+    ]
+    bar = Bar("<=", 1.15)
+    bench.case.views = [
+        Comparison(f"{what}, answers", cached, cached, side, "cost", of="peak", bar=bar)
+        for what, side in (("grad x act", "gradient"), (f"IG, {STEPS} steps", "IG"))
+    ]
+    bench.case.rounds, bench.case.peaks = 1, [cached, "gradient", "IG"]
+    bench.case.settings = bench.settings(answer_tokens=bench.shape.answer_tokens, batch=SMALL_BATCH)
+    return bench.case
+
+
 SHAPES: dict[str, Any] = {"shapes": {"cpu": (SHAPE,)}, "threads": (1, 2), "quick": False}
 BENCHMARKS = [
     Benchmark("texts.gradient", "grad x act over the tokens of answers in words", gradient, **SHAPES),
@@ -202,4 +268,6 @@ BENCHMARKS = [
     Benchmark("texts.ig", "integrated gradients over answers in words", ig, **SHAPES),
     Benchmark("texts.exact", "silencing effects over answers in words", exact, **SHAPES),
     Benchmark("texts.ask", "how a model answers in words", ask, **SHAPES),
+    Benchmark("texts.variants", "the mean over a question's variants, answers in words", variants, **SHAPES),
+    Benchmark("texts.memory", "peak memory, answers in words", memory, {"cpu": (SHAPE, "small-128k")}, quick=False),
 ]
