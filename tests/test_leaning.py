@@ -180,7 +180,7 @@ def test_a_judgement_of_a_saturated_model_says_what_means_nothing():
     assert "P(right) and RCC mean nothing here: the unedited model leans on one letter" in str(report)
     with pytest.warns(UserWarning, match="the unedited model answers A"):
         alone = nl.evaluate(model, None, prompts, progress=False)
-    assert alone.meaningless == ["p_right"] and "P(right) mean nothing here" in str(alone)
+    assert alone.meaningless == ["p_right"] and "P(right) means nothing here" in str(alone)
     with pytest.warns(UserWarning, match="the unedited model answers A") as caught:
         nl.tune(model, None, neurons, prompts, ks=[1], factors=[0.5], progress=False)
     assert caught[0].filename == __file__
@@ -191,4 +191,4 @@ def test_a_judgement_of_a_sound_model_means_something():
     neurons = NeuronSet(torch.tensor([towards]), np.array(["good"]), torch.ones(1), Anatomy.of(model))
     with pytest.warns(UserWarning, match="letter collapse"):
         report = nl.evaluate(model, None, with_every_letter(model), neurons, "enhance", controls=0, progress=False)
-    assert report.collapsed and report.meaningless == [] and "mean nothing" not in str(report)
+    assert report.collapsed and report.meaningless == [] and "nothing here" not in str(report)

@@ -97,7 +97,9 @@ def _run(argv: Sequence[str] | None) -> int:
 
 def _one_line_warning(message: Any, category: Any, *place: Any, **more: Any) -> None:
     if issubclass(category, UserWarning) and first_process():
-        print(f"neuronllm: warning: {message}", file=sys.stderr)
+        from tqdm.auto import tqdm
+
+        tqdm.write(f"neuronllm: warning: {message}", file=sys.stderr)  # on a line of its own, whatever bar stands there
 
 
 # ---- commands ----

@@ -145,8 +145,9 @@ def _cautions(report: Report) -> list[str]:
         lines.append(f"{kind} collapse: the predictions lean on one {kind}, accuracy says little")
     if report.meaningless:
         names = " and ".join({"p_right": "P(right)", "rcc": "RCC"}[name] for name in report.meaningless)
+        mean = "means" if len(report.meaningless) == 1 else "mean"
         lines.append(
-            f"{names} mean nothing here: the unedited model leans on one {kind} whatever is asked, and P(right) then "
+            f"{names} {mean} nothing here: the unedited model leans on one {kind} whatever is asked, and P(right) then "
             "moves with how strongly it does"
         )
     return lines

@@ -196,3 +196,14 @@ def test_benchmarks_are_run_from_the_source_tree(tmp_path, capsys, monkeypatch):
 def test_without_the_source_tree_there_are_no_benchmarks(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("neuronllm.cli.main.__file__", str(tmp_path / "neuronllm" / "cli" / "main.py"))
     assert "come with the source tree" in refused(capsys, "bench", "list")
+
+
+def test_a_warning_stands_on_a_line_of_its_own(capsys):
+    from tqdm.auto import tqdm
+
+    from neuronllm.cli.main import _one_line_warning
+
+    with tqdm(total=2, desc="gradient", file=sys.stderr) as bar:
+        bar.update()
+        _one_line_warning("look out", UserWarning)
+    assert "\rneuronllm: warning: look out\n" in capsys.readouterr().err
