@@ -115,6 +115,39 @@ def test_company_changes_nothing_in_any_family(name, tokenizer):
         assert Writer(model, tokenizer, prompts, NEW)(Edit(ids, torch.tensor(-2.0), positions)) == edited != plain
 
 
+def begin_alike(count: int = 6, root: int = 20) -> list[Prompt]:
+    """The same, each behind the same tokens; one prompt is longer than these by more than they are long."""
+    prompts = prompts_of(count)
+    start = torch.randint(3, VOCABULARY, (root,), generator=torch.Generator().manual_seed(7)).tolist()
+    rows = [[*start, *prompt.input_ids] for prompt in prompts] + [[*start, *start, *start[::-1]]]
+    return [Prompt(ids, [[3], [4]], 0, question_id=f"q{n}") for n, ids in enumerate(rows)]
+
+
+@pytest.mark.parametrize("name", DENSE + EXPERTS)
+def test_what_all_prompts_start_with_is_computed_once(name, tokenizer):
+    model, prompts, widths = tiny(name), begin_alike(), []
+    ids = torch.arange(0, Anatomy.of(model).n_neurons, 3)
+    expected = [one_by_one(model, tokenizer, prompts)]
+    for positions in ("answer", "all"):
+        with nl.edit(model, ids, -2.0, positions=positions):
+            expected.append(one_by_one(model, tokenizer, prompts))
+    changes = [None, *(Edit(ids, torch.tensor(-2.0), positions) for positions in ("answer", "all"))]
+    with untouched(model):
+        read = lambda module, given, out: widths.append(tuple(given[0].shape))  # noqa: E731
+        handle = model.get_input_embeddings().register_forward_hook(read)
+        try:
+            for batch_size in (2, "auto"):
+                write = Writer(model, tokenizer, prompts, NEW, batch_size)
+                assert [write(change) for change in changes] == expected
+        finally:
+            handle.remove()
+    assert expected[0] != expected[1] != expected[2]
+    if name == "lfm2":  # a convolution keeps more than keys and values
+        assert max(columns for _, columns in widths) == 60
+    else:
+        assert widths.count((1, 20)) == 6 and max(columns for _, columns in widths) == 40
+
+
 @pytest.mark.parametrize(
     "model",
     [
@@ -241,6 +274,14 @@ def test_tokens_are_drawn_as_often_as_their_probability(model, tokenizer):
         expected = (logits / temperature).softmax(-1)
         error = (expected * (1 - expected) / len(many)).sqrt()
         assert bool(((shares - expected).abs() <= 4 * error).all()) and shares[2] == 0
+
+
+def test_rounding_draws_no_other_token(model, tokenizer):
+    many = [[3, n, m] for n in range(3, 23) for m in range(3, 23)]
+    logits = torch.randn(len(many), 40_000, generator=torch.Generator().manual_seed(5))
+    write = Writer(model, tokenizer, prompts_of())
+    drawn, again = (_Rows(write, many, Sampled())._drawn(each, Sampled()) for each in (logits, logits * 1.0001))
+    assert torch.equal(drawn, again) and len(drawn.unique()) > 300
 
 
 def test_the_bundled_model_writes():

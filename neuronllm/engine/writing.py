@@ -1,8 +1,9 @@
 """Let the model write: batched decoding under an edit, greedy, or of answers drawn at random.
 
 Prompts of like length share a batch, padded on the left, so that all rows begin to write in the same column; padding is
-masked, and which token pads does not matter. A row ends at an end-of-text token, or once what stands in it would be cut
-off. It is the model's own `generate` that decodes, so live edits find the answer as they do outside.
+masked, and which token pads does not matter. What all prompts start with, such as demonstrations, is computed once. A
+row ends at an end-of-text token, or once what stands in it would be cut off. It is the model's own `generate` that
+decodes, so live edits find the answer as they do outside.
 """
 
 from __future__ import annotations
@@ -10,13 +11,13 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import cached_property, partial
 from itertools import groupby
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -30,6 +31,7 @@ from .asking import Edit, check_batch_size
 from .batching import CUDA_TOKENS, TOKENS, Plan, backing_off
 from .batching import cut as cut_places
 from .borrowed import borrowed, check_finite, check_prompts, context_length, input_device, quietly, rope_limit
+from .tree import root_length
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -37,6 +39,9 @@ if TYPE_CHECKING:
     from ..data.prompts import Prompt
 
 PADDING = 0  # any token would do
+
+
+Start: TypeAlias = "list[tuple[Tensor, Tensor]]"  # keys and values of each layer, (1, heads, tokens, dimensions)
 
 
 class Sampled(NamedTuple):
@@ -94,6 +99,7 @@ class Writer:
         size = max(1, tokens // (self._length(order[-1]) + max_new_tokens))
         size = size if check_batch_size(batch_size) == "auto" else int(batch_size)
         self.plan = Plan(prompts=size, answer_tokens=size, window=size)
+        self.root = prompts[0].input_ids[: root_length(prompts)] if _may_share(model) else []
 
     @cached_property
     def anatomy(self) -> Anatomy:
@@ -118,29 +124,45 @@ class Writer:
         progress: bool = False,
     ) -> list[Written]:
         """The same, with how likely it was."""
-        edited = nullcontext() if change is None else self._edited(change)
-        write: Any = partial(self._batch, sampled)  # a list of a batch's texts, where others have a tensor
         found: dict[int, Written] = {}
         with (
             borrowed(self.model, attention=None),
             _own_settings(self.model),
             quietly(),
-            edited,
             tqdm(total=len(self.prompts), desc=label, disable=not progress, unit="prompt", leave=False) as bar,
         ):
-            for alike in self.alike:
-                for places, part in backing_off(cut_places(alike, self.plan, 0), write, self.plan, 0):
-                    found.update(zip(places, part, strict=True))
-                    bar.update(len(places))
+            start = self._start(change)
+            write: Any = partial(self._batch, sampled, start)  # a list of a batch's texts, where others have a tensor
+            with self._edited(change):
+                for alike in self.alike:
+                    for places, part in backing_off(cut_places(alike, self.plan, 0), write, self.plan, 0):
+                        found.update(zip(places, part, strict=True))
+                        bar.update(len(places))
         return [found[n] for n in range(len(self.prompts))]
 
     def _length(self, place: int) -> int:
         return len(self.prompts[place].input_ids)
 
-    def _edited(self, change: Edit) -> Any:
+    def _edited(self, change: Edit | None) -> Any:
+        if change is None:
+            return nullcontext()
         return edit(self.model, change.ids, change.factors, positions=change.positions, anatomy=self.anatomy)
 
-    def _batch(self, sampled: Sampled | None, places: list[int]) -> list[Written]:
+    def _start(self, change: Edit | None) -> Start:
+        """What every layer keeps of the tokens that all prompts start with."""
+        from transformers import DynamicCache
+
+        if not self.root:
+            return []
+        reached = change if change is not None and change.positions == "all" else None  # none of them is the answer's
+        cache = DynamicCache()
+        ids = torch.tensor([self.root], device=input_device(self.model))
+        with self._edited(reached):
+            self.model.get_decoder()(input_ids=ids, past_key_values=cache, use_cache=True)
+        kept: list[Any] = list(cache.layers)
+        return [(layer.keys, layer.values) for layer in kept]
+
+    def _batch(self, sampled: Sampled | None, start: Start, places: list[int]) -> list[Written]:
         from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
         batch = [self.prompts[n].input_ids for n in places]
@@ -152,6 +174,7 @@ class Writer:
         generate(
             input_ids=ids.to(input_device(self.model)),
             attention_mask=mask.to(input_device(self.model)),
+            past_key_values=_padded(start, mask) if start else None,
             generation_config=GenerationConfig(
                 max_new_tokens=self.max_new_tokens,
                 do_sample=False,
@@ -184,10 +207,13 @@ class _Rows:
         return logits if self.sampled is None else torch.full_like(logits, -math.inf).scatter(-1, token, 0.0)
 
     def _drawn(self, logits: Tensor, sampled: Sampled) -> Tensor:
-        """One token a row, (rows, 1): where its random number falls among the summed probabilities."""
-        sums = (logits.double() / sampled.temperature).softmax(-1).cumsum(-1)
-        numbers = torch.tensor([[one.random()] for one in self.randoms], dtype=sums.dtype, device=sums.device)
-        return torch.searchsorted(sums, numbers * sums[:, -1:], right=True).clamp(max=sums.shape[-1] - 1)
+        """One token a row, (rows, 1): the greatest logit with Gumbel noise on it.
+
+        Rounding, which differs from batch to batch, changes that only at a tie. A random number among the summed
+        probabilities of a large vocabulary lies at the edge of some token far more often.
+        """
+        noise = np.stack([-np.log(one.standard_exponential(logits.shape[-1])) for one in self.randoms])
+        return (logits.double() / sampled.temperature + torch.from_numpy(noise).to(logits.device)).argmax(-1, True)
 
     def over(self, ids: Tensor, scores: Any, **_: Any) -> Tensor:
         """Which rows have ended, (rows,), after one more token each."""
@@ -216,9 +242,9 @@ def _ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[in
     return sorted({int(token) for token in named if token is not None})
 
 
-def _random(ids: list[int], sampled: Sampled) -> random.Random:
+def _random(ids: list[int], sampled: Sampled) -> np.random.Generator:
     digest = hashlib.sha256(json.dumps([sampled.seed, sampled.draw, ids]).encode()).digest()
-    return random.Random(int.from_bytes(digest, "big"))
+    return np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "big")))
 
 
 @contextmanager
@@ -232,6 +258,32 @@ def _own_settings(model: PreTrainedModel) -> Iterator[None]:
         yield
     finally:
         model.generation_config = theirs
+
+
+def _padded(start: Start, mask: Tensor) -> Any:
+    """A cache that holds as many columns of a padded batch as the start has tokens.
+
+    A row that is padded has only the first of them there, and computes the others again; what stands in the columns of
+    its padding is masked.
+    """
+    from transformers import DynamicCache
+
+    cache = DynamicCache()
+    for layer, pair in enumerate(start):
+        columns = torch.arange(pair[0].shape[2]) - (mask == 0).sum(1, keepdim=True)  # (rows, tokens)
+        tokens = columns.clamp(min=0).to(pair[0].device)
+        keys, values = (kept[0][:, tokens].transpose(0, 1) for kept in pair)
+        cache.update(keys, values, layer)
+    return cache
+
+
+def _may_share(model: PreTrainedModel) -> bool:
+    """Whether the first tokens of a prompt are the same whatever follows, and keys and values are all that is kept."""
+    from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+
+    kinds = {type(layer) for layer in DynamicCache(config=model.config).layers}
+    by_token = bool(kinds) and kinds <= {DynamicLayer, DynamicSlidingWindowLayer}  # not so with convolutions
+    return by_token and rope_limit(model) is None and not getattr(model, "_is_stateful", False)
 
 
 def _may_pad(model: PreTrainedModel) -> bool:
