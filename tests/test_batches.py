@@ -168,7 +168,7 @@ def test_a_small_machine_gets_small_batches(monkeypatch):
         engine.fit(work, prompts, always=True)
         roomy = dataclasses.replace(engine.plan)
         whole = work(prompts)
-    for module in ("batching", "fast"):
+    for module in ("batching", "planned"):
         monkeypatch.setattr(f"neuronllm.engine.{module}.available", lambda device: 2**17)
     with FastEngine(model) as engine:
         engine.unusable(prompts)
@@ -186,7 +186,7 @@ def test_blocks_run_again_where_memory_is_short(monkeypatch):
         work = lambda some: CALLS["gradient everywhere"](engine, some)  # noqa: E731
         engine.unusable(prompts)
         taken = peak_memory(lambda: work(prompts[-1:]))
-        for module in ("batching", "fast"):
+        for module in ("batching", "planned"):
             monkeypatch.setattr(f"neuronllm.engine.{module}.available", lambda device: 5 * taken)
         engine.fit(work, prompts)
         assert engine.plan.recompute
@@ -199,9 +199,9 @@ def test_memory_is_tried_out_only_where_the_work_at_hand_could_fill_it(monkeypat
     """What one short prompt takes is small beside memory that batches of 4,096 tokens would fill."""
     model, prompts = tiny("llama", torch.float32), family()
     tried = []
-    monkeypatch.setattr("neuronllm.engine.fast.peak_memory", lambda call, device: tried.append(call()) or 2**10)
+    monkeypatch.setattr("neuronllm.engine.planned.peak_memory", lambda call, device: tried.append(call()) or 2**10)
     monkeypatch.setattr("neuronllm.engine.batching.available", lambda device: 2**24)
-    monkeypatch.setattr("neuronllm.engine.fast.available", lambda device: 2**24)
+    monkeypatch.setattr("neuronllm.engine.planned.available", lambda device: 2**24)
 
     def trials(label: str, some: list[Prompt]) -> int:
         tried.clear()
