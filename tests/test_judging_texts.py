@@ -148,6 +148,26 @@ def test_a_report_prints_the_lengths():
     assert str(report).splitlines()[0] == "8 questions answered in texts, length tokens"
 
 
+@pytest.mark.parametrize(
+    ("picked", "prompts", "said"),
+    [
+        ({"shortest": 0.8, "between": 0.2, "longest": 0.0}, 10, "the shortest one is picked in 80% of the prompts"),
+        ({"shortest": 0.0, "between": 0.3, "longest": 0.7}, 10, "the longest one is picked in 70% of the prompts"),
+        ({"shortest": 0.75, "between": 0.25, "longest": 0.0}, 10, ""),  # half of the way to always
+        ({"shortest": 0.8, "between": 0.2, "longest": 0.0}, 9, ""),  # too few to tell
+    ],
+)
+def test_a_collapse_to_short_or_long_answers_is_reported(picked, prompts, said):
+    from neuronllm.judging.report import Report
+
+    lengths = {"prompts": prompts, "picked": picked, "right": {"shortest": 0.5, "between": 0.25, "longest": 0.25}}
+    ci = {"base": {"accuracy": (0.1, 0.2), "p_right": (0.1, 0.2)}}
+    numbers = {"accuracy": 0.5, "balanced_accuracy": 0.5, "p_right": 0.5, "collapsed": False, "questions": 8, "ci": ci}
+    report = Report(**numbers, answers="texts", options={"1": 1.0}, lengths=lengths)
+    lines = [line for line in str(report).splitlines() if line.startswith("length collapse")]
+    assert len(lines) == bool(said) and said in "".join(lines)
+
+
 def test_where_the_right_answer_is_nearly_always_the_shortest_it_is_said():
     short = [sized(1, 3) for _ in range(9)] + [sized(1, 3, answer=1)]
     with pytest.warns(UserWarning, match="the shortest option is the right one in 90% of the prompts.*--length tokens"):

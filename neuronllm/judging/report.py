@@ -19,6 +19,7 @@ from ..results.factors import show_factor
 Intervals: TypeAlias = "dict[str, dict[str, tuple[float, float]]]"
 NAMED = 3  # flipped questions of each direction that are printed
 CHANGED = 5  # changed answers that are printed
+TOLD = 10  # prompts that it takes to say that the length of texts decides
 PCR = "each the mean over prompts of the relative change of P(right)"
 
 
@@ -143,6 +144,14 @@ def _cautions(report: Report) -> list[str]:
     lines = []
     if report.collapsed:
         lines.append(f"{kind} collapse: the predictions lean on one {kind}, accuracy says little")
+    lengths = report.lengths or {"prompts": 0}
+    for size in ("shortest", "longest") if lengths["prompts"] >= TOLD else ():
+        picked, right = lengths["picked"][size], lengths["right"][size]
+        if picked - right > (1 - right) / 2:  # more than half of the way to always
+            lines.append(
+                f"length collapse: of options that differ in length the {size} one is picked in {picked:.0%} of the "
+                f"prompts and right in {right:.0%}: accuracy says little of the task"
+            )
     if report.meaningless:
         names = " and ".join({"p_right": "P(right)", "rcc": "RCC"}[name] for name in report.meaningless)
         mean = "means" if len(report.meaningless) == 1 else "mean"
