@@ -31,7 +31,9 @@ def questions() -> list[nl.Question]:
 
 
 def made(demo: tuple[Any, Any], questions: Any, *arguments: Any, **keywords: Any) -> list[nl.Question]:
-    return nl.distractors(*demo, questions, *arguments, progress=False, **{"max_new_tokens": 2, **keywords})
+    return nl.distractors(
+        *demo, questions, *arguments, progress=False, **{"max_new_tokens": 2, "template": "cloze", **keywords}
+    )
 
 
 @pytest.mark.filterwarnings("ignore:.*left out")

@@ -80,11 +80,13 @@ def test_the_wordings() -> None:
     for name in CLOZES:
         prompt = render(tokenizer, [WARM], "none", name, answers="texts")[0]
         texts[name] = tokenizer.decode(prompt.input_ids)
+    assert texts.pop("cloze_short").endswith("have?\nAnswer: 8\n\nQuestion: Is fire warm?\nAnswer:")
     assert texts == {
         "cloze": "Question: Is fire warm?\nAnswer:",
         "cloze_plain": "Is fire warm?\nAnswer:",
         "cloze_brief": "Q: Is fire warm?\nA:",
         "cloze_options": "Question: Is fire warm?\nOptions:\n- yes\n- no\nAnswer:",
+        "continue": "Is fire warm?",
     }
     assert not set(CLOZES) & set(TEMPLATES)
 

@@ -191,11 +191,11 @@ def test_every_accepted_answer_of_a_question_counts():
         nl.Question(stems[2], ("nothing", "never"), 1),
     ]
     with untouched(model):
-        report = evaluate(model, tokenizer, questions)
+        report = evaluate(model, tokenizer, questions, template="cloze")
     assert report.inclusion == pytest.approx(2 / 3) and report.exact == 0
     assert report.written_to[1]["accepted"] == ["never", "nowhere", f"The {first[1]}"]
     assert report.written_to[1]["question"] == stems[1]
-    one_token = evaluate(model, tokenizer, questions, max_new_tokens=1)
+    one_token = evaluate(model, tokenizer, questions, template="cloze", max_new_tokens=1)
     assert one_token.exact == one_token.inclusion == pytest.approx(2 / 3)
 
 

@@ -75,8 +75,8 @@ def parser(run: Mapping[str, Command], attribute: bool = False) -> argparse.Argu
 
     sub = command("find", "Choose the best and the worst neurons of saved scores.")
     sub.add_argument("scores", metavar="DIR", help="a folder that `neuronllm attribute` wrote")
-    sub.add_argument("--good", type=count, default=100, metavar="N")
-    sub.add_argument("--bad", type=count, default=100, metavar="N")
+    sub.add_argument("--good", type=count, default=100, metavar="N", help="how many of the best (default: 100)")
+    sub.add_argument("--bad", type=count, default=100, metavar="N", help="how many of the worst (default: 100)")
     sub.add_argument("--output", required=True, metavar="DIR", help="a new folder for the neuron set")
     _overwrite_flag(sub)
 
@@ -108,7 +108,9 @@ def parser(run: Mapping[str, Command], attribute: bool = False) -> argparse.Argu
     _factor_flags(sub)
     where = "where to edit (default: where the set was found or tuned; all where it does not say)"
     sub.add_argument("--positions", choices=("answer", "all"), help=where)
-    sub.add_argument("--controls", type=count, default=20, metavar="N", help="random sets beside the edit")
+    sub.add_argument(
+        "--controls", type=count, default=20, metavar="N", help="random sets beside the edit (default: 20)"
+    )
     sub.add_argument("--unrelated", metavar="FILE", help="unrelated questions, for the PCR")
     more = "with --answers generate: phrases that decline to answer, beside the usual ones"
     sub.add_argument("--abstain", nargs="+", metavar="TEXT", help=more)

@@ -35,6 +35,13 @@ CLOZES: dict[str, str] = {  # answered in words
     "cloze_plain": "{question}\nAnswer:",
     "cloze_brief": "Q: {question}\nA:",
     "cloze_options": "Question: {question}\nOptions:\n{choices}\nAnswer:",
+    "cloze_short": (  # demonstrations, after which models write a short answer and end the line
+        "Question: What colour is a ripe banana?\nAnswer: yellow\n\n"
+        "Question: Who wrote the play Hamlet?\nAnswer: William Shakespeare\n\n"
+        "Question: How many legs does a spider have?\nAnswer: 8\n\n"
+        "Question: {question}\nAnswer:"
+    ),
+    "continue": "{question}",  # a text to be continued
 }
 DEFAULTS = {"letters": "default", "texts": "cloze"}
 PLACEHOLDERS = ("question", "options", "subject", "letters", "choices")

@@ -16,7 +16,7 @@ import numpy as np
 
 from ..common.errors import InputError
 from ..common.statistics import bootstrap_interval, mcnemar, relative_change
-from ..data.forms import ANSWERS, check_known, found_template, one_option_each, wording_of
+from ..data.forms import ANSWERS, check_known, one_option_each
 from ..data.prompts import Questions
 from ..engine.asking import Asker, Edit
 from ..results.answers import Answers
@@ -67,7 +67,8 @@ def evaluate(
     by, "sum" (nothing), "tokens" or "characters", or "unconditional" for what it gains over the text alone.
     answers="generate" lets the model write its answers, `max_new_tokens` at most each, and counts which hold an
     accepted one, which are one, and which decline (see WrittenReport); `abstentions` are further phrases that decline.
-    It is the default for questions without choices.
+    It is the default for questions without choices, and asks with demonstrations of short answers unless `template`
+    says otherwise.
 
     >>> nl.evaluate(model, tokenizer, questions, neurons, mode="degrade")   # doctest: +SKIP
     """
@@ -90,7 +91,6 @@ def evaluate(
             raise InputError('unrelated: the PCR goes by probabilities of options, which answers="generate" has not')
         if length is not None:
             raise InputError(f'length={length!r}: it counts for answers="texts", and here the model writes')
-        found = neurons.provenance if neurons is not None else {}
         return judge_written(
             model,
             tokenizer,
@@ -98,7 +98,7 @@ def evaluate(
             change,
             edit,
             orders=orders,
-            template=wording_of("texts", template, found_template(found, "texts")),
+            template=template,
             controls=controls,
             abstentions=abstentions,
             max_new_tokens=max_new_tokens,

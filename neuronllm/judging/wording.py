@@ -12,12 +12,17 @@ from ..data.rendering import as_prompts
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+TO_WRITE = "cloze_short"  # the template, where nobody asks for another
+
 
 def prompts_to_write(
     tokenizer: PreTrainedTokenizerBase | None, questions: Questions, orders: str, template: Any
 ) -> list[Prompt]:
-    """Prompts as they are given, and questions in words that ask for an answer in words."""
-    return as_prompts(tokenizer, questions, orders, template, answers="generate")
+    """Prompts as they are given; questions in the words asked for, else with demonstrations of short answers.
+
+    Behind a bare "Answer:" many models write nothing, or a speech.
+    """
+    return as_prompts(tokenizer, questions, orders, TO_WRITE if template is None else template, answers="generate")
 
 
 def warn_if_silent(texts: Sequence[str], stacklevel: int = 4) -> None:
@@ -25,7 +30,8 @@ def warn_if_silent(texts: Sequence[str], stacklevel: int = 4) -> None:
     silent = sum(not text for text in texts) / len(texts)
     if silent > 0.5:
         warnings.warn(
-            f"the model writes nothing at all in {silent:.0%} of its answers; one that was trained to chat wants its "
-            'chat template: template="chat" or "chat:NAME" (--apply-chat-template)',
+            f"the model writes nothing at all in {silent:.0%} of its answers: ask with demonstrations "
+            '(template="cloze_short", the default), or a model that was trained to chat in its chat template '
+            '(template="chat", --apply-chat-template)',
             stacklevel=stacklevel,
         )
