@@ -44,7 +44,8 @@ def distractors(
     The model answers each question once greedily and `samples` times at random, at a temperature. Answers that hold an
     accepted answer, or are part of one, are dropped, as are abstentions and what differs from another answer only in
     case, articles, punctuation or the spelling of a number. A question's draws depend on its prompt and the seed
-    alone; of two that are about as likely, rounding may say which comes first. Questions with fewer mistakes keep what there is; those without any are left out, and a warning counts them.
+    alone; of two that are about as likely, rounding may say which comes first. Questions with fewer mistakes keep what
+    there is; those without any are left out, and a warning counts them.
 
     >>> nl.distractors(model, tokenizer, [nl.Question("Capital of France?", answer="Paris")])   # doctest: +SKIP
     """
