@@ -21,11 +21,11 @@ def prompts_to_write(
 
 
 def warn_if_silent(texts: Sequence[str], stacklevel: int = 4) -> None:
-    """Models that were trained to chat often end a plain text at once."""
+    """Models that were trained to chat often end a plain text at once; behind "Answer:" in a chat they write worse."""
     silent = sum(not text for text in texts) / len(texts)
     if silent > 0.5:
         warnings.warn(
-            f"the model writes nothing at all in {silent:.0%} of its answers; one that was trained to chat wants its "
-            'chat template: template="chat" or "chat:NAME" (--apply-chat-template)',
+            f"the model writes nothing at all in {silent:.0%} of its answers; one that was trained to chat wants the "
+            'question in its chat template, template="chat:{question}" (--template), or a few demonstrations before it',
             stacklevel=stacklevel,
         )
