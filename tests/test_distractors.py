@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 
 import neuronllm as nl
 from neuronllm.data.matching import includes, normalise
-from neuronllm.engine.writing import Written
+from neuronllm.engine.writing import Writer, Written
 from neuronllm.judging.distractors import _mistakes
 from tests.checks import Fuse, blow_after, refused, untouched
 from tests.tiny import tiny
@@ -127,6 +128,20 @@ def test_wrong_choices_that_were_there_give_way(demo):
     found = made(demo, given, 1, seed=3)
     assert given == before
     assert all(len(question.choices) == 2 for question in found)
+
+
+@pytest.mark.filterwarnings("ignore:.*left out")
+def test_mistakes_that_are_sentences_are_warned_of(demo, questions, monkeypatch):
+    def answers(said: str) -> Any:
+        return lambda *_: [Written(said.format(n), -1.0, True) for n in range(len(questions))]
+
+    monkeypatch.setattr(Writer, "written", answers("It is number {}"))
+    with pytest.warns(UserWarning, match=r"mistakes have 4 words and the right answers 1 \(medians\).*template"):
+        made(demo, questions, samples=0)
+    monkeypatch.setattr(Writer, "written", answers("Is number {}"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        made(demo, questions, samples=0)
 
 
 def test_the_whole_way_from_open_questions(demo, questions, tmp_path):

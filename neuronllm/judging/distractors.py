@@ -10,6 +10,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
+from statistics import median
 from typing import TYPE_CHECKING
 
 from ..common.checks import integer
@@ -72,7 +73,21 @@ def distractors(
     if len(kept) < len(made):
         left_out = f"{len(made) - len(kept)} of {len(made)} questions are left out: the model made no mistake there"
         warnings.warn(left_out, stacklevel=2)
+    _warn_if_wordy(kept)
     return kept
+
+
+def _warn_if_wordy(questions: Sequence[Question]) -> None:
+    """Models that answer in sentences: their mistakes differ from a bare right answer in form above all."""
+    right = median(len(question.choices[question.answer].split()) for question in questions)
+    wrong = [choice for q in questions for n, choice in enumerate(q.choices) if n != q.answer]
+    drawn = median(len(choice.split()) for choice in wrong)
+    if drawn > 2 * right + 1:
+        warnings.warn(
+            f"the model's mistakes have {drawn:g} words and the right answers {right:g} (medians), so what tells them "
+            "apart is their form: let the template ask for short answers, best by a few demonstrations",
+            stacklevel=3,
+        )
 
 
 def _check(questions: Sequence[Question], n: int, samples: int, temperature: float) -> None:
