@@ -73,7 +73,7 @@ def branch_attention_inputs() -> tuple[Any, ...]:
     pieces = [torch.zeros(2, dtype=torch.int64), torch.arange(2)]
     lengths, starts = [torch.tensor([5]), torch.tensor([2, 4])], [torch.tensor([0]), torch.tensor([5, 5])]
     positions, sinks = torch.tensor([7, 9]), torch.randn(4)
-    return query, key, value, keys, values, pieces, lengths, starts, positions, 0.3, 5.0, 6, sinks, "torch"
+    return query, key, value, keys, values, pieces, lengths, starts, positions, 0.3, 5.0, 6, None, sinks, "torch"
 
 
 def score_gemm_inputs() -> tuple[Any, ...]:
