@@ -342,5 +342,5 @@ def places(prefix: tuple[list[Tensor], ...], device: torch.device) -> Tensor:
 
 def trees(seen: Tensor, window: int | None, device: torch.device) -> tuple[Tensor, Tensor]:
     """`reference.near` for the kernel: (prompts, nodes, nodes) int8 and (prompts, nodes) int32."""
-    others, depth = reference.near(seen.to(device), window)
-    return others.to(torch.int8).contiguous(), depth.to(torch.int32).contiguous()
+    others, depth = reference.near(seen, window)
+    return others.to(device, torch.int8).contiguous(), depth.to(device, torch.int32).contiguous()

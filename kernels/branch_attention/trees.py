@@ -1,7 +1,7 @@
 """Rows that are nodes of a tree: what a row takes of the others of its tree, and what they take of it.
 
-Node after node, with float32 products and no matrix units: so a tree has the same bits wherever it stands in a tile, and
-what is not finite in one tree reaches no other. A node that a row does not see is not loaded for it.
+Node after node, in float32 and without matrix units: so a tree has the same bits wherever it stands in a tile, and what
+is not finite reaches only what sees it. A node that a row does not see is not loaded for it.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ def cap(z, softcap, SOFTCAP: tl.constexpr):
 
 @triton.jit
 def _tokens(first, length, start, position, depth, window, WINDOW: tl.constexpr, TOKENS: tl.constexpr):
-    """Tokens of a piece from `first` on, and which of them are seen: by all rows, or with a column of depths by each."""
+    """Tokens of a piece from `first` on, and which are seen: by all rows, or with a column of depths by each."""
     t = first + tl.arange(0, TOKENS)
     seen = (t < length)[None, :]
     if WINDOW:
