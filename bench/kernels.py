@@ -234,15 +234,17 @@ def contrastive_many(setup: Setup) -> Work:
     return _contrastive(setup, 256)
 
 
-def branch_attention(setup: Setup) -> Work:
-    """512 branches on a prefix of 1,024 tokens, forward and backward."""
+def _attention(setup: Setup, nodes: int) -> Work:
+    """512 rows on a prefix of 1,024 tokens, in trees of two below each node."""
     shape = SHAPES[setup.shape]
-    rows, tokens = (4, 9) if setup.shape == "toy" else (512, 1024)
+    rows, tokens = (4 * nodes, 9) if setup.shape == "toy" else (512, 1024)
     heads, groups = shape.config["num_attention_heads"], shape.config["num_key_value_heads"]
     width = shape.config.get("head_dim") or shape.config["hidden_size"] // heads
-    seen = torch.cat([torch.ones(rows, tokens, dtype=torch.bool), torch.eye(rows, dtype=torch.bool)], 1).to(
-        setup.device
-    )
+    tree = torch.eye(nodes, dtype=torch.bool)
+    for node in range(1, nodes):
+        tree[node] |= tree[(node - 1) // 2]
+    own = torch.block_diag(*[tree] * (rows // nodes))
+    seen = torch.cat([torch.ones(rows, tokens, dtype=torch.bool), own], 1).to(setup.device)
     one = torch.zeros(1, dtype=torch.int64, device=setup.device)
 
     def through(attend: Callable[..., Tensor]) -> Callable[..., Sequence[Tensor]]:
@@ -256,7 +258,7 @@ def branch_attention(setup: Setup) -> Work:
 
     def ours(q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         shared = ops.Pieces(keys, values, one, one + tokens, one)
-        return ops.branch_attention(q, k, v, [shared], backend=backend(setup))
+        return ops.branch_attention(q, k, v, [shared], seen=tree[None], backend=backend(setup))
 
     def masked(q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """As transformers does it: with a mask, keys and values are repeated for the heads that share them."""
@@ -269,8 +271,19 @@ def branch_attention(setup: Setup) -> Work:
         return tuple(torch.randn(1, n, t, width, dtype=shape.dtype) for n, t in sizes)
 
     size = shape.dtype.itemsize * width * (2 * groups * tokens * 2 + rows * (heads * 5 + groups * 6)) + 8 * heads * rows
-    settings = {"branches": rows, "prefix": tokens, "heads": heads, "groups": groups, "width": width}
+    settings = {"branches": rows // nodes, "prefix": tokens, "heads": heads, "groups": groups, "width": width}
+    settings |= {"nodes": nodes} if nodes > 1 else {}
     return Work(inputs, through(ours), through(masked), size, {"eager": Bar(">=", 2.0)}, settings)
+
+
+def branch_attention(setup: Setup) -> Work:
+    """512 branches on a prefix of 1,024 tokens, forward and backward."""
+    return _attention(setup, 1)
+
+
+def branch_attention_trees(setup: Setup) -> Work:
+    """64 branches that are trees of 8 nodes on a prefix of 1,024 tokens, forward and backward."""
+    return _attention(setup, 8)
 
 
 # What every op is tuned and measured on; bench/tuning.py uses the same.
@@ -278,7 +291,7 @@ WORKS: dict[str, tuple[Callable[[Setup], Work], ...]] = {
     "glu_score": (glu_score, glu_score_ragged),
     "score_gemm": (score_gemm,),
     "contrastive_ce": (contrastive_one, contrastive_many),
-    "branch_attention": (branch_attention,),
+    "branch_attention": (branch_attention, branch_attention_trees),
 }
 
 

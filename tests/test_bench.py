@@ -243,7 +243,9 @@ def test_a_model_that_the_plain_way_does_not_know_is_left_out(
         bench.suites.ALL[name].build(dataclasses.replace(toy(bench), shape=shape))
 
 
-@pytest.mark.parametrize("name", ["glu_score", "glu_score_ragged", "score_gemm", "branch_attention"])
+@pytest.mark.parametrize(
+    "name", ["glu_score", "glu_score_ragged", "score_gemm", "branch_attention", "branch_attention_trees"]
+)
 def test_kernels_are_compared_with_the_same_work(bench: Any, name: str) -> None:
     case = bench.suites.ALL[f"kernels.{name}"].build(toy(bench))
     assert all(check["value"] <= check["limit"] for check in bench.harness.checked(case))

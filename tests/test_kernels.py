@@ -6,7 +6,6 @@ that are not there. Both are in tests/kernels/.
 
 from __future__ import annotations
 
-import math
 import os
 import re
 import subprocess
@@ -40,7 +39,10 @@ def lane(*files: str, **environment: str) -> int:
 
 @pytest.mark.slow
 @needs_triton
-@pytest.mark.parametrize(("file", "least"), [*((f"test_{op}.py", 50) for op in OPS), ("test_engine.py", 4)])
+@pytest.mark.parametrize(
+    ("file", "least"),
+    [*((f"test_{op}.py", 50) for op in OPS), ("test_branch_attention_trees.py", 50), ("test_engine.py", 8)],
+)
 def test_interpreted(file: str, least: int) -> None:
     assert lane(file, TRITON_INTERPRET="1") >= least
 
@@ -67,13 +69,16 @@ def contrastive_ce_inputs(objective: str = "margin") -> tuple[Any, ...]:
     return hidden, weight, options, torch.tensor([0, 2, 1]), bias, objective, 0.5, 3.0, "torch"
 
 
-def branch_attention_inputs() -> tuple[Any, ...]:
+TREE = torch.tensor([[[1, 0, 0], [1, 1, 0], [1, 1, 1]], [[1, 0, 0], [1, 1, 0], [1, 0, 1]]]).bool()
+
+
+def branch_attention_inputs(seen: Tensor | None = None) -> tuple[Any, ...]:
     query, key, value = torch.randn(2, 4, 3, 8), torch.randn(2, 2, 3, 8), torch.randn(2, 2, 3, 6)
     keys, values = [torch.randn(n, 2, 5, 8) for n in (1, 2)], [torch.randn(n, 2, 5, 6) for n in (1, 2)]
     pieces = [torch.zeros(2, dtype=torch.int64), torch.arange(2)]
     lengths, starts = [torch.tensor([5]), torch.tensor([2, 4])], [torch.tensor([0]), torch.tensor([5, 5])]
     positions, sinks = torch.tensor([7, 9]), torch.randn(4)
-    return query, key, value, keys, values, pieces, lengths, starts, positions, 0.3, 5.0, 6, sinks, "torch"
+    return query, key, value, keys, values, pieces, lengths, starts, positions, 0.3, 5.0, 6, seen, sinks, "torch"
 
 
 def score_gemm_inputs() -> tuple[Any, ...]:
@@ -115,10 +120,30 @@ def test_opcheck_of_the_backward_operators() -> None:
     )
     values = score_gemm_inputs()[:6]
     torch.library.opcheck(operators.score_gemm_backward.default, (torch.randn(3, 6), *values, "silu", False))
-    *rows, sinks, backend = branch_attention_inputs()
-    out, lse = operators.branch_attention(*rows, sinks, backend)
-    values = (torch.randn_like(out), out, lse, *rows, backend)
-    torch.library.opcheck(operators.branch_attention_backward.default, values)
+    for seen in (None, TREE):
+        *rows, sinks, backend = branch_attention_inputs(seen)
+        out, lse = operators.branch_attention(*rows, sinks, backend)
+        values = (torch.randn_like(out), out, lse, *rows, backend)
+        torch.library.opcheck(operators.branch_attention_backward.default, values)
+
+
+def test_opcheck_of_branch_attention_over_trees() -> None:
+    operator = torch.ops.neuronllm.branch_attention.default
+    torch.library.opcheck(operator, branch_attention_inputs(TREE))
+    torch.library.opcheck(operator, differentiable(branch_attention_inputs(TREE), DIFFERENTIABLE["branch_attention"]))
+
+
+@pytest.mark.parametrize("seen", [None, TREE])
+def test_branch_attention_gradients(seen: Tensor | None) -> None:
+    rows = [x.double() if isinstance(x, Tensor) else x for x in branch_attention_inputs(seen)[:3]]
+    keys, values = [torch.randn(1, 2, 5, n, dtype=torch.float64) for n in (8, 6)]
+    zero = torch.zeros(2, dtype=torch.int64)
+    level = ops.Pieces(keys, values, zero, zero[:1] + 4, zero[:1])
+
+    def mixed(*own: Tensor) -> Tensor:
+        return ops.branch_attention(*own, [level], window=4, softcap=3.0, seen=seen)
+
+    assert torch.autograd.gradcheck(mixed, tuple(x.requires_grad_() for x in rows))
 
 
 def test_opcheck_of_glu_score_variants() -> None:
@@ -200,6 +225,7 @@ class Scored(torch.nn.Module):
         one = torch.zeros(1, dtype=torch.int64)
         shared = ops.Pieces(q.detach(), q.detach(), one, one + 5, one)
         mixed = ops.branch_attention(q, q, q, [shared], window=4)
+        mixed = mixed + ops.branch_attention(q, q, q, [shared], window=4, seen=torch.ones(1, 3, 3).tril().bool())
         summed = ops.score_gemm(x, torch.ones(5, 6), gate, up, lengths).sum(0)
         return found.scores.sum(0) + sums + found.gate.sum(0) + answers.value.sum() + mixed.sum() + summed
 
@@ -303,49 +329,6 @@ def test_contrastive_ce_refuses_what_it_cannot_read() -> None:
     many = torch.zeros(3, 33, dtype=torch.int64)
     with refused("at most 32 option tokens"):
         ops.contrastive_ce(**given | {"options": many}, backend="triton")
-
-
-def test_branch_attention_refuses_what_it_cannot_read() -> None:
-    own, one = torch.randn(2, 2, 3, 8), torch.zeros(2, dtype=torch.int64)
-    level = ops.Pieces(torch.randn(2, 2, 5, 8), torch.randn(2, 2, 5, 8), one, one + 5, one)
-    assert ops.branch_attention(own, own, own, [level]).shape == own.shape
-    bad: list[tuple[str, Callable[[], object]]] = [
-        ("query", lambda: ops.branch_attention(own[0], own, own)),
-        ("groups", lambda: ops.branch_attention(own, own[:, :, :2], own)),
-        ("one type", lambda: ops.branch_attention(own, own.double(), own)),
-        ("prefix[0].keys", lambda: ops.branch_attention(own, own, own, [level._replace(keys=level.keys[..., :4])])),
-        ("prefix[1].values", lambda: ops.branch_attention(own, own, own, [level, level._replace(values=own)])),
-        ("prefix: give a list", lambda: ops.branch_attention(own, own, own, level)),
-        ("prefix[0]: give Pieces", lambda: ops.branch_attention(own, own, own, [own])),  # type: ignore[list-item]
-        ("query: give a tensor", lambda: ops.branch_attention(own.tolist(), own, own)),
-        ("key: it is on meta", lambda: ops.branch_attention(own, own.to("meta"), own)),
-        ("sinks: it is on meta", lambda: ops.branch_attention(own, own, own, sinks=torch.zeros(2, device="meta"))),
-        ("sinks", lambda: ops.branch_attention(own, own, own, sinks=one)),
-        ("positions", lambda: ops.branch_attention(own, own, own, positions=one.float())),
-        ("positions: it is on meta", lambda: ops.branch_attention(own, own, own, positions=one.to("meta"))),
-        *((f"softcap={x}", lambda x=x: ops.branch_attention(own, own, own, softcap=x)) for x in (0.0, -1, math.nan)),
-        *((f"window={x}", lambda x=x: ops.branch_attention(own, own, own, window=x)) for x in (0, -3, 2.5, True)),
-        ("positions", lambda: ops.branch_attention(own, own, own, positions=one[:1])),
-        ("sinks", lambda: ops.branch_attention(own, own, own, sinks=torch.zeros(3))),
-        ("3 levels", lambda: ops.branch_attention(own, own, own, [level] * 4, backend="triton")),
-    ]
-    parts: list[tuple[str, dict[str, Any]]] = [
-        ("prefix[0]: give a piece for", {"piece": one[:1]}),
-        ("prefix[0].piece: give numbers of pieces, from 0 to 1", {"piece": one + 2}),
-        ("prefix[0].piece: give numbers of pieces, from 0 to 1", {"piece": one - 1}),
-        ("prefix[0].piece: give whole numbers", {"piece": one.byte()}),
-        ("prefix[0].lengths: give numbers of tokens, from 0 to the 5", {"lengths": one + 6}),
-        ("prefix[0].lengths: give numbers of tokens, from 0 to the 5", {"lengths": one - 1}),
-        ("prefix[0].lengths: give whole numbers", {"lengths": one.float()}),
-        ("prefix[0].lengths: give a tensor, not list", {"lengths": [5, 5]}),
-        ("prefix[0].starts: give whole numbers", {"starts": one.double()}),
-        *((f"prefix[0].{n}", {n: getattr(level, n).to("meta")}) for n in ops.Pieces._fields),
-    ]
-    for name, changed in parts:
-        bad.append((name, lambda c=changed: ops.branch_attention(own, own, own, [level._replace(**c)])))  # type: ignore[misc]
-    for name, call in bad:
-        with refused(name):
-            call()
 
 
 def test_score_gemm_refuses_what_it_cannot_read() -> None:

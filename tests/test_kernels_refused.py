@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -70,6 +72,65 @@ def test_padding_of_branch_attention_never_matters(rubbish: float, options: dict
         results.append([out.detach(), *torch.autograd.grad(out.square().sum(), rows)])
     for clean, found in zip(*results, strict=True):
         assert torch.equal(clean, found)
+
+
+def test_branch_attention_refuses_what_it_cannot_read() -> None:
+    own, one = torch.randn(2, 2, 3, 8), torch.zeros(2, dtype=torch.int64)
+    level = ops.Pieces(torch.randn(2, 2, 5, 8), torch.randn(2, 2, 5, 8), one, one + 5, one)
+    tree = torch.ones(2, 3, 3, dtype=torch.bool).tril()
+    assert ops.branch_attention(own, own, own, [level]).shape == own.shape
+    assert ops.branch_attention(own, own, own, [level], seen=tree).shape == own.shape
+
+    def eye(nodes: int) -> Tensor:
+        return torch.eye(nodes, dtype=torch.bool).repeat(2, 1, 1)
+
+    bad: list[tuple[str, Callable[[], object]]] = [
+        ("query", lambda: ops.branch_attention(own[0], own, own)),
+        ("groups", lambda: ops.branch_attention(own, own[:, :, :2], own)),
+        ("one type", lambda: ops.branch_attention(own, own.double(), own)),
+        ("prefix[0].keys", lambda: ops.branch_attention(own, own, own, [level._replace(keys=level.keys[..., :4])])),
+        ("prefix[1].values", lambda: ops.branch_attention(own, own, own, [level, level._replace(values=own)])),
+        ("prefix: give a list", lambda: ops.branch_attention(own, own, own, level)),
+        ("prefix[0]: give Pieces", lambda: ops.branch_attention(own, own, own, [own])),  # type: ignore[list-item]
+        ("query: give a tensor", lambda: ops.branch_attention(own.tolist(), own, own)),
+        ("key: it is on meta", lambda: ops.branch_attention(own, own.to("meta"), own)),
+        ("sinks: it is on meta", lambda: ops.branch_attention(own, own, own, sinks=torch.zeros(2, device="meta"))),
+        ("sinks", lambda: ops.branch_attention(own, own, own, sinks=one)),
+        ("positions", lambda: ops.branch_attention(own, own, own, positions=one.float())),
+        ("positions: it is on meta", lambda: ops.branch_attention(own, own, own, positions=one.to("meta"))),
+        *((f"softcap={x}", lambda x=x: ops.branch_attention(own, own, own, softcap=x)) for x in (0.0, -1, math.nan)),
+        *((f"window={x}", lambda x=x: ops.branch_attention(own, own, own, window=x)) for x in (0, -3, 2.5, True)),
+        ("positions", lambda: ops.branch_attention(own, own, own, positions=one[:1])),
+        ("sinks", lambda: ops.branch_attention(own, own, own, sinks=torch.zeros(3))),
+        ("seen: give a tensor", lambda: ops.branch_attention(own, own, own, seen=[[True]])),
+        ("seen: it is on meta", lambda: ops.branch_attention(own, own, own, seen=tree.to("meta"))),
+        *(
+            ("seen: give a bool (2 prompts, nodes, nodes)", lambda x=x: ops.branch_attention(own, own, own, seen=x))
+            for x in (tree.int(), tree[0], tree[:1], tree[:, :2])
+        ),
+        *(
+            ("seen: 3 rows are no whole trees", lambda n=n: ops.branch_attention(own, own, own, seen=eye(n)))
+            for n in (0, 2)
+        ),
+        ("3 levels", lambda: ops.branch_attention(own, own, own, [level] * 4, backend="triton")),
+    ]
+    parts: list[tuple[str, dict[str, Any]]] = [
+        ("prefix[0]: give a piece for", {"piece": one[:1]}),
+        ("prefix[0].piece: give numbers of pieces, from 0 to 1", {"piece": one + 2}),
+        ("prefix[0].piece: give numbers of pieces, from 0 to 1", {"piece": one - 1}),
+        ("prefix[0].piece: give whole numbers", {"piece": one.byte()}),
+        ("prefix[0].lengths: give numbers of tokens, from 0 to the 5", {"lengths": one + 6}),
+        ("prefix[0].lengths: give numbers of tokens, from 0 to the 5", {"lengths": one - 1}),
+        ("prefix[0].lengths: give whole numbers", {"lengths": one.float()}),
+        ("prefix[0].lengths: give a tensor, not list", {"lengths": [5, 5]}),
+        ("prefix[0].starts: give whole numbers", {"starts": one.double()}),
+        *((f"prefix[0].{n}", {n: getattr(level, n).to("meta")}) for n in ops.Pieces._fields),
+    ]
+    for name, changed in parts:
+        bad.append((name, lambda c=changed: ops.branch_attention(own, own, own, [level._replace(**c)])))  # type: ignore[misc]
+    for name, call in bad:
+        with refused(name):
+            call()
 
 
 def test_a_running_sum_that_would_lose_gradients_or_inputs_is_refused() -> None:

@@ -143,7 +143,11 @@ def branch_attention(backend: str, query: Tensor, key: Tensor, value: Tensor, pr
     return [out.detach(), *torch.autograd.grad(out, leaves, above)]
 
 
-def _attention(width: int, heads: int, groups: int, rows: int, **more: Any) -> Callable[[], Given]:
+def _attention(
+    width: int, heads: int, groups: int, rows: int, chain: int | None = None, **more: Any
+) -> Callable[[], Given]:
+    """Rows are chains of so many nodes where that is given."""
+
     def make() -> Given:
         prompts = 3
         pieces = [([35], [0, 0, 0], [0]), ([7, 18, 3], [0, 1, 2], [35, 35, 35])]
@@ -153,7 +157,8 @@ def _attention(width: int, heads: int, groups: int, rows: int, **more: Any) -> C
             numbers = (torch.tensor(x) for x in (piece, lengths, starts))
             prefix.append(ops.Pieces(torch.randn(size), torch.randn(size), *numbers))
         own = [torch.randn(prompts, n, rows, width) for n in (heads, groups, groups)]
-        return dict(zip(("query", "key", "value"), own, strict=True)) | {"prefix": prefix} | more
+        seen = torch.ones(prompts, chain, chain, dtype=torch.bool).tril() if chain else None
+        return dict(zip(("query", "key", "value"), own, strict=True)) | {"prefix": prefix, "seen": seen} | more
 
     return make
 
@@ -177,6 +182,8 @@ OPS: dict[str, tuple[Call, dict[str, Callable[[], Given]]]] = {
     "branch_attention": (
         branch_attention,
         {"grouped heads": _attention(64, 8, 2, 17), "width 128": _attention(128, 4, 4, 5),
-         "window, cap": _attention(64, 4, 2, 9, window=12, softcap=30.0)},
+         "window, cap": _attention(64, 4, 2, 9, window=12, softcap=30.0),
+         "trees": _attention(128, 8, 2, 45, chain=5), "trees, window, cap": _attention(
+             64, 4, 2, 18, chain=6, window=12, softcap=30.0)},
     ),
 }  # fmt: skip

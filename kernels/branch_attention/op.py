@@ -25,12 +25,12 @@ from neuronllm.kernels.launch import check_backend, on_device, uses_triton
 from . import reference
 
 TYPES = (torch.float16, torch.bfloat16, torch.float32)
-MOST_LEVELS, WIDEST, MOST_HEADS = 3, 256, 16  # that the kernel takes; heads of one group
+MOST_LEVELS, WIDEST, MOST_HEADS, MOST_NODES = 3, 256, 16, 64  # that the kernel takes; heads of a group, nodes of a tree
 FARTHEST = 2**29  # that a position is from 0 where there is a window: what the kernel compares then fits into int32
 _ROWS = "Tensor query, Tensor key, Tensor value"
 _PREFIX = (
     "Tensor[] keys, Tensor[] values, Tensor[] pieces, Tensor[] lengths, Tensor[] starts, Tensor positions, "
-    "float scale, float? softcap, int? window"
+    "float scale, float? softcap, int? window, Tensor? seen"
 )
 
 
@@ -58,9 +58,10 @@ def branch_attention(
     softcap: float | None = None,
     window: int | None = None,
     sinks: Tensor | None = None,
+    seen: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    """Attention of rows that each see their prompt's prefix and themselves, never one another.
+    """Attention of rows that each see their prompt's prefix and themselves, and what is above them in their own tree.
 
     query is (prompts, heads, rows, width); key and value, the rows' own, are (prompts, groups, rows, width), where a
     group serves heads / groups neighbouring heads. The prefix stands in levels of shared pieces, none of which is
@@ -68,6 +69,10 @@ def branch_attention(
     they see tokens of position > position - window, and positions and starts must be between -2**29 and 2**29. softcap
     bends logits to softcap * tanh(logit / softcap); sinks, (heads,), are logits that take weight and give nothing
     (infinite ones take all). scale defaults to 1 / sqrt(width).
+
+    Without `seen` no row sees another one. seen is a bool (prompts, nodes, nodes): then every `nodes` neighbouring rows
+    are a tree, and a row that is node n of its tree also sees the nodes m of it where seen[prompt, n, m]. It stands as
+    many tokens behind the prompt's position as it sees other nodes, which are those on the path to it.
 
     The result, (prompts, heads, rows, width of values), is differentiable by query, key and value; the prefix is
     constant.
@@ -77,8 +82,10 @@ def branch_attention(
     >>> shared = Pieces(torch.zeros(1, 1, 3, 4), torch.ones(1, 1, 3, 4), one, one + 3, one)
     >>> branch_attention(own, own, own, [shared])[0, 0, :, 0]
     tensor([0.7500, 0.7500])
+    >>> branch_attention(own, own, own, [shared], seen=torch.ones(1, 2, 2).tril().bool())[0, 0, :, 0]
+    tensor([0.7500, 0.6000])
     """
-    _check(query, key, value, prefix, positions, sinks)
+    _check(query, key, value, prefix, positions, sinks, seen)
     if scale is not None:
         check_scale(scale)
     check_softcap(softcap)
@@ -96,7 +103,8 @@ def branch_attention(
             positions = positions + level.lengths[there]
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     columns = [list(column) for column in zip(*prefix, strict=True)] if prefix else [[]] * 5
-    return _op(query, key, value, *columns, positions, scale, softcap, window, sinks, backend)[0]
+    seen = None if seen is None or seen.shape[1] == 1 else seen
+    return _op(query, key, value, *columns, positions, scale, softcap, window, seen, sinks, backend)[0]
 
 
 def _check(
@@ -106,9 +114,10 @@ def _check(
     prefix: Sequence[Pieces],
     positions: Tensor | None,
     sinks: Tensor | None,
+    seen: Tensor | None,
 ) -> None:
     check_given(query=query, key=key, value=value)
-    check_tensors(positions=positions, sinks=sinks)
+    check_tensors(positions=positions, sinks=sinks, seen=seen)
     if query.ndim != 4 or key.ndim != 4 or value.ndim != 4:
         raise InputError("query, key, value: give (prompts, heads or groups, rows, width)")
     if query.dtype not in FLOATS:
@@ -134,6 +143,18 @@ def _check(
         check_small("positions", positions, "query", query.device)
     if sinks is not None and (sinks.shape != (heads,) or sinks.dtype not in FLOATS or sinks.requires_grad):
         raise InputError("sinks: give one floating-point number a head, detached")
+    if seen is not None:
+        _check_seen(seen, query)
+
+
+def _check_seen(seen: Tensor, query: Tensor) -> None:
+    prompts, _, rows, _ = query.shape
+    if seen.dtype != torch.bool or seen.ndim != 3 or seen.shape[0] != prompts or seen.shape[1] != seen.shape[2]:
+        raise InputError(f"seen: give a bool ({prompts} prompts, nodes, nodes), which nodes a node of a tree sees")
+    nodes = seen.shape[1]
+    if not nodes or rows % nodes:
+        raise InputError(f"seen: {rows} rows are no whole trees of {nodes} nodes; give the rows of every node")
+    check_small("seen", seen, "query", query.device)
 
 
 def _check_level(name: str, level: Pieces, query: Tensor, groups: int, width_v: int) -> None:
@@ -187,7 +208,7 @@ def _outside(x: Tensor, most: int, least: int = 0) -> bool:
     return x.device.type == "cpu" and x.numel() > 0 and (int(x.min()) < least or int(x.max()) > most)
 
 
-def _refusal(query: Tensor, key: Tensor, value: Tensor, levels: int) -> str | None:
+def _refusal(query: Tensor, key: Tensor, value: Tensor, levels: int, seen: Tensor | None) -> str | None:
     if query.dtype not in TYPES:
         return f"the kernel takes float16, bfloat16 and float32, not {query.dtype}"
     if query.dtype == torch.float32 and query.is_cuda:
@@ -196,11 +217,13 @@ def _refusal(query: Tensor, key: Tensor, value: Tensor, levels: int) -> str | No
         return f"the kernel takes heads of at most {WIDEST}"
     if query.shape[1] // max(1, key.shape[1]) > MOST_HEADS:
         return f"the kernel takes at most {MOST_HEADS} heads a group"
+    if seen is not None and seen.shape[1] > MOST_NODES:
+        return f"the kernel takes trees of at most {MOST_NODES} nodes"
     return f"the kernel takes at most {MOST_LEVELS} levels" if levels > MOST_LEVELS else None
 
 
-def _uses_triton(backend: str, query: Tensor, key: Tensor, value: Tensor, keys: list[Tensor]) -> bool:
-    return uses_triton("branch_attention", backend, query, refusal=_refusal(query, key, value, len(keys)))
+def _uses_triton(backend: str, query: Tensor, key: Tensor, value: Tensor, keys: list[Tensor], *rest: Any) -> bool:
+    return uses_triton("branch_attention", backend, query, refusal=_refusal(query, key, value, len(keys), rest[-1]))
 
 
 @torch.library.custom_op(
@@ -213,7 +236,7 @@ def _op(*inputs: Any) -> tuple[Tensor, Tensor]:
     _check_values(values[3], *values[5:7])
     if values[11] is not None:
         _check_positions(values[8], values[7])
-    triton = _uses_triton(backend, *values[:4])
+    triton = _uses_triton(backend, *values)
     if not values[0].numel():  # also heads: none can be shared out to groups
         return _empty(*values[:3])
     if triton:
@@ -240,7 +263,7 @@ def _op_backward(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
     if not values[3].numel():
         dquery, dkey, dvalue = (torch.zeros_like(x, memory_format=torch.contiguous_format) for x in values[3:6])
         return dquery, dkey, dvalue
-    if _uses_triton(backend, *values[3:7]):
+    if _uses_triton(backend, *values[3:]):
         from . import kernel
 
         with on_device(values[0]):
@@ -254,20 +277,19 @@ def _fake_backward(grad: Tensor, out: Tensor, lse: Tensor, *rows: Any) -> tuple[
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    query, key, value, *prefix, positions, ctx.scale, ctx.softcap, ctx.window, _, ctx.backend = inputs
+    query, key, value, *prefix, positions, ctx.scale, ctx.softcap, ctx.window, seen, _, ctx.backend = inputs
     ctx.levels = len(prefix[0])
-    ctx.save_for_backward(*output, query, key, value, positions, *(x for column in prefix for x in column))
+    ctx.save_for_backward(*output, query, key, value, positions, seen, *(x for column in prefix for x in column))
     ctx.mark_non_differentiable(output[1])
 
 
 def _backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-    out, lse, query, key, value, positions, *rest = ctx.saved_tensors
+    out, lse, query, key, value, positions, seen, *rest = ctx.saved_tensors
     n = ctx.levels
     prefix = [list(rest[start : start + n]) for start in range(0, 5 * n, n)] if n else [[]] * 5
-    found = _op_backward(
-        grads[0], out, lse, query, key, value, *prefix, positions, ctx.scale, ctx.softcap, ctx.window, ctx.backend
-    )
-    return *found, *([None] * n for _ in range(5)), *[None] * 6
+    options = (positions, ctx.scale, ctx.softcap, ctx.window, seen, ctx.backend)
+    found = _op_backward(grads[0], out, lse, query, key, value, *prefix, *options)
+    return *found, *([None] * n for _ in range(5)), *[None] * 7
 
 
 _op.register_autograd(_backward, setup_context=_save)

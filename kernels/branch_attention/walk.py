@@ -16,18 +16,18 @@ def cap(z, softcap, SOFTCAP: tl.constexpr):
 
 
 @triton.jit
-def _tokens(first, length, start, position, window, WINDOW: tl.constexpr, TOKENS: tl.constexpr):
-    """Tokens of a piece from `first` on, and which of them are seen."""
+def _tokens(first, length, start, position, depth, window, WINDOW: tl.constexpr, TOKENS: tl.constexpr):
+    """Tokens of a piece from `first` on, and which are seen: by all rows, or with a column of depths by each."""
     t = first + tl.arange(0, TOKENS)
-    seen = t < length
+    seen = (t < length)[None, :]
     if WINDOW:
-        seen = seen & (start + t > position - window)
+        seen = seen & ((start + t)[None, :] > position + depth - window)
     return t, seen
 
 
 @triton.jit
 def _first(start, position, window, WINDOW: tl.constexpr, TOKENS: tl.constexpr):
-    """The first token of a piece that a window lets see, rounded down to a whole block."""
+    """The first token of a piece that a window lets any row see, rounded down to a whole block."""
     first = start * 0
     if WINDOW:
         first = tl.maximum(position - window + 1 - start, 0) // TOKENS * TOKENS
@@ -55,6 +55,7 @@ def walk(
     scale,
     softcap,
     position,
+    depth,
     window,
     SOFTCAP: tl.constexpr,
     WINDOW: tl.constexpr,
@@ -72,16 +73,16 @@ def walk(
     k_ptr += piece * stride_kp + group.to(tl.int64) * stride_kg
     v_ptr += piece * stride_vp + group.to(tl.int64) * stride_vg
     for first in range(_first(start, position, window, WINDOW, TOKENS), length, TOKENS):
-        t, seen = _tokens(first, length, start, position, window, WINDOW, TOKENS)
+        t, seen = _tokens(first, length, start, position, depth, window, WINDOW, TOKENS)
         t64 = t.to(tl.int64)
         inside = (t < length)[None, :] & (d < width)[:, None]
         k = tl.load(k_ptr + t64[None, :] * stride_kt + d[:, None], mask=inside, other=0.0)
         if INTERPRETED:
             k = k.to(tl.float32)
         z = tl.dot(q, k, input_precision="ieee") * scale
-        z = tl.where(seen[None, :], cap(z, softcap, SOFTCAP), NEVER)
+        z = tl.where(seen, cap(z, softcap, SOFTCAP), NEVER)
         higher = tl.maximum(peak, tl.max(z, 1))
-        p = tl.where(seen[None, :], tl.exp(z - higher[:, None]), 0.0)
+        p = tl.where(seen, tl.exp(z - higher[:, None]), 0.0)
         fade = tl.exp(peak - higher)
         mass = mass * fade + tl.sum(p, 1)
         inside = (t < length)[:, None] & (dv < width_v)[None, :]
@@ -115,6 +116,7 @@ def walk_back(
     scale,
     softcap,
     position,
+    depth,
     window,
     SOFTCAP: tl.constexpr,
     WINDOW: tl.constexpr,
@@ -132,7 +134,7 @@ def walk_back(
     k_ptr += piece * stride_kp + group.to(tl.int64) * stride_kg
     v_ptr += piece * stride_vp + group.to(tl.int64) * stride_vg
     for first in range(_first(start, position, window, WINDOW, TOKENS), length, TOKENS):
-        t, seen = _tokens(first, length, start, position, window, WINDOW, TOKENS)
+        t, seen = _tokens(first, length, start, position, depth, window, WINDOW, TOKENS)
         t64 = t.to(tl.int64)
         inside = (t < length)[:, None] & (d < width)[None, :]
         k = tl.load(k_ptr + t64[:, None] * stride_kt + d[None, :], mask=inside, other=0.0)
@@ -142,7 +144,7 @@ def walk_back(
             k = k.to(tl.float32)
             v = v.to(tl.float32)
         z = cap(tl.dot(q, tl.trans(k), input_precision="ieee") * scale, softcap, SOFTCAP)
-        p = tl.where(seen[None, :], tl.exp(z - lse[:, None]), 0.0)
+        p = tl.where(seen, tl.exp(z - lse[:, None]), 0.0)
         s = p * (tl.dot(above, v, input_precision="ieee") - delta[:, None]) * scale
         if SOFTCAP:
             s = s * (1.0 - (z / softcap) * (z / softcap))

@@ -176,7 +176,8 @@ class _AnswerTokens:
         if width > 1:
             query, key, value = (_nodes_together(x, width) for x in (query, key, value))
         if branch_attention_wanted(query, self.prefix, layer):
-            return by_kernel(query, key, value, self.prefix, layer, **config._asdict())
+            mixed = by_kernel(query, key, value, self.prefix, layer, **config._asdict())
+            return mixed if width == 1 else _nodes_apart(mixed, width)
         prompts, heads, queries, _ = query.shape
         grouped = query.unflatten(1, (key.shape[1], -1))  # (prompts, groups, heads a group, queries, d)
         pieces = [(level, *level.layers[layer]) for level in self.prefix.levels]

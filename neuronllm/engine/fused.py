@@ -35,7 +35,16 @@ def branch_attention_wanted(query: Tensor, prefix: Prefix, layer: int) -> bool:
     """The prefix must have been computed in the type of the answer tokens, and types be such as the kernel takes."""
     wide = query.dtype == torch.float64 or (query.is_cuda and query.dtype == torch.float32)
     mixed = any(part.dtype != query.dtype for level in prefix.levels for part in level.layers[layer])
-    return not wide and not mixed and prefix.trees.width == 1 and uses_triton("branch_attention", "auto", query)
+    return not wide and not mixed and _small(prefix) and uses_triton("branch_attention", "auto", query)
+
+
+def _small(prefix: Prefix) -> bool:
+    """Whether the kernel takes so wide trees."""
+    if prefix.trees.width == 1:
+        return True
+    from ..kernels.branch_attention.op import MOST_NODES
+
+    return prefix.trees.width <= MOST_NODES
 
 
 def by_kernel(
@@ -50,7 +59,7 @@ def by_kernel(
     window: int | None,
     sinks: Tensor | None,
 ) -> Tensor:
-    """Answer tokens attend to their prompts' pieces where those lie, and to themselves."""
+    """Answer tokens attend to their prompts' pieces where those lie, and to what they see of their own trees."""
     from ..ops import Pieces, branch_attention
 
     pieces = [Pieces(*level.layers[layer], level.piece, level.lengths, level.starts) for level in prefix.levels]
@@ -64,4 +73,5 @@ def by_kernel(
         softcap=softcap,
         window=window,
         sinks=None if sinks is None else sinks.detach(),
+        seen=prefix.trees.seen,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,9 @@ def contrastive_ce() -> Iterator[Launch]:
 def branch_attention() -> Iterator[Launch]:
     from neuronllm.kernels.branch_attention import kernel
 
-    def run(dtype: torch.dtype, backward: bool, widths: tuple[int, int], heads: int, levels: int, more: bool) -> Any:
+    def run(
+        dtype: torch.dtype, backward: bool, nodes: int, widths: tuple[int, int], heads: int, levels: int, more: bool
+    ) -> Any:
         groups, rows, (width, width_v) = 4, 64, widths
         query = torch.empty(2, heads * groups, rows, width, dtype=dtype)
         key, value = (
@@ -101,7 +104,8 @@ def branch_attention() -> Iterator[Launch]:
             [torch.empty(2, groups, 96, width_v, dtype=dtype)] * levels,
             *[[one] * levels] * 3,
         ]
-        rest = (*prefix, one, width**-0.5, 50.0 if more else None, 1024 if more else None)
+        seen = torch.ones(2, nodes, nodes, dtype=torch.bool) if nodes > 1 else None
+        rest = (*prefix, one, width**-0.5, 50.0 if more else None, 1024 if more else None, seen)
         if not backward:
             return kernel.branch_attention(query, key, value, *rest, torch.empty(heads * groups) if more else None)
         out = torch.empty(2, heads * groups, rows, width_v, dtype=dtype)
@@ -109,11 +113,11 @@ def branch_attention() -> Iterator[Launch]:
 
     variants = [((128, 128), 8, 3, True), ((64, 64), 1, 1, False), ((256, 192), 2, 2, True)]
     for device, table in tables("branch_attention"):
-        for dtype in ("bfloat16", "float16"):
-            for backward in (False, True):
-                for variant in variants if dtype == "bfloat16" else variants[1:2]:
-                    name = f"{device} {'backward-' if backward else ''}{dtype}-{max(variant[0])} {variant}"
-                    yield name, with_table(table, lambda d=dtype, b=backward, v=variant: run(DTYPES[d], b, *v))
+        for dtype, backward, nodes in product(("bfloat16", "float16"), (False, True), (1, 8)):
+            for variant in variants if dtype == "bfloat16" else variants[1:2]:
+                kind = f"{'backward-' if backward else ''}{dtype}-{max(variant[0])}{'-trees' if nodes > 1 else ''}"
+                call = with_table(table, lambda d=dtype, b=backward, n=nodes, v=variant: run(DTYPES[d], b, n, *v))
+                yield f"{device} {kind} {variant}", call
 
 
 def score_gemm() -> Iterator[Launch]:

@@ -12,7 +12,8 @@ from neuronllm.ops import Pieces, branch_attention
 from tests.kernels.lanes import DEVICE, bits, only_interpreted, poisoned, same_bits, watched, within_budget
 
 # heads, groups, rows, width, width of values, then the prefix: lengths of the pieces of every level
-CASES: dict[str, tuple[int, int, int, int, int, list[list[int]]]] = {
+Case = tuple[int, int, int, int, int, list[list[int]]]
+CASES: dict[str, Case] = {
     "no prefix": (2, 2, 3, 16, 16, []),
     "one row": (2, 2, 1, 16, 16, [[20]]),
     "no row": (2, 2, 0, 16, 16, [[20]]),
@@ -27,9 +28,13 @@ SHARP = torch.float32 if DEVICE == "cpu" else torch.bfloat16
 DTYPES = list(dict.fromkeys([SHARP, torch.bfloat16, torch.float16]))
 
 
-def inputs(name: str, dtype: torch.dtype, seed: int = 0, copied: bool = False) -> dict[str, Any]:
-    heads, groups, rows, width, width_v, levels = CASES[name]
-    draw = torch.Generator().manual_seed(seed)
+def inputs(name: str, dtype: torch.dtype) -> dict[str, Any]:
+    return drawn(CASES[name], dtype)
+
+
+def drawn(case: Case, dtype: torch.dtype) -> dict[str, Any]:
+    heads, groups, rows, width, width_v, levels = case
+    draw = torch.Generator().manual_seed(0)
 
     def randn(*shape: int) -> Tensor:
         x = torch.randn(shape[0], shape[2], shape[1], shape[3], generator=draw)

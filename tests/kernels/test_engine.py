@@ -14,7 +14,9 @@ from neuronllm.data.prompts import Prompt
 from neuronllm.engine import fused
 from neuronllm.engine.fast import FastEngine
 from neuronllm.engine.quadrature import quadrature
+from neuronllm.kernels.branch_attention.op import MOST_NODES
 from tests.kernels.lanes import DEVICE
+from tests.texts import CITIES, FORMS, NESTED
 from tests.tiny import random_prompts, tiny
 
 FAMILIES = ("llama", "gemma2", "gpt2", "gpt_oss")  # grouped heads; cap and window; no gate; sinks and experts
@@ -32,24 +34,33 @@ CALLS: dict[str, Callable[[Any, list[Prompt]], Tensor]] = {
 }
 
 
-def prompts() -> list[Prompt]:
+def letters() -> list[Prompt]:
     """Prompts of different lengths, some of which share a beginning."""
     shared = random_prompts(1, length=12)[0]
     longer = [Prompt([*shared.input_ids, n, 5], shared.option_ids, shared.answer) for n in (7, 9)]
     return [*random_prompts(1, length=5), *longer]
 
 
+def texts() -> list[Prompt]:
+    """The same beginnings in front of answers of one to four tokens, whose trees differ."""
+    shapes = (FORMS, CITIES, NESTED)
+    return [Prompt(p.input_ids, *shape) for p, shape in zip(letters(), shapes, strict=True)]
+
+
+@pytest.mark.parametrize("prompts", [letters, texts])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_results_with_kernels_equal_results_without(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_results_with_kernels_equal_results_without(
+    family: str, prompts: Callable[[], list[Prompt]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     called: list[str] = []
-    for name in ("summed_products", "by_kernel"):
+    for module, name in (("first_order", "summed_products"), ("attention", "by_kernel")):
         own = getattr(fused, name)
 
         def noted(*args: Any, name: str = name, own: Any = own, **options: Any) -> Tensor:
             called.append(name)
             return own(*args, **options)
 
-        monkeypatch.setattr(f"neuronllm.engine.{'fast' if name == 'summed_products' else 'attention'}.{name}", noted)
+        monkeypatch.setattr(f"neuronllm.engine.{module}.{name}", noted)
     kind = torch.float32 if DEVICE == "cpu" else torch.bfloat16
     model = tiny(family).to(DEVICE, kind)
     for label, call in CALLS.items():
@@ -61,3 +72,14 @@ def test_results_with_kernels_equal_results_without(family: str, monkeypatch: py
         error, base = (float((x - right).norm() / right.norm()) for x in (found, plain))
         assert error <= 2 * base + (1e-5 if kind == torch.float32 else 0.01), (label, error, base)
     assert "by_kernel" in called and ("summed_products" in called or family == "gpt_oss")
+
+
+def test_trees_that_are_too_wide_for_the_kernel_are_answered_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("neuronllm.engine.attention.by_kernel", None)
+    wide = [Prompt([5, 6, 7, 8], [[[7] * (MOST_NODES + 1)], [[9]]], 0)]
+    model = tiny("llama").to(DEVICE, torch.float32 if DEVICE == "cpu" else torch.bfloat16)
+    results = []
+    for backend in ("torch", "triton"):
+        with ops.using(backend), FastEngine(model) as engine:
+            results.append(engine.effects(wide, "logp_options", ids=torch.arange(3)))
+    assert torch.equal(*results)
