@@ -1,1 +1,1 @@
-"""Many branches attend to one shared prefix and each to itself or its own tree, without a copy of the prefix: see README.md."""
+"""Branches attend to one shared prefix and to themselves, or to their own tree, without a copy of it: see README.md."""
