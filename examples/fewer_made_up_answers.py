@@ -26,7 +26,6 @@ import torch
 
 import neuronllm as nl
 from neuronllm.common.files import check_new_file, write_json
-from neuronllm.common.tables import markdown_table, show
 from neuronllm.data.matching import normalise
 
 # Short answers, so that mistakes differ from right answers in what they say and not in their form; and leave to pass,
@@ -78,8 +77,9 @@ def run(args: argparse.Namespace) -> None:
         print(f"\n{reports[mode]}")
 
     seconds = time.perf_counter() - begun
-    print("\n" + "\n".join(markdown_table(["edit", "answers", "before", "after", "20 random sets"], rows_of(reports))))
-    print("\n".join(f"{mode}: {verdict(report)}" for mode, report in reports.items()) + f"\n{seconds:.0f} seconds")
+    print(
+        *("", *(f"{mode}: {verdict(report)}" for mode, report in reports.items()), f"{seconds:.0f} seconds"), sep="\n"
+    )
     about = {"asked": len(search), "kept": len(with_mistakes), "mistakes": drawn, "seconds": seconds}
     write_json(Path(args.output), {**about, "reports": {mode: report.to_dict() for mode, report in reports.items()}})
 
@@ -101,25 +101,14 @@ def check_mistakes(questions: list[nl.Question]) -> int:
     return sum(len(question.choices) - 1 for question in questions)
 
 
-def rows_of(reports: dict[str, Any]) -> list[list[str]]:
-    table = []
-    for mode, report in reports.items():
-        for name, called in {"inclusion": "right", "wrong": "made up", "abstained": "declined"}.items():
-            random, cells = report.controls[name], [show(report.base[name]), show(getattr(report, name))]
-            table.append([mode, called, *cells, f"{random['p2.5']:.3f} to {random['p97.5']:.3f}"])
-    return table
-
-
 def verdict(report: Any) -> str:
     """Whether the share of made-up answers moved by more than chance, and by more than random neurons move it."""
     low, high = report.ci["change"]["wrong"]
     if low <= 0 <= high:
         return "no significant change of the share of made-up answers: its 95 % interval holds 0"
-    random = report.controls["wrong"]
-    also = (
-        "but random neurons do as much" if random["p2.5"] <= report.wrong <= random["p97.5"] else "unlike random ones"
-    )
-    return f"{'fewer' if high < 0 else 'more'} made-up answers, {also}"
+    random, said = report.controls["wrong"], "fewer" if high < 0 else "more"
+    within = random["p2.5"] <= report.wrong <= random["p97.5"]
+    return f"{said} made-up answers, {'but random neurons do as much' if within else 'unlike random ones'}"
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ def test_both_edits_are_judged_on_questions_that_were_held_out(example: ModuleTy
         assert report["inclusion"] == sum(right) / 8
         assert report["inclusion"] + report["wrong"] + report["abstained"] + report["empty"] == pytest.approx(1)
         before, after = (f"{share['inclusion']:.3f}" for share in (report["base"], report))
-        assert f"| {mode} | right | {before} | {after} |" in printed and f"\n{mode}: " in printed
+        assert f"right (included)  {before} -> {after}" in printed and f"\n{mode}: " in printed
 
 
 def test_the_split_depends_on_ids_and_the_seed_alone(example: ModuleType):
