@@ -1,1 +1,1 @@
-"""Many branches attend to one shared prefix and each to itself or its own tree, without a copy of the prefix: see README.md."""
+"""Many branches attend to one shared prefix, and each to itself or its own tree, without copies: see README.md."""
