@@ -77,9 +77,7 @@ def run(args: argparse.Namespace) -> None:
         print(f"\n{reports[mode]}")
 
     seconds = time.perf_counter() - begun
-    print(
-        *("", *(f"{mode}: {verdict(report)}" for mode, report in reports.items()), f"{seconds:.0f} seconds"), sep="\n"
-    )
+    print(f"\n{seconds:.0f} seconds", *(f"{mode}: {verdict(report)}" for mode, report in reports.items()), sep="\n")
     about = {"asked": len(search), "kept": len(with_mistakes), "mistakes": drawn, "seconds": seconds}
     write_json(Path(args.output), {**about, "reports": {mode: report.to_dict() for mode, report in reports.items()}})
 
@@ -102,13 +100,14 @@ def check_mistakes(questions: list[nl.Question]) -> int:
 
 
 def verdict(report: Any) -> str:
-    """Whether the share of made-up answers moved by more than chance, and by more than random neurons move it."""
-    low, high = report.ci["change"]["wrong"]
-    if low <= 0 <= high:
-        return "no significant change of the share of made-up answers: its 95 % interval holds 0"
-    random, said = report.controls["wrong"], "fewer" if high < 0 else "more"
-    within = random["p2.5"] <= report.wrong <= random["p97.5"]
-    return f"{said} made-up answers, {'but random neurons do as much' if within else 'unlike random ones'}"
+    """Which shares moved by more than chance (their 95 % intervals), and by more than random neurons move them."""
+    found = []
+    for name, called in {"inclusion": "right", "wrong": "made-up"}.items():
+        (low, high), random = report.ci["change"][name], report.controls[name]
+        within = random["p2.5"] <= getattr(report, name) <= random["p97.5"]
+        moved = "not significantly more or fewer" if low <= 0 <= high else "fewer" if high < 0 else "more"
+        found.append(f"{moved} {called} answers" + (", as with random neurons" if within else ""))
+    return "; ".join(found)
 
 
 if __name__ == "__main__":

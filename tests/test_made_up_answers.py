@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -64,22 +64,23 @@ def test_a_mistake_that_is_accepted_is_found(example: ModuleType):
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "wrong", "said"),
+    ("change", "share", "said"),
     [
-        (-0.1, 0.0, 0.2, "no significant change"),
-        (-0.3, -0.1, 0.2, "fewer made-up answers, unlike random ones"),
-        (-0.3, -0.1, 0.4, "fewer made-up answers, but random neurons do as much"),
-        (0.1, 0.3, 0.9, "more made-up answers, unlike random ones"),
+        ((-0.1, 0.0), 0.2, "not significantly more or fewer {} answers"),
+        ((-0.3, -0.1), 0.2, "fewer {} answers"),
+        ((-0.3, -0.1), 0.4, "fewer {} answers, as with random neurons"),
+        ((0.1, 0.3), 0.9, "more {} answers"),
     ],
 )
-def test_verdicts(example: ModuleType, low: float, high: float, wrong: float, said: str):
-    class Report:
-        ci = {"change": {"wrong": (low, high)}}
-        controls = {"wrong": {"p2.5": 0.3, "p97.5": 0.5}}
-
-    report: Any = Report()
-    report.wrong = wrong
-    assert example.verdict(report).startswith(said)
+def test_verdicts(example: ModuleType, change: tuple[float, float], share: float, said: str):
+    both = ("inclusion", "wrong")
+    report = SimpleNamespace(
+        inclusion=share,
+        wrong=share,
+        ci={"change": dict.fromkeys(both, change)},
+        controls=dict.fromkeys(both, {"p2.5": 0.3, "p97.5": 0.5}),
+    )
+    assert example.verdict(report) == "; ".join((said.format("right"), said.format("made-up")))
 
 
 def test_bad_input_is_one_line_and_writes_nothing(example: ModuleType, tmp_path: Path, capsys: Any):
