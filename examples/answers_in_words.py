@@ -43,7 +43,8 @@ def main(given: Sequence[str] | None = None) -> int:
     parser.add_argument("model", help="folder of a model")
     parser.add_argument("tasks", help="folder with files of questions, such as examples/real_tasks.py writes")
     parser.add_argument("--questions", type=int, default=100, metavar="N", help="of each task (default: %(default)s)")
-    parser.add_argument("--template", default="cloze", help="for all but letters: a name or a text (default: cloze)")
+    more = "for all but letters: a name or a text (default: cloze, and cloze_short for what it writes)"
+    parser.add_argument("--template", help=more)
     parser.add_argument(
         "--output", default="answers_in_words.json", metavar="FILE", help="for the numbers (default: %(default)s)"
     )
@@ -73,10 +74,11 @@ def tasks_in(folder: str, limit: int) -> dict[str, list[nl.Question]]:
     return tasks
 
 
-def worded(template: str, tokenizer: Any) -> dict[str, dict[str, str]]:
+def worded(template: str | None, tokenizer: Any) -> dict[str, dict[str, str]]:
     """The ways in a wording for all but letters; without that in a chat where a tokenizer knows none."""
-    ways = {way: how if way == "letters" else {**how, "template": template} for way, how in WAYS.items()}
-    ways["in chat"]["template"] = f"chat:{template}"
+    own = {"template": template} if template else {}
+    ways = {way: how if way == "letters" else {**how, **own} for way, how in WAYS.items()}
+    ways["in chat"]["template"] = f"chat:{template or '{question}'}"
     return ways if tokenizer.chat_template else {way: how for way, how in ways.items() if way != "in chat"}
 
 

@@ -65,6 +65,7 @@ def test_files_and_sizes(real_tasks: Path) -> None:
     assert [q.stem for q in both(real_tasks, "capitals")] == [q.stem for q in both(real_tasks, "capitals_open")]
 
 
+@pytest.mark.slow
 def test_the_same_files_again(real_tasks: Path, tmp_path: Path) -> None:
     assert example("real_tasks").main(str(tmp_path)) == 0
     for path in real_tasks.iterdir():
@@ -133,6 +134,7 @@ WAYS = {
 }
 
 
+@pytest.mark.slow
 def test_answers_in_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder, output = tmp_path / "tasks", tmp_path / "found.json"
     folder.mkdir()

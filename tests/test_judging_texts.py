@@ -203,6 +203,7 @@ def test_a_collapse_to_one_place_is_reported():
 # ---- PCR ----
 
 
+@pytest.mark.slow
 def test_the_pcr_is_that_of_two_separate_evaluations(model):
     here, elsewhere = quiz(), quiz(6, seed=11)
     together = evaluate(model, here, edited(model), good=-2.0, controls=0, unrelated=elsewhere)

@@ -121,7 +121,7 @@ def test_attribution_of_a_sound_model_says_nothing():
     assert "leaning" not in scores.provenance
 
 
-@pytest.mark.parametrize("backend", ["fast", "reference"])
+@pytest.mark.parametrize("backend", ["fast", pytest.param("reference", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("method", ["gradient", "ace", "exact", "relp"])
 def test_methods_hear_every_prompt_once(method, backend, monkeypatch):
     """The counts are those of asking, so that they do not depend on batches or on what was tried out before."""

@@ -26,6 +26,7 @@ def example() -> ModuleType:
     return module
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*left out", "ignore:.*words and the right answers")
 def test_both_edits_are_judged_on_questions_that_were_held_out(example: ModuleType, tmp_path: Path, capsys: Any):
     target = tmp_path / "found.json"

@@ -55,10 +55,10 @@ def test_what_variants_share_stands_once():
     "name",
     [
         "llama",
-        "gpt2",
-        "gemma2",
-        "mixtral",
-        *(pytest.param(n, marks=pytest.mark.slow) for n in ("qwen2_moe", "phi3", "gpt_oss")),
+        *(
+            pytest.param(n, marks=pytest.mark.slow)
+            for n in ("gpt2", "gemma2", "mixtral", "qwen2_moe", "phi3", "gpt_oss")
+        ),
     ],
 )
 def test_the_mean_is_that_of_the_variants(name):

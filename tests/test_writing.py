@@ -123,7 +123,10 @@ def begin_alike(count: int = 6, root: int = 20) -> list[Prompt]:
     return [Prompt(ids, [[3], [4]], 0, question_id=f"q{n}") for n, ids in enumerate(rows)]
 
 
-@pytest.mark.parametrize("name", DENSE + EXPERTS)
+@pytest.mark.parametrize(
+    "name",
+    [name if name in ("gpt2", "mixtral") else pytest.param(name, marks=pytest.mark.slow) for name in DENSE + EXPERTS],
+)
 def test_what_all_prompts_start_with_is_computed_once(name, tokenizer):
     model, prompts, widths = tiny(name), begin_alike(), []
     ids = torch.arange(0, Anatomy.of(model).n_neurons, 3)
