@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 import math
 import os
+import warnings
 
 import pytest
 import torch
 
 import neuronllm as nl
 from neuronllm.data.prompts import Prompt
-from neuronllm.methods import METHODS
+from neuronllm.methods import METHODS, get_method
 from tests.checks import Fuse, blow_after, lived_in, refused, untouched
 from tests.tiny import random_prompts, tiny
 from tests.tiny_tokenizers import byte_level
@@ -317,6 +318,19 @@ def test_contrast_needs_both_kinds_of_answers():
     prompts = [p for p in both_kinds(model) if answered(model, p) == p.answer]
     with untouched(model), refused("contrast", "answered right"):
         attribute(model, prompts, "contrast")
+
+
+def test_qrnca_warns_where_no_question_counts():
+    """Every question's scores sum to less than nothing, so none adds to the score of a neuron."""
+    collector = get_method("qrnca").collector(4)
+    for _ in range(3):
+        collector.add(torch.tensor([[1.0, -2.0, 0.5, -1.0]]))
+    with pytest.warns(UserWarning, match="qrnca scores nothing.*give more questions"):
+        assert not collector.values().any()
+    collector.add(torch.tensor([[3.0, -2.0, 0.5, -1.0]]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert collector.values().any()
 
 
 def test_qrnca_of_one_question_is_warned_of(recwarn):

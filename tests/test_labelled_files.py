@@ -120,7 +120,7 @@ def test_choices_of_a_csv_file_are_named_by_columns(tmp_path: Path) -> None:
         ('text,label\n"a"b,c\n', "{path}:2: not valid CSV"),
         ("", "{path}: 0 questions"),
         ("text,label\n", "{path}: 0 questions"),
-        ("question,answer\nWarm?,yes\nCold?,\n", "{path}:3: the row is unlabelled"),
+        ("question,answer\nWarm?,yes\nCold?,\n", "{path}:3: the answer is empty"),
     ],
 )  # fmt: skip
 def test_bad_csv_files(tmp_path: Path, text: str, said: str) -> None:

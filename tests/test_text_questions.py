@@ -146,7 +146,7 @@ def test_saved_and_loaded_without_loss(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "said"),
     [
-        ({"question": "Q?", "answer": ""}, "unlabelled (answer '')"),
+        ({"question": "Q?", "answer": ""}, "the answer is empty"),
         ({"question": "Q?", "answer": None}, "unlabelled"),
         ({"question": "Q?", "answer": 4}, "no field choices, and answer 4 is a number: give the choices, or"),
         ({"question": "Q?", "answer": 4.5}, "no field choices, and answer 4.5 is a number"),

@@ -83,8 +83,8 @@ def _time(seconds: float | None, ranks: Ranks) -> list[str]:
     if seconds is None:
         return []
     seconds /= ranks.size
-    shown = f"{seconds:,.0f} s" if seconds >= 1 else "less than a second"
-    return [f"  time: about {shown} if this machine stays as busy as it is, loading not counted"]
+    shown = f"about {seconds:,.0f} s" if seconds >= 1 else "less than a second"
+    return [f"  time: {shown} if this machine stays as busy as it is, loading not counted"]
 
 
 def _work(job: Job, name: str, plan: Plan, reason: str | None) -> list[str]:

@@ -50,7 +50,7 @@ def form_of(
     if answers == "letters" and free is not None:
         raise InputError(
             f'answers="letters": {_called(listed, free)} has no choices to put letters before; '
-            'ask for texts (answers="texts"), or draw wrong answers with nl.distractors'
+            'ask for texts (answers="texts"), or draw wrong answers with nl.distractors (neuronllm distractors)'
         )
     before = _said(found or {}, "answers")
     form = answers or ("texts" if free is not None else before) or "letters"
@@ -142,7 +142,7 @@ def check_choice(questions: Questions, what: str, instead: str = "") -> None:
         if n_options(question) < 2:
             raise InputError(
                 f"{what}: {_called(questions, question)} has only one option, and there must be two to compare: "
-                f"draw wrong answers with nl.distractors{instead}"
+                f"draw wrong answers with nl.distractors (neuronllm distractors){instead}"
             )
 
 

@@ -95,7 +95,7 @@ def _with_label_names(
     if layout is None and columns is None and is_csv(source):
         raise InputError(
             f"{source}:1: no layout has the fields {', '.join(first.fields)}: a CSV file begins with a header such as "
-            "question,answer or text,label; for names of your own use columns="
+            "question,answer or text,label; for names of your own use columns=, or nl.transform.from_labels"
         )
     if layout is not LABELLED:
         if labels is not None:

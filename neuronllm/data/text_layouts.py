@@ -78,6 +78,8 @@ def _first_of(stem: Any, texts: Any) -> Parts:
 def own_open(row: Fields) -> Parts:
     """A question and the text of its answer; yes and no, true and false are chosen between."""
     given = row["answer"].strip() if isinstance(row["answer"], str) else row["answer"]
+    if given == "":
+        raise InputError("the answer is empty: give its text, or leave the row out (skip_bad=True does)")
     if given != "-1":  # in words that is a number, where an index would hide the answer
         labelled(given)
     if not isinstance(given, (str, bool)):

@@ -113,4 +113,10 @@ class Clusters(Collector):
                 "qrnca of one question scores nothing, since every neuron of its only cluster is common; give more",
                 stacklevel=8,  # past the driver and the decorator, to the caller of attribute
             )
+        elif self.stats.count and not bool(self.na.any()):
+            warnings.warn(
+                "qrnca scores nothing: the scores of every question sum to nothing or less, so none of them counts; "
+                "give more questions, or take another method",
+                stacklevel=8,
+            )
         return torch.where(self.members > self.method.common * questions, 0.0, score)
