@@ -29,8 +29,11 @@ STAGES: dict[str, tuple[str, ...]] = {
     "loading": ("neuronllm.cli.main:_model",),
     "tokenising": ("neuronllm.cli.main:_questions", "neuronllm.attribution.job:as_prompts"),
     "hashing": ("neuronllm.attribution.job:Job.settings",),
-    "planning and self-check": ("neuronllm.engine.fast:FastEngine.unusable", "neuronllm.engine.fast:FastEngine.fit"),
-    "scoring": ("neuronllm.attribution.driver:raw_scores",),
+    "planning and self-check": (
+        "neuronllm.engine.fast:FastEngine.unusable",
+        "neuronllm.engine.planned:PlannedEngine.fit",
+    ),
+    "scoring": ("neuronllm.attribution.driver:raw_scores", "neuronllm.attribution.driver:question_scores"),
     "aggregation": (
         "neuronllm.methods.base:Collector.add",
         "neuronllm.methods.base:Collector.summary",
