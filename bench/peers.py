@@ -7,7 +7,7 @@ named with what the import said; the others are timed all the same.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -17,20 +17,23 @@ import neuronllm as nl
 from neuronllm.common.env import package_version
 from neuronllm.engine.quadrature import quadrature
 
-from . import plain
+from . import plain, plain_texts
 from .engine import CACHED
 from .fixture import OBJECTIVE, Bench, bar_for
 from .harness import Bar, Benchmark, CannotRun, Case, Check, Comparison, Setup, Side, View, relative
 from .peers_by_hand import qrnca_scores
-from .peers_tools import GRADIENT, IG, Peer, installed
+from .peers_lm_eval import LmEval
+from .peers_tools import GRADIENT, IG, PEERS, TEXTS, Peer, installed
 from .shapes import SHAPES, twin
+from .texts import SHAPE as TEXT_SHAPE
+from .texts import SMALL_BATCH, TextBench
 
 STEPS = 16
 PROMPTS = 16  # of grad x act: one batch on all sides
 INSTALL = "pip install -c constraints.txt -e '.[peers]'"
 LIMIT = 1e-4
 NO_MORE_MEMORY = {"small": Bar("<=", 1.0)}
-Way = Callable[[Tensor, Tensor, Tensor], Tensor]
+Way = Callable[..., Tensor]
 
 
 def gradient(setup: Setup) -> Case:
@@ -101,9 +104,43 @@ def qrnca(setup: Setup) -> Case:
     return bench.case
 
 
-def peers_here() -> tuple[list[type[Peer]], dict[str, str]]:
+def texts(setup: Setup) -> Case:
+    """Gradient times activation over the tokens of answers in words."""
+    return _texts(setup, everywhere=False, bar=6)
+
+
+def texts_everywhere(setup: Setup) -> Case:
+    """Gradient times activation at all positions of questions with answers in words."""
+    return _texts(setup, everywhere=True, bar=3)
+
+
+def _texts(setup: Setup, everywhere: bool, bar: float) -> Case:
+    here, missing = peers_here((*PEERS, LmEval))
+    bench = TextBench(setup, prompts=SMALL_BATCH, dense=True)
+    positions = "all" if everywhere else "answer"
+
+    def ours(prompts: list[nl.Prompt]) -> Tensor:
+        return bench.engine.gradients(prompts, OBJECTIVE, positions=positions)
+
+    ways = {peer.name: partial(peer(twin(bench.model)).texts, everywhere=everywhere) for peer in here}
+    if not everywhere:
+        ways[CACHED] = partial(plain_texts.gradient, bench.plain, batch=bench.count, cached=True)
+    bars = bar_for(setup, {TEXT_SHAPE: Bar(">=", bar)})
+    beside(bench, f"{TEXTS}, {positions}, {bench.count} prompts", ours, ways, bars)
+    bench.case.rounds, bench.case.facts = 5, partial(told, here, missing, TEXTS)
+    bench.case.settings = bench.settings(positions=positions, answer_tokens=bench.shape.answer_tokens)
+    bench.case.notes = [
+        "All prompts in one batch on every side; of the others every option is a sequence of its own, and one backward "
+        "pass goes through all layers",
+        "inseq (0.7) is not among them: it attributes one written token to one layer at a time, and no number over "
+        "several sequences",
+    ]
+    return bench.case
+
+
+def peers_here(peers: Sequence[type[Peer]] = PEERS) -> tuple[list[type[Peer]], dict[str, str]]:
     """The installed libraries, and why each of the others is missing."""
-    here, missing = installed()
+    here, missing = installed(peers)
     if not here:
         reasons = "; ".join(f"{name} ({reason})" for name, reason in missing.items())
         raise CannotRun(f"nothing to compare with: {reasons}; {INSTALL}")
@@ -139,8 +176,17 @@ def told(here: list[type[Peer]], missing: dict[str, str], method: str, peaks: di
 
 
 ON_CPU = {"cpu": ("small",)}
+TEXTS_ON_CPU = {"cpu": (TEXT_SHAPE,)}
 BENCHMARKS = [
     Benchmark("peers.gradient", "grad x act with other libraries", gradient, ON_CPU, quick=False),
     Benchmark("peers.ig", "integrated gradients with other libraries", ig, ON_CPU, quick=False),
     Benchmark("peers.qrnca", "integrated gradients as QRNCA's code does them", qrnca, ON_CPU, quick=False),
+    Benchmark("peers.texts", "grad x act over answers in words with other libraries", texts, TEXTS_ON_CPU, quick=False),
+    Benchmark(
+        "peers.texts_everywhere",
+        "grad x act at all positions, answers in words, with other libraries",
+        texts_everywhere,
+        TEXTS_ON_CPU,
+        quick=False,
+    ),
 ]

@@ -1,9 +1,10 @@
 """The same attribution with other libraries, each as well as it can be used: captum, TransformerLens, nnsight.
 
-Each has a model object of its own with shared weights, frozen, and does the answer position's neurons (what the down
-projection takes in) of all layers: `gradient` with all prompts in one batch and one backward pass for all layers,
-`integrated_gradients` with one prompt at a time and all steps of a layer in one batch. Logits of the last position only
-and no key-value cache, wherever the model is called. Libraries are imported when they are used: none has to be there.
+Each has a model object of its own with shared weights, frozen, and does the neurons (what the down projection takes
+in) of all layers: `gradient` and `texts` with all rows in one batch and one backward pass for all layers,
+`integrated_gradients` with one prompt at a time and all steps of a layer in one batch. Logits of the positions that are
+read only and no key-value cache, wherever the model is called. lm-eval's own loop over answers in words is in
+peers_lm_eval.py. Libraries are imported when they are used: none has to be there.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-GRADIENT, IG = "grad x act", "IG"
+from . import plain_texts
+
+GRADIENT, IG, TEXTS = "grad x act", "IG", "grad x act of answers in words"
 LEAN = {"logits_to_keep": 1, "use_cache": False}
 
 
@@ -29,13 +32,14 @@ def with_last(h: Tensor, last: Tensor) -> Tensor:
     return torch.cat([h[:, :-1], last[:, None]], 1)
 
 
-def last_products(h: Sequence[Tensor], grads: Sequence[Tensor]) -> Tensor:
-    """h * gradient at the last position, layers side by side."""
-    return torch.cat([x.detach()[:, -1] * g[:, -1] for x, g in zip(h, grads, strict=True)], 1)
+def summed_products(h: Sequence[Tensor], grads: Sequence[Tensor], last: int) -> Tensor:
+    """h * gradient summed over so many positions at the end (0: all), layers side by side."""
+    return torch.cat([(x.detach()[:, -last:] * g[:, -last:]).sum(1) for x, g in zip(h, grads, strict=True)], 1)
 
 
 class Peer:
-    """A library. `gradient` and `integrated_gradients` take and return what those of plain.py do."""
+    """A library. `gradient` and `integrated_gradients` take and return what those of plain.py do, `texts` what
+    `gradient` of plain_texts.py does."""
 
     name: ClassVar[str]
     package: ClassVar[str]
@@ -50,8 +54,24 @@ class Peer:
     def prepare(self) -> None:
         """What the library makes of the model once, before anything is timed."""
 
-    def gradient(self, ids: Tensor, options: Tensor, answers: Tensor) -> Tensor:
+    def products(self, ids: Tensor, value: Callable[[Tensor], Tensor], keep: int, last: int) -> Tensor:
+        """h * dvalue/dh (rows, neurons), summed over the `last` positions of a row (0: all).
+
+        `value` takes the logits of the `keep` last positions of all rows.
+        """
         raise NotImplementedError
+
+    def gradient(self, ids: Tensor, options: Tensor, answers: Tensor) -> Tensor:
+        return self.products(ids, lambda logits: objective(logits, options, answers), 1, 1)
+
+    def texts(self, asked: plain_texts.Asked, everywhere: bool) -> Tensor:
+        count = asked.options.shape[:2]
+
+        def value(logits: Tensor) -> Tensor:
+            return plain_texts.value(logits.unflatten(0, count), asked)
+
+        last = 0 if everywhere else asked.span
+        return self.products(asked.sequences.flatten(0, 1), value, asked.span, last).unflatten(0, count).sum(1)
 
     def integrated_gradients(self, ids: Tensor, options: Tensor, answers: Tensor, steps: int) -> Tensor:
         rows = zip(ids.split(1), options.split(1), answers.split(1), strict=True)
@@ -88,15 +108,19 @@ class Captum(Peer):
         GRADIENT: "a position: neurons and products of all tokens are kept",
         IG: "neurons at zero as the baseline, and a position: a module put into the model stands in for both; layers "
         "that follow each other in one call",
+        TEXTS: "a position: neurons and products of all tokens are kept",
     }
 
     def value(self, ids: Tensor, options: Tensor, answers: Tensor) -> Tensor:
         return objective(self.model(ids, **LEAN).logits, options, answers)
 
-    def gradient(self, ids: Tensor, options: Tensor, answers: Tensor) -> Tensor:
-        method = self.library.LayerGradientXActivation(self.value, self.downs)
-        found = method.attribute(ids, additional_forward_args=(options, answers), attribute_to_layer_input=True)
-        return torch.cat([products[:, -1].detach() for products in found], 1)
+    def products(self, ids: Tensor, value: Callable[[Tensor], Tensor], keep: int, last: int) -> Tensor:
+        def of(ids: Tensor) -> Tensor:
+            return value(self.model(ids, logits_to_keep=keep, use_cache=False).logits)
+
+        method = self.library.LayerGradientXActivation(of, self.downs)
+        found = method.attribute(ids, attribute_to_layer_input=True)
+        return torch.cat([products[:, -last:].sum(1).detach() for products in found], 1)
 
     def integrate(self, ids: Tensor, option: Tensor, answer: Tensor, steps: int) -> Tensor:
         one = torch.ones(1, dtype=self.downs[0].weight.dtype, device=ids.device)
@@ -128,6 +152,7 @@ class TransformerLens(Peer):
     lacks = {
         GRADIENT: "an attribution method: hooks and autograd by hand",
         IG: "an attribution method: hooks and autograd by hand; its start at a layer runs the layers below as well",
+        TEXTS: "an attribution method: hooks and autograd by hand",
     }
 
     def prepare(self) -> None:
@@ -135,17 +160,17 @@ class TransformerLens(Peer):
         self.bridge = self.library.build_bridge_from_module(self.model, type(self.model).__name__, hf_config=config)
         self.hooks = [f"blocks.{layer}.mlp.hook_post" for layer in range(config.num_hidden_layers)]
 
-    def run(self, ids: Tensor, hooks: list[tuple[str, Callable[..., Tensor | None]]]) -> Tensor:
-        return self.bridge.run_with_hooks(ids, fwd_hooks=hooks, **LEAN)
+    def run(self, ids: Tensor, hooks: list[tuple[str, Callable[..., Tensor | None]]], keep: int = 1) -> Tensor:
+        return self.bridge.run_with_hooks(ids, fwd_hooks=hooks, logits_to_keep=keep, use_cache=False)
 
-    def gradient(self, ids: Tensor, options: Tensor, answers: Tensor) -> Tensor:
+    def products(self, ids: Tensor, value: Callable[[Tensor], Tensor], keep: int, last: int) -> Tensor:
         seen: list[Tensor] = []
 
-        def keep(h: Tensor, hook: Any) -> None:
+        def see(h: Tensor, hook: Any) -> None:
             seen.append(h if h.requires_grad else h.requires_grad_(True))
 
-        logits = self.run(ids, [(name, keep) for name in self.hooks])
-        return last_products(seen, torch.autograd.grad(objective(logits, options, answers).sum(), seen))
+        logits = self.run(ids, [(name, see) for name in self.hooks], keep)
+        return summed_products(seen, torch.autograd.grad(value(logits).sum(), seen), last)
 
     def integrate(self, ids: Tensor, option: Tensor, answer: Tensor, steps: int) -> Tensor:
         with torch.no_grad():
@@ -172,24 +197,24 @@ class NNsight(Peer):
     """
 
     name, package, module = "nnsight", "nnsight", "nnsight"
-    lacks = dict.fromkeys((GRADIENT, IG), "an attribution method: traces and their gradients by hand")
+    lacks = dict.fromkeys((GRADIENT, IG, TEXTS), "an attribution method: traces and their gradients by hand")
 
     def prepare(self) -> None:
         self.traced = self.library.NNsight(self.model)
 
-    def gradient(self, ids: Tensor, options: Tensor, answers: Tensor) -> Tensor:
+    def products(self, ids: Tensor, value: Callable[[Tensor], Tensor], keep: int, last: int) -> Tensor:
         net = self.traced
-        with net.trace(ids, **LEAN):
+        with net.trace(ids, logits_to_keep=keep, use_cache=False):
             seen = []
             for layer in net.model.layers:
                 h = layer.mlp.down_proj.input
                 seen.append(h if h.requires_grad else h.requires_grad_(True))
-            value = objective(net.output.logits, options, answers).sum()
+            total = value(net.output.logits).sum()
             grads = []
-            with value.backward():
+            with total.backward():
                 for h in reversed(seen):
                     grads.append(h.grad)
-            found = last_products(seen, grads[::-1]).save()
+            found = summed_products(seen, grads[::-1], last).save()
         return found
 
     def integrate(self, ids: Tensor, option: Tensor, answer: Tensor, steps: int) -> Tensor:
@@ -217,10 +242,10 @@ class NNsight(Peer):
 PEERS: tuple[type[Peer], ...] = (Captum, TransformerLens, NNsight)
 
 
-def installed() -> tuple[list[type[Peer]], dict[str, str]]:
+def installed(peers: Sequence[type[Peer]] = PEERS) -> tuple[list[type[Peer]], dict[str, str]]:
     """The peers that can be imported here, and of the others by name what the import said."""
     here, missing = [], {}
-    for peer in PEERS:
+    for peer in peers:
         try:
             import_module(peer.module)
         except (ImportError, AttributeError) as error:  # the second of one made for another transformers

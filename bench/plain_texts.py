@@ -53,7 +53,7 @@ def inference(model: Any, asked: Asked, batch: int) -> Tensor:
     return torch.cat([model(part, logits_to_keep=asked.span, use_cache=False).logits for part in rows])
 
 
-def _value(logits: Tensor, asked: Asked) -> Tensor:
+def value(logits: Tensor, asked: Asked) -> Tensor:
     """(..., options, answer tokens, vocabulary) -> (...): the log-probability of the right option among the options."""
     logp = logits.float().log_softmax(-1).gather(-1, asked.options[..., None])[..., 0].sum(-1)
     return logp.log_softmax(-1).gather(-1, asked.right[..., None])[..., 0]
@@ -103,8 +103,8 @@ def gradient(model: Any, asked: Asked, batch: int, everywhere: bool = False, cac
             seen.append(h if h.requires_grad else h.requires_grad_(True))
 
         with _hooked(_downs(model), keep):
-            value = _value(_run(model, some, 0, prefix), some)
-        grads = torch.autograd.grad(value.sum(), seen)
+            total = value(_run(model, some, 0, prefix), some).sum()
+        grads = torch.autograd.grad(total, seen)
         products = [h.detach() * g for h, g in zip(seen, grads, strict=True)]
         if not everywhere:
             products = [p[:, -some.span :] for p in products]
@@ -131,7 +131,7 @@ def integrated_gradients(model: Any, asked: Asked, steps: int, cached: bool = Fa
 
             with _hooked([down], put):
                 logits = _run(model, one, steps, prefix)
-            (grad,) = torch.autograd.grad(_value(logits, _many(one, steps)).sum(), scaled)
+            (grad,) = torch.autograd.grad(value(logits, _many(one, steps)).sum(), scaled)
             scores.append((grad.float().mean(0) * h.float()).sum((0, 1)))
         found.append(torch.cat(scores))
     return torch.stack(found)
@@ -154,7 +154,7 @@ def effects(
 
         with _hooked(_downs(model), silence):
             logits = _run(model, asked, len(chosen), prefix)
-        found.append(clean - _value(logits, _many(asked, len(chosen))))
+        found.append(clean - value(logits, _many(asked, len(chosen))))
     return torch.cat(found)
 
 
@@ -162,7 +162,7 @@ def effects(
 def once(model: Any, asked: Asked, cached: bool = False) -> tuple[Prefix | None, Tensor]:
     """What comes before the loop over the neurons of a prompt: the prefix, the clean objective."""
     prefix = _prefixes(model, asked) if cached else None
-    return prefix, _value(_run(model, asked, 1, prefix), asked)
+    return prefix, value(_run(model, asked, 1, prefix), asked)
 
 
 def _many(asked: Asked, copies: int) -> Asked:

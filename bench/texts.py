@@ -28,24 +28,20 @@ SMALL_BATCH = 4  # prompts, 16 sequences
 class TextBench(Bench):
     """Prompts whose options are texts of several tokens."""
 
-    def asked(self, turn: int, count: int) -> tuple[plain.Asked]:
-        return (plain.tensors(self.prompts(turn, count), self.setup.device),)
-
-    def plainly(self, name: str, run: Callable[..., Any], count: int, **more: Any) -> Side:
-        """A side that takes `count` prompts as the plain ways do."""
-        return Side(name, lambda turn: self.asked(turn, count), run, **({"work": count} | more))
+    def tensors(self, turn: int, count: int, tokens: int | None = None) -> tuple[plain.Asked]:  # type: ignore[override]
+        return (plain.tensors(self.prompts(turn, count, tokens), self.setup.device),)
 
     def floor(self, count: int | None = None) -> Choice:
         """Inference of all sequences at the best batch size."""
         count = count or self.count
 
         def of(batch: int) -> Side:
-            return self.plainly(f"batch {batch}", lambda asked: plain.inference(self.plain, asked, batch), count)
+            return self.by_hand(f"batch {batch}", lambda asked: plain.inference(self.plain, asked, batch), count)
 
         return Choice("inference", [of(size) for size in self.shape.batches])
 
     def agrees(self, what: str, ours: Callable[..., Tensor], by_hand: Callable[..., Tensor], count: int) -> Check:
-        right = by_hand(*self.asked(1, count))
+        right = by_hand(*self.tensors(1, count))
         off = relative(ours(self.prompts(1, count)), right)
         return Check(f"{what}: relative difference from the plain way", off, 1e-4)
 
@@ -61,7 +57,7 @@ def _first_order(setup: Setup, what: str, positions: str, bars: dict[str, Bar], 
 
     def best(name: str, cached: bool = False) -> Choice:
         sizes = (1, 2, 4, 8)
-        return Choice(name, [bench.plainly(f"batch {n}", by_hand(n, cached), 8, every=2) for n in sizes])
+        return Choice(name, [bench.by_hand(f"batch {n}", by_hand(n, cached), 8, every=2) for n in sizes])
 
     def check() -> list[Check]:
         found = [bench.agrees(what, ours, by_hand(4), 4)]
@@ -106,8 +102,8 @@ def ig(setup: Setup) -> Case:
     on_prefix = partial(by_hand, cached=True)
     what = f"IG, {STEPS} steps"
     bench.case.sides = [
-        bench.plainly("plain", by_hand, 1, every=2),
-        bench.plainly(CACHED, on_prefix, 1),
+        bench.by_hand("plain", by_hand, 1, every=2),
+        bench.by_hand(CACHED, on_prefix, 1),
         bench.ours("ours", ours, 1, times=2),
         bench.floor(),
     ]
@@ -142,7 +138,7 @@ def exact(setup: Setup) -> Case:
         count = max(batch, 32 if cached else 8)
 
         def inputs(turn: int) -> tuple[Any, ...]:
-            (asked,) = bench.asked(turn, 1)
+            (asked,) = bench.tensors(turn, 1)
             return asked, pairs(order.roll(-turn * count)[:count]), batch, plain.once(bench.plain, asked, cached)
 
         return Side(f"batch {batch}", inputs, partial(plain.effects, bench.plain), work=count, times=2)
@@ -151,7 +147,7 @@ def exact(setup: Setup) -> Case:
         few = order[:16]
         found = []
         for cached in (False, True):
-            (asked,) = bench.asked(1, 1)
+            (asked,) = bench.tensors(1, 1)
             before = plain.once(bench.plain, asked, cached)
             by_hand = plain.effects(bench.plain, asked, pairs(few), 16, before)[None]
             off = relative(ours(bench.prompts(1, 1), few), by_hand)
@@ -244,7 +240,7 @@ def memory(setup: Setup) -> Case:
 
     cached = "inference, with cache"
     bench.case.sides = [
-        bench.plainly(cached, run, SMALL_BATCH),
+        bench.by_hand(cached, run, SMALL_BATCH),
         bench.ours("gradient", gradient, SMALL_BATCH),
         bench.ours("IG", integrate, SMALL_BATCH),
     ]

@@ -6,6 +6,7 @@ The libraries are not needed: what runs them is skipped without them.
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,7 +26,8 @@ LIBRARIES = ["captum", "TransformerLens", "nnsight"]
 
 @pytest.fixture(scope="module")
 def bench() -> Any:
-    return modules("harness", "shapes", "plain", "peers", "peers_by_hand", "peers_tools", "__main__")
+    peers = ("peers", "peers_by_hand", "peers_lm_eval", "peers_tools")
+    return modules("harness", "shapes", "plain", "plain_texts", *peers, "__main__")
 
 
 @pytest.fixture
@@ -78,6 +80,20 @@ def test_a_projection_is_put_back_when_the_model_fails(bench: Any, toy: Any) -> 
     with pytest.raises(MemoryError):
         bench.peers_by_hand.qrnca_scores(toy.model, toy.tensors[0], torch.tensor([1, 2, 3]), steps=4)
     assert mlp.up_proj is up
+
+
+@pytest.mark.parametrize("everywhere", [False, True])
+@pytest.mark.parametrize("name", [*LIBRARIES, "lm-eval, hooked"])
+def test_libraries_give_the_same_numbers_over_answers_in_words(bench: Any, name: str, everywhere: bool) -> None:
+    (peer,) = (peer for peer in (*bench.peers.PEERS, bench.peers.LmEval) if peer.name == name)
+    pytest.importorskip(peer.module)
+    shape = replace(bench.shapes.SHAPES["toy"], answer_tokens=3)
+    model, prompts = bench.shapes.random_model(shape).double(), bench.shapes.random_prompts(shape, 3, 5)
+    with open_engine(model, Anatomy.of(model), prompts, "reference") as engine:
+        right = engine.gradients(prompts, "logp_options", positions="all" if everywhere else "answer")
+    asked = bench.plain_texts.tensors(prompts, "cpu")
+    found = peer(bench.shapes.twin(model)).texts(asked, everywhere=everywhere)
+    assert bench.harness.relative(found, right) < 1e-4  # the log-probabilities are in float32
 
 
 @pytest.mark.parametrize("name", LIBRARIES)
@@ -148,4 +164,4 @@ def test_every_library_is_in_the_extra(bench: Any) -> None:
     pins = (ROOT / "constraints.txt").read_text(encoding="utf-8")
     for peer in bench.peers_tools.PEERS:
         assert f'"{peer.package}>=' in extra and f"\n{peer.package}==" in pins
-        assert set(peer.lacks) == {bench.peers_tools.GRADIENT, bench.peers_tools.IG}
+        assert set(peer.lacks) == {bench.peers_tools.GRADIENT, bench.peers_tools.IG, bench.peers_tools.TEXTS}

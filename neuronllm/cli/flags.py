@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import NoReturn
 
 from ..common.env import first_process, launched, package_version
-from .values import batch_size, count, positive
+from .values import batch_size, count, margin, positive
 
 DTYPES = ("auto", "float32", "float16", "bfloat16", "float64")
 Command = Callable[[argparse.Namespace], None]
@@ -97,6 +97,14 @@ def parser(run: Mapping[str, Command], attribute: bool = False) -> argparse.Argu
     sub.add_argument("--positions", nargs="+", choices=("all", "answer"), help="to try (default: the set's)")
     sub.add_argument("--criterion", default="accuracy", choices=("accuracy", "p_right"))
     sub.add_argument("--output", required=True, metavar="DIR", help="a new folder for the tuned set")
+    _overwrite_flag(sub)
+
+    sub = command("learn", "Learn how hard to turn every neuron, by gradient descent on questions.")
+    _model_flags(sub)
+    _question_flags(sub)
+    _wording_flags(sub)
+    _form_flags(sub)
+    _learn_flags(sub)
     _overwrite_flag(sub)
 
     sub = command("evaluate", "Judge the model, with a neuron set beside random controls.")
@@ -194,6 +202,34 @@ def _factor_flags(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--mode", choices=("enhance", "degrade", "own", "tuned"), help=default)
     sub.add_argument("--good", type=float, metavar="X", help="factor of the good neurons")
     sub.add_argument("--bad", type=float, metavar="X", help="factor of the bad neurons")
+
+
+def _learn_flags(sub: argparse.ArgumentParser) -> None:
+    held = "questions that stop the learning and judge the edit (default: a part of --questions)"
+    sub.add_argument("--validation", metavar="FILE", help=held)
+    _neurons_flag(sub, required=False)
+    sub.add_argument("--k", type=positive, metavar="K", help="keep the K neurons whose factors matter most")
+    goal = "enhance, degrade, or an objective to be raised (default: enhance)"
+    sub.add_argument("--goal", default="enhance", metavar="GOAL", help=goal)
+    sub.add_argument("--objective", metavar="NAME", help="what --goal enhance raises (default: logp_options)")
+    where = "where factors act (default: where the neurons were found, else all)"
+    sub.add_argument("--positions", choices=("answer", "all"), help=where)
+    sub.add_argument("--steps", type=positive, metavar="N", help="of Adam, for every seed (default: 16)")
+    sub.add_argument("--batch", type=positive, metavar="N", help="questions of a step (default: 16)")
+    sub.add_argument("--lr", type=float, metavar="X", help="learning rate (default: 0.1, less of many neurons)")
+    sub.add_argument("--l1", type=float, metavar="X", help="weight of the distance of the factors from 1 (default: 0)")
+    sub.add_argument("--signed", action="store_true", default=None, help="factors below 0 are allowed too")
+    texts = "a file of texts, one a line, to be left alone (default: a small bundled one)"
+    sub.add_argument("--retain", metavar="FILE", help=texts)
+    weight = "of how far those texts are moved; 0 switches it off (default: 1)"
+    sub.add_argument("--retain-weight", "--retain_weight", type=float, metavar="X", help=weight)
+    sub.add_argument("--seeds", type=positive, metavar="N", help="trainings whose mean is taken (default: 3)")
+    errors = "standard errors that the edit must gain to be kept, or none (default: 2)"
+    sub.add_argument("--margin", type=margin, metavar="X", default=2.0, help=errors)
+    sub.add_argument("--cache-gib", "--cache_gib", type=float, metavar="X", help="of kept prefixes (default: 2)")
+    sub.add_argument("--backend", choices=("fast", "reference"), help="fast, or the plain and slow judge of it")
+    sub.add_argument("--resume", action="store_true", help="go on with a run that was stopped or killed")
+    sub.add_argument("--output", required=True, metavar="DIR", help="a new folder for the learned set")
 
 
 def _overwrite_flag(sub: argparse.ArgumentParser) -> None:

@@ -1,4 +1,4 @@
-"""The command line: neuronllm attribute | find | distractors | tune | evaluate | bake | select | bench | demo | env.
+"""The command line: neuronllm attribute | find | tune | learn | evaluate | bake, and what stands beside these.
 
 Exit codes: 0 done, 2 bad input (one line, nothing written), 130 interrupted, 141 nobody reads what is printed (as in
 `| head`), 1 anything else. Of several processes under a launcher such as torchrun the first one speaks for all.
@@ -69,7 +69,14 @@ def _run(argv: Sequence[str] | None) -> int:
     if given[:1] == ["bench"]:
         return _bench(given[1:])  # its flags are those of bench/, which parses them itself
     commands = {"attribute": _attribute, "find": _find, "tune": _tune, "evaluate": _evaluate}
-    commands |= {"distractors": _distractors, "bake": _bake, "select": _select, "demo": _demo, "env": _env}
+    commands |= {
+        "learn": _learn,
+        "distractors": _distractors,
+        "bake": _bake,
+        "select": _select,
+        "demo": _demo,
+        "env": _env,
+    }
     set_waiting()
     args = parser(commands, attribute=given[:1] == ["attribute"]).parse_args(given)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -170,9 +177,9 @@ def _distractors(args: argparse.Namespace) -> None:
 
 def _tune(args: argparse.Namespace) -> None:
     from ..common.files import check_new_folder
-    from ..judging.tune import tune
     from ..results.factors import ROLES, own_range, show_factor
     from ..results.neurons import NeuronSet
+    from ..steering.tune import tune
 
     check_new_folder(args.output, "neuron_config.json", args.overwrite)
     neurons, questions = NeuronSet.from_pretrained(args.neurons), _questions(args, args.questions, args.labels)
@@ -200,6 +207,12 @@ def _tune(args: argparse.Namespace) -> None:
         print(f"{args.output}: {good}; {bad}; {where}; report on other questions than these")
     else:
         print(f"{args.output}: no edit: nothing that was tried is better than the model as it is")
+
+
+def _learn(args: argparse.Namespace) -> None:
+    from .learn import run
+
+    run(args, _questions, _model, _template(args))
 
 
 def _evaluate(args: argparse.Namespace) -> None:

@@ -32,3 +32,13 @@ def positive(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r}: give a positive whole number")
     return int(text)
+
+
+def margin(text: str) -> float | None:
+    """A number of standard errors, or None."""
+    if text == "none":
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: give a number of standard errors, or none") from None

@@ -89,9 +89,8 @@ def check_known(name: str, value: Any, known: Sequence[str]) -> None:
 
 def _said(provenance: Mapping[str, Any], name: str) -> Any:
     """What a provenance says, the latest word first; of a union what all of its parts say."""
-    for made in (provenance.get("tuned"), provenance):
-        if isinstance(made, Mapping) and made.get(name) is not None:
-            return None if made[name] == "own" else made[name]
+    if (value := _latest(provenance, name)) is not None:
+        return None if value == "own" else value
     united = {_said(part, name) for part in provenance.get("union", ())}
     return united.pop() if len(united) == 1 else None
 
@@ -102,7 +101,13 @@ def found_template(provenance: Mapping[str, Any], form: str) -> Any:
     >>> found_template({"template": "plain"}, "texts") is None
     True
     """
-    return provenance.get("template") if (_said(provenance, "answers") or "letters") == form else None
+    return _latest(provenance, "template") if (_said(provenance, "answers") or "letters") == form else None
+
+
+def _latest(provenance: Mapping[str, Any], name: str) -> Any:
+    """What tuning or learning says, and else the search."""
+    said = [made.get(name) for made in (provenance.get("tuned"), provenance.get("learned")) if made]
+    return next((value for value in [*said, provenance.get(name)] if value is not None), None)
 
 
 def wording_of(form: str, template: Any, default: Any = None) -> Any:

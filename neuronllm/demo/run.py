@@ -23,11 +23,11 @@ from ..data.rendering import render
 from ..engine.asking import Asker, Edit
 from ..judging.controls import random_like
 from ..judging.evaluate import evaluate
-from ..judging.tune import tune
 from ..model.loading import load_model
 from ..results.factors import FACTORS
 from ..results.neurons import NeuronSet
 from ..results.scores import Scores
+from ..steering.tune import tune
 from . import demo_task, demo_tasks
 from .report import Task, markdown, print_summary, print_task, record
 

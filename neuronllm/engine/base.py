@@ -10,7 +10,7 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -30,6 +30,13 @@ if TYPE_CHECKING:
 
 TOKENS = 4096  # of a pass, where nobody plans for more
 E = TypeVar("E", bound="Engine")
+
+
+class FactorGradients(NamedTuple):
+    """The objective of every prompt under factors on neurons, and its gradient at every factor."""
+
+    values: Tensor  # (prompts,)
+    gradients: Tensor  # (prompts, neurons)
 
 
 class Engine(ABC):
@@ -122,6 +129,28 @@ class Engine(ABC):
         rules: str | None = None,
     ) -> Tensor:
         """(questions, n_neurons): `gradients` at all positions, the mean over each question's prompts, so many each."""
+
+    @abstractmethod
+    def factor_gradients(
+        self,
+        prompts: Sequence[Prompt],
+        objective: AnyObjective,
+        ids: Tensor,
+        factors: Tensor,
+        *,
+        positions: str = "answer",
+    ) -> FactorGradients:
+        """The objective while neurons are multiplied by factors, and its gradient at the factors.
+
+        Where all factors are 1 the gradients are `gradients` of these neurons.
+        """
+
+    def keep_prefixes(self, prompts: Sequence[Prompt], budget: int) -> int:
+        """Keep what edits at the answer cannot change, for passes to come; of how many prompts, within `budget` bytes.
+
+        Kept until the engine is closed; the reference keeps nothing.
+        """
+        return 0
 
     @abstractmethod
     def option_gradients(self, prompts: Sequence[Prompt]) -> Tensor:

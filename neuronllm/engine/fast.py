@@ -8,7 +8,8 @@ the reference does the work.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from operator import is_
 from typing import TYPE_CHECKING, Any
 
@@ -18,15 +19,17 @@ from torch import Tensor
 from ..data.question_trees import QuestionTree, question_trees
 from ..model.anatomy import Anatomy
 from ..model.discovery import decoder_layers
+from .base import FactorGradients
 from .batching import Plan, alike
 from .borrowed import DRIVING_ERRORS, input_device, quietly, rope_limit
 from .branch import Batch
 from .direct import direct
 from .effects import effects, rounding
-from .first_order import gradient, held
+from .first_order import at_factors, gradient, held
 from .full import plain_trees, recomputing
 from .head import Choices, Letters, Texts, choices_of, only_options
 from .integrals import integral
+from .kept_prefixes import KeptPrefixes
 from .objectives import AnyObjective, Objective, get_objective
 from .planned import PlannedEngine
 from .prefill import prefill, prefill_root
@@ -61,6 +64,7 @@ class FastEngine(PlannedEngine):
         super().__init__(model, anatomy, dtype=dtype, batch_size=batch_size, plan=plan)
         self._roots: dict[bool, tuple[list[int], Level]] = {}  # by whether they are computed in float32
         self._ready: dict[bool, tuple[list[Prompt], Prefix]] = {}  # of the self-check, likewise
+        self._kept: KeptPrefixes | None = None  # for passes to come
         self._blocks: Blocks | None = None  # what the self-check found of them
         self.options_head = True  # whether the head may compute the options' logits alone
         self._bend: list[Bend | None] = []  # what the model makes of logits, once that was tried
@@ -187,6 +191,38 @@ class FastEngine(PlannedEngine):
 
         return self._batched_questions(trees, score)
 
+    def factor_gradients(
+        self,
+        prompts: Sequence[Prompt],
+        objective: AnyObjective,
+        ids: Tensor,
+        factors: Tensor,
+        *,
+        positions: str = "answer",
+    ) -> FactorGradients:
+        explained, ids = get_objective(objective), self.anatomy.checked(ids)
+
+        def score(batch: Sequence[Prompt]) -> Tensor:
+            with self._choices(batch, explained) as choices, self._recomputing(positions == "all"):
+                value = partial(choices.value, explained)
+                prefix = None if positions == "all" else self._prefill(batch)
+                return at_factors(self.model, self.anatomy, batch, prefix, value, ids, factors)
+
+        # A batch is served from kept prefixes, or has to compute its own.
+        kept = [positions == "answer" and self._kept is not None and prompt in self._kept for prompt in prompts]
+        parts = [[n for n, is_kept in enumerate(kept) if is_kept == which] for which in (True, False)]
+        found = torch.cat([self._batched([prompts[n] for n in part], score) for part in parts if part])
+        found = found[torch.tensor([n for part in parts for n in part]).argsort()]
+        return FactorGradients(found[:, 0], found[:, 1:])
+
+    @torch.no_grad()
+    def keep_prefixes(self, prompts: Sequence[Prompt], budget: int) -> int:
+        self._make_plan(prompts)
+        start = prompts[0].input_ids[: self.plan.root]
+        root = self._root(start) if start else None
+        self._kept = KeptPrefixes(self.model, prompts, root, self.plan.prompts, budget)
+        return len(self._kept)
+
     def option_gradients(self, prompts: Sequence[Prompt]) -> Tensor:
         # The K gradients come from one backward pass: the answer token runs in K copies, each answering for one option.
         most = max(len(p.option_ids) for p in prompts)
@@ -261,9 +297,13 @@ class FastEngine(PlannedEngine):
         if not everywhere:
             prefix = self._prefill(prompts)
             return gradient(self.model, self.anatomy, prompts, prefix, value, copies, weight, rules)
-        self.plan.can_recompute = True
-        with recomputing(self.model, self.plan.recompute, self.dtype == torch.float64):
+        with self._recomputing():
             return gradient(self.model, self.anatomy, prompts, None, value, copies, weight, rules)
+
+    def _recomputing(self, wanted: bool = True) -> AbstractContextManager[None]:
+        """Blocks run again on the way back, in a pass over all positions and where memory asks for it."""
+        self.plan.can_recompute = self.plan.can_recompute or wanted
+        return recomputing(self.model, wanted and self.plan.recompute, self.dtype == torch.float64)
 
     def _unembed(self, states: Tensor) -> Tensor:
         """Logits of residual states (prompts, branches, D), by the model's own final norm, head and scale."""
@@ -295,13 +335,18 @@ class FastEngine(PlannedEngine):
         return prefix
 
     def _prefilled(self, prompts: Sequence[Prompt]) -> Prefix:
+        if self._kept is not None and not self._widened and all(prompt in self._kept for prompt in prompts):
+            return self._kept.prefix(prompts)
         start = prompts[0].input_ids[: self.plan.root]
         shared = start and all(len(p.input_ids) > len(start) and p.input_ids[: len(start)] == start for p in prompts)
         if not shared:
             return prefill(self.model, prompts)
+        return prefill(self.model, prompts, self._root(start))
+
+    def _root(self, start: list[int]) -> Level:
         if self._roots.get(self._widened, (None,))[0] != start:
             self._roots[self._widened] = (list(start), prefill_root(self.model, start))
-        return prefill(self.model, prompts, self._roots[self._widened][1])
+        return self._roots[self._widened][1]
 
     @contextmanager
     def _in_float32(self) -> Iterator[None]:

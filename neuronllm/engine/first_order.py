@@ -25,6 +25,7 @@ from .fused import glu_score_wanted, summed_products
 from .head import wide
 from .relp import relp_rules, watching_ups
 from .tree import Prefix
+from .turning import turning
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -106,13 +107,45 @@ def gradient(
         if prefix is not None:
             stack.enter_context(branch_attention(model, prefix, constant_patterns=detached))
         anchor = stack.enter_context(watching_gradients(model, anatomy.sites, keep))
-        if prefix is not None:
-            logits = answer_pass(model, prefix, copies)
-        elif isinstance(prompts[0], QuestionTree):
-            logits = whole_questions(model, prompts, constant_patterns=detached)
-        elif texts:
-            logits = whole_trees(model, prompts, constant_patterns=detached)
-        else:
-            logits = full_pass(model, [p.input_ids for p in prompts])
+        logits = _logits(model, prompts, prefix, copies, constant_patterns=detached)
         torch.autograd.grad(value(logits).sum(), anchor)
     return torch.cat([found[site.down] for site in anatomy.sites], -1)
+
+
+def at_factors(
+    model: PreTrainedModel,
+    anatomy: Anatomy,
+    prompts: Sequence[Prompt],
+    prefix: Prefix | None,
+    value: Callable[[Tensor], Tensor],
+    ids: Tensor,
+    factors: Tensor,
+) -> Tensor:
+    """(prompts, 1 + neurons): every prompt's value under the factors, and its gradient at each of them."""
+    nodes = 1 if prefix is None else prefix.trees.width
+    found = torch.zeros(len(prompts), 1 + len(ids), dtype=torch.promote_types(model.dtype, torch.float32))
+
+    def keep(places: Tensor, products: Tensor) -> None:
+        found[:, 1 + places] = of_prompts(products.sum(1), nodes).to(found)
+
+    with ExitStack() as stack:
+        if prefix is not None:
+            stack.enter_context(branch_attention(model, prefix))
+        anchor = stack.enter_context(turning(model, anatomy, ids, factors, keep))
+        values = value(_logits(model, prompts, prefix, 1))
+        torch.autograd.grad(values.sum(), anchor)
+    found[:, 0] = values.detach()[:, 0].to(found)
+    return found
+
+
+def _logits(
+    model: PreTrainedModel, prompts: Sequence[Any], prefix: Prefix | None, copies: int, constant_patterns: bool = False
+) -> Tensor:
+    """Logits (prompts x nodes, copies, ids) of answer tokens behind their prefix, or of whole prompts."""
+    if prefix is not None:
+        return answer_pass(model, prefix, copies)
+    if isinstance(prompts[0], QuestionTree):
+        return whole_questions(model, prompts, constant_patterns=constant_patterns)
+    if not prompts[0].one_token:
+        return whole_trees(model, prompts, constant_patterns=constant_patterns)
+    return full_pass(model, [p.input_ids for p in prompts])

@@ -59,6 +59,28 @@ def shared_levels(
     return [*levels, stem], [start + stems[n] for n in piece]
 
 
+def prefill_all(model: PreTrainedModel, prompts: Sequence[Prompt], root: Level | None, size: int) -> Level:
+    """Keys and values of what every prompt has between the root and its last token, so many prompts a pass.
+
+    One level with a piece for each, from which passes of some of the prompts are served again and again.
+    """
+    begin = 0 if root is None else int(root.lengths)
+    ends = [len(p.input_ids) - 1 for p in prompts]
+    whole, _ = tails(prompts, [begin] * len(prompts), ends)
+    for start in range(0, len(prompts), size):
+        rows = slice(start, start + size)
+        some, last = prompts[rows], ends[rows]
+        tail, pieces = tails(some, [begin] * len(some), last)
+        _compute(model, tail, [] if root is None else [root.for_prompts(len(some))], pieces)
+        for layer, parts in tail.layers.items():
+            if layer not in whole.layers:
+                shape = (len(prompts), parts[0].shape[1], whole.width)
+                whole.layers[layer] = tuple(part.new_zeros(*shape, part.shape[-1]) for part in parts)  # type: ignore[assignment]
+            for kept, part in zip(whole.layers[layer], parts, strict=True):
+                kept[rows, :, : tail.width] = part
+    return whole
+
+
 def _stem(prompts: Sequence[Prompt], group: list[int], start: int) -> int:
     """How long the stem of siblings is behind the root; 0 for an only child."""
     return common([prompts[n].input_ids for n in group]) - start if len(group) > 1 else 0

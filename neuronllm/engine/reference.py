@@ -11,18 +11,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from ..model.hooks import visiting
 from ..model.sites import Site
-from .base import TOKENS, Engine, summed
+from .base import TOKENS, Engine, FactorGradients, summed
 from .borrowed import answer_logits, check_prompts, input_device
-from .head import objective_value, option_scores, wide
-from .objectives import AnyObjective, Readout, get_objective
+from .head import objective_value, wide
+from .objectives import AnyObjective
 from .relp import relp_rules, watching_ups
+from .sequences import Shown, option_score, shown, value_of
 from .stream import float32_stream
 from .verdicts import verdicts
 
@@ -32,44 +33,6 @@ if TYPE_CHECKING:
 
 # h at the answer positions of a sequence by site.down, (span, ...), and the experts it belongs to
 Clean = dict[str, tuple[Tensor, "Tensor | None"]]
-
-
-class Shown(NamedTuple):
-    """A sequence that is run: a prompt with an answer behind it but for its last token, which is read only."""
-
-    tokens: list[int]
-    span: int  # its last tokens, behind which the answer is read
-
-
-def shown(prompt: Prompt) -> list[Shown]:
-    """Every sequence of a prompt, those that are the same once."""
-    behind = {tuple(ids[:-1]): None for option in prompt.option_ids for ids in option}
-    return [Shown([*prompt.input_ids, *tokens], 1 + len(tokens)) for tokens in behind]
-
-
-def value_of(objective: AnyObjective, logits: Sequence[Tensor], prompt: Prompt) -> Tensor:
-    """The objective, one value a copy, of the logits (copies, span, vocabulary) of every sequence of a prompt."""
-    if prompt.one_token:
-        return objective_value(objective, logits[0][:, -1], prompt)
-    explained = get_objective(objective)
-    scores = torch.stack([option_score(logits, prompt, k, explained.forms) for k in range(len(prompt.option_ids))], -1)
-    right = torch.full_like(scores[:, :1], prompt.answer, dtype=torch.int64)
-    return explained.value(Readout(scores, right, torch.zeros_like(scores[:, 0])))
-
-
-def option_score(logits: Sequence[Tensor], prompt: Prompt, option: int, forms: int | None = None) -> Tensor:
-    """The score of an option, one a copy."""
-    if prompt.one_token:
-        return option_scores(logits[0][:, -1], [prompt.first_tokens[option]])[:, 0]
-    places = {tuple(row.tokens[len(prompt.input_ids) :]): n for n, row in enumerate(shown(prompt))}
-    found = []
-    for form, ids in enumerate(prompt.option_ids[option][:forms]):
-        logp = wide(logits[places[tuple(ids[:-1])]]).log_softmax(-1)
-        total = logp[:, range(len(ids)), ids].sum(-1)
-        offset = prompt.offsets[option][form] if prompt.offsets else 0.0
-        length = prompt.lengths[option][form] if prompt.lengths else 1.0
-        found.append((total - offset) / length)
-    return torch.stack(found, -1).logsumexp(-1)
 
 
 class ReferenceEngine(Engine):
@@ -125,6 +88,18 @@ class ReferenceEngine(Engine):
             return found
 
         return self._each(prompts, one)
+
+    def factor_gradients(
+        self,
+        prompts: Sequence[Prompt],
+        objective: AnyObjective,
+        ids: Tensor,
+        factors: Tensor,
+        *,
+        positions: str = "answer",
+    ) -> FactorGradients:
+        found = self._each(prompts, lambda p: self._at_factors(p, objective, ids, factors, positions))
+        return FactorGradients(found[:, 0], found[:, 1:])
 
     def integrate(self, prompts: Sequence[Prompt], objective: AnyObjective, alphas: Tensor, weights: Tensor) -> Tensor:
         return self._each(prompts, lambda p: self._integrate(p, objective, alphas, weights))
@@ -256,6 +231,28 @@ class ReferenceEngine(Engine):
             found = summed(site, wide(scale(h)) * wide(grad[0]), routes)
             scores[site.down] = scores[site.down] + found if site.down in scores else found
         return self._joined(scores)
+
+    def _at_factors(
+        self, prompt: Prompt, objective: AnyObjective, ids: Tensor, factors: Tensor, positions: str
+    ) -> Tensor:
+        """The objective and its gradient at the factors, side by side."""
+        rows, logits = shown(prompt), []
+        leaf = factors.to(self.model.dtype).requires_grad_(True)
+        every = torch.ones(self.anatomy.n_neurons, dtype=leaf.dtype).index_put((ids,), leaf)
+        of_site = dict(zip(self.anatomy.sites, self.anatomy.split(every), strict=True))
+
+        def turn(site: Site, h: Tensor, routes: Tensor | None) -> Tensor:
+            factor = of_site[site].to(h)
+            turned = h * (factor if routes is None else factor.unflatten(0, (site.experts, -1))[routes])
+            start = h.shape[1] - rows[len(logits)].span if positions == "answer" else 0
+            return torch.cat([h[:, :start], turned[:, start:]], 1)
+
+        with torch.enable_grad(), visiting(self.model, self.anatomy.sites, turn):
+            for row in rows:
+                logits.append(self._forward(row))
+            value = value_of(objective, logits, prompt)
+            (grad,) = torch.autograd.grad(value.sum(), leaf)
+        return wide(torch.cat([value.detach().cpu(), grad.cpu()]))
 
     def _integrate(self, prompt: Prompt, objective: AnyObjective, alphas: Tensor, weights: Tensor) -> Tensor:
         rows = shown(prompt)

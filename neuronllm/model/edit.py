@@ -42,7 +42,7 @@ def edit(
     """
     anatomy = anatomy or Anatomy.of(model)
     _check_positions(positions, answer_start)
-    by_site = _factors_by_site(anatomy, ids, factors)
+    by_site = factors_by_site(anatomy, ids, factors)
     # The factors move to a site's device and dtype at the first pass and stay there.
     placed: dict[str, torch.Tensor] = {}
 
@@ -101,7 +101,7 @@ def _check_positions(positions: Any, answer_start: Any) -> None:
         )
 
 
-def _factors_by_site(anatomy: Anatomy, ids: Any, factors: Any) -> dict[str, torch.Tensor]:
+def factors_by_site(anatomy: Anatomy, ids: Any, factors: Any) -> dict[str, torch.Tensor]:
     """Factors of all neurons of every site that holds an edited one: (width,), or (experts, width) of a routed site."""
     ids = anatomy.checked(ids)
     factors = torch.as_tensor(factors, dtype=torch.float64).reshape(-1)

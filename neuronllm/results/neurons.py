@@ -85,6 +85,8 @@ class NeuronSet:
         lines += [f"- {name}: {self.provenance[name]}" for name in names if name in self.provenance]
         own = own_range(self.role, self.factor)
         lines += [f"- own factors of {role} neurons: {show_factor(None, own[role])}" for role in own]
+        if learned := self.provenance.get("learned"):
+            lines += _learned_lines(learned)
         if self.tuned:
             good, bad = (show_factor(self.tuned[role], own.get(role)) for role in ROLES)
             lines.append(f"- tuned: good {good}; bad {bad}; positions {self.tuned['positions']}")
@@ -350,6 +352,21 @@ def _positions_of(provenance: dict[str, Any]) -> str | None:
             return str(made["positions"])
     united = {_positions_of(part) for part in provenance.get("union", ())}
     return united.pop() if len(united) == 1 else None
+
+
+def _learned_lines(learned: dict[str, Any]) -> list[str]:
+    """What learning factors came to."""
+    turned, (before, after) = learned["turned"], learned["accuracy"]
+    with_role, against = turned["good_up"] + turned["bad_down"], turned["good_down"] + turned["bad_up"]
+    if learned["goal"] == "degrade":
+        with_role, against = against, with_role
+    said = f"{learned['goal']}, {learned['seeds']} seeds of {learned['steps']} steps, positions {learned['positions']}"
+    held = f"accuracy of {learned['validation_questions']} validation questions {before:.3f} -> {after:.3f}"
+    return [
+        f"- learned: {said}; {held}" + ("" if learned["kept"] else "; no edit, as it gains too little"),
+        f"- turned up: {turned['good_up']} good, {turned['bad_up']} bad; turned down: {turned['good_down']} good, "
+        f"{turned['bad_down']} bad; {against} of {with_role + against} against their role",
+    ]
 
 
 def check_counts(**counts: Any) -> None:

@@ -143,14 +143,15 @@ def partial_folder(output: str | os.PathLike[str]) -> Path:
     return Path(output).with_name(Path(output).name + PARTIAL)
 
 
-def check_output(output: str | os.PathLike[str], resume: bool, overwrite: bool = False) -> None:
+def check_output(output: str | os.PathLike[str], resume: bool, overwrite: bool = False, mark: str = CONFIG) -> None:
     """Refuse a place for a run that holds something else, before any work is done.
 
-    Finished scores may stand there where they are to be replaced, or are perhaps those of the run to go on with.
+    A finished result, which holds the file `mark`, may stand there where it is to be replaced, or is perhaps that of
+    the run to go on with.
     """
     if resume and overwrite:
         raise InputError("overwrite=True with resume=True: the one begins anew, the other goes on; give one of them")
-    check_new_folder(output, CONFIG, replace=resume or overwrite)
+    check_new_folder(output, mark, replace=resume or overwrite)
     for above in Path(output).absolute().parents:
         finished = (above / CONFIG).is_file() and (above / TENSORS).is_file()
         if finished or (above.name.endswith(PARTIAL) and (above / MANIFEST).is_file()):

@@ -25,10 +25,11 @@ from tqdm.auto import tqdm
 from ..common.errors import InputError
 from ..data.prompts import Questions
 from ..engine.asking import Asker, Edit
+from ..judging.asking import Asking, warn_if_leaning, warn_if_one_sided
+from ..judging.gains import Gain, check_margin
 from ..results.answers import Answers
 from ..results.factors import ROLES, Steering
 from ..results.neurons import POSITIONS, NeuronSet
-from .asking import Asking, warn_if_leaning, warn_if_one_sided
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -90,8 +91,7 @@ def tune(
     positions = (neurons.positions or "all",) if positions is None else positions
     positions = (positions,) if isinstance(positions, str) else positions
     _check(ks, factors, positions, criterion)
-    if isinstance(margin, bool) or not isinstance(margin, (int, float)) or not margin >= 0:
-        raise InputError(f"margin={margin!r}: give a number of standard errors, 0 or more")
+    check_margin(margin)
     asking = Asking.of(questions, neurons, orders, template, answers, length)
     prompts = asking.prompts(model, tokenizer, questions)
     warn_if_one_sided(prompts)
@@ -112,12 +112,12 @@ def tune(
             break
         best = better
     search.close()
-    gain, error = search.gain(best)
-    if gain <= margin * error:
+    gain = search.gain(best)
+    if not gain.worth(margin):
         best = NO_EDIT
     chosen = neurons.top(best.k_good if best.good != 1 else 0, best.k_bad if best.bad != 1 else 0)
     tuned = {**best._asdict(), "criterion": criterion, "questions": len(search.base.groups), "curve": search.curve()}
-    tuned |= {"margin": margin, "best_gain": gain, "best_gain_stderr": error, **asking.form._asdict()}
+    tuned |= {"margin": margin, "best_gain": gain.mean, "best_gain_stderr": gain.stderr, **asking.form._asdict()}
     return replace(chosen, provenance={**neurons.provenance, "tuned": tuned}, factor=_kept(chosen, best))
 
 
@@ -160,14 +160,12 @@ class _Search:
         first = answers.accuracy if self.criterion == "accuracy" else answers.mean_p_right
         return round(first, 9), 1.0 if point == NO_EDIT else answers.mean_p_right
 
-    def gain(self, point: Point) -> tuple[float, float]:
-        """What the point gains over no edit, and the standard error of that, over questions."""
+    def gain(self, point: Point) -> Gain:
+        """What the point gains over no edit."""
         after, before = self.seen[point], self.base
         if self.criterion == "accuracy":
-            gained = after.by_question(after.right) - before.by_question(before.right)
-        else:
-            gained = after.by_question(after.p_right) - before.by_question(before.p_right)
-        return float(gained.mean()), float(gained.std(ddof=1) / len(gained) ** 0.5) if len(gained) > 1 else math.inf
+            return Gain.of(after.by_question(after.right), before.by_question(before.right))
+        return Gain.of(after.by_question(after.p_right), before.by_question(before.p_right))
 
     def curve(self) -> list[dict[str, Any]]:
         return [

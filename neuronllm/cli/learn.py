@@ -1,0 +1,73 @@
+"""`neuronllm learn`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ..common.env import first_process
+from ..common.errors import InputError
+from ..data.loading import load_questions
+from ..results.neurons import CONFIG, NeuronSet
+from ..runs.checkpoint import check_output
+from ..runs.processes import Ranks
+from ..steering.learn import learn
+from ..steering.recipe import Goal
+
+GIVEN = ("steps", "batch", "lr", "l1", "signed", "retain_weight", "seeds", "cache_gib", "backend")
+
+
+def run(args: argparse.Namespace, read: Callable[..., Any], load: Callable[..., Any], template: Any) -> None:
+    """`read` and `load` get questions and the model, as in every command."""
+    with Ranks.here() as ranks, ranks.together():
+        check_output(args.output, args.resume, args.overwrite, CONFIG)
+        Goal.of(args.goal, args.objective)
+        neurons = NeuronSet.from_pretrained(args.neurons) if args.neurons else None
+        questions = read(args, args.questions, args.labels)
+        validation = read(args, args.validation, args.labels) if args.validation else None
+        given = {name: value for name in GIVEN if (value := getattr(args, name)) is not None}
+        if args.retain:
+            given["retain"] = _retained(args.retain)
+        model, tokenizer = load(args)
+    learned = learn(
+        model,
+        tokenizer,
+        questions,
+        validation,
+        neurons=neurons,
+        k=args.k,
+        goal=args.goal,
+        objective=args.objective,
+        positions=args.positions,
+        orders=args.orders or "none",
+        template=template,
+        answers=args.answers,
+        length=args.length,
+        margin=args.margin,
+        batch_size=args.batch_size,
+        output=args.output,
+        resume=args.resume,
+        overwrite=args.overwrite,
+        progress=not args.quiet,
+        **given,
+    )
+    if first_process():
+        print(f"{args.output}: {learned.describe()}")
+
+
+def _retained(source: str) -> list[Any]:
+    """Questions of a JSONL or CSV file; of any other one its lines."""
+    path = Path(source)
+    if path.suffix.lower() in (".jsonl", ".csv"):
+        return list(load_questions(path))
+    if not path.is_file():
+        raise InputError(f"{source}: no such file")
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{source}: not UTF-8 text") from error
+    if not any(line.strip() for line in lines):
+        raise InputError(f"{source}: there is no text in it")
+    return [line for line in lines if line.strip()]

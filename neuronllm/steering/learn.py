@@ -1,0 +1,133 @@
+"""Learn how hard to turn every neuron: factors by gradient descent, stopped by questions that they were not learned on.
+
+Scores say which neurons an answer depends on; how hard each has to be turned they do not say. Here a few steps of Adam
+find a factor for each. The first gradient is the score of every neuron, so learning begins where attribution ends.
+
+Several seeds learn, and their mean is the result. "No edit" takes part, as in tuning: it wins unless the edit gains
+more than `margin` standard errors on validation questions. Where none are given, every seed holds out another part of
+the questions, and the gain is that on the parts held out.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ..common.errors import InputError
+from ..data.prompts import Questions
+from ..engine.objectives import AnyObjective
+from ..judging.gains import check_margin
+from ..results.neurons import NeuronSet
+from ..runs.checkpoint import Interrupted
+from ..runs.processes import Ranks
+from .learning import Learning
+from .recipe import Goal, Recipe
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@torch.inference_mode(False)  # a caller's inference mode would forbid gradients
+def learn(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    questions: Questions,
+    validation: Questions | None = None,
+    *,
+    neurons: NeuronSet | None = None,
+    k: int | None = None,
+    goal: AnyObjective = "enhance",
+    objective: AnyObjective | None = None,
+    positions: str | None = None,
+    orders: str = "none",
+    template: str | list[str] | None = None,
+    answers: str | None = None,
+    length: str | None = None,
+    steps: int = Recipe.steps,
+    batch: int = Recipe.batch,
+    lr: float | None = Recipe.lr,
+    l1: float = Recipe.l1,
+    signed: bool = Recipe.signed,
+    retain: Sequence[Any] | None = None,
+    retain_weight: float = Recipe.retain_weight,
+    seeds: int = 3,
+    margin: float | None = 2.0,
+    batch_size: int | str = "auto",
+    backend: str = "fast",
+    cache_gib: float = 2.0,
+    output: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> NeuronSet:
+    """The neurons with a factor of its own for each, learned on questions; empty where no edit is better.
+
+    neurons: whose factors are learned, as `scores.find` chose them; None: all. k: learn on the strongest 4k of them,
+    keep the k whose factors matter most, and learn those again.
+    goal: "enhance" raises `objective` ("logp_options" unless told otherwise), "degrade" makes all options as likely; or
+    an objective of your own, which is raised. positions: where factors act, "answer" or "all"; by default where the
+    neurons were found, else "all". validation: questions that stop the learning and decide whether the edit is worth
+    it, by `margin` standard errors (None: it is kept whatever it gains); by default a part of the questions.
+
+    steps, batch, lr: of Adam, questions a step. signed: factors below 0 are allowed too. l1: pulls every factor towards
+    1. retain: texts, or questions, whose next-token distributions are to stay as they are; a small bundled text unless
+    told otherwise. retain_weight: how strongly, 0 not at all.
+
+    seeds: how many learn; the factors are their mean. cache_gib: of prefixes kept at positions="answer", GiB at most.
+    output: a folder for the set; what is done is written beside it as it goes, and resume=True takes up a run that was
+    stopped or killed. Inside torch.distributed (torchrun) every process calls this alike, works on its share of the
+    questions, and gets the same set.
+
+    >>> learned = nl.learn(model, tokenizer, questions, neurons=scores.find(128, 128))   # doctest: +SKIP
+    >>> nl.evaluate(model, tokenizer, test, learned)                                     # doctest: +SKIP
+    """
+    recipe = Recipe(
+        positions=positions or (neurons.positions if neurons is not None else None) or "all",
+        steps=steps,
+        batch=batch,
+        lr=lr,
+        l1=l1,
+        signed=signed,
+        retain_weight=retain_weight,
+    ).checked()
+    if margin is not None:
+        check_margin(margin)
+    _check_whole("seeds", seeds)
+    if isinstance(cache_gib, bool) or not isinstance(cache_gib, (int, float)) or not cache_gib >= 0:
+        raise InputError(f"cache_gib={cache_gib!r}: give a number of GiB, 0 or more")
+    if k is not None:
+        _check_whole("k", k)
+    with Ranks.here() as ranks:
+        with ranks.together():
+            learning = Learning(
+                model,
+                tokenizer,
+                questions,
+                validation,
+                Goal.of(goal, objective),
+                recipe,
+                seeds=seeds,
+                margin=margin,
+                neurons=neurons,
+                wording=(orders, template, answers, length),
+                retain=retain,
+                ranks=ranks,
+                batch_size=batch_size,
+                backend=backend,
+                cache=int(cache_gib * 2**30),
+                output=(output, resume, overwrite),
+            )
+        try:
+            return learning.run(k, progress and ranks.first)
+        except KeyboardInterrupt as stop:
+            if isinstance(stop, Interrupted) or output is None:
+                raise
+            raise Interrupted("interrupted; go on with resume=True (--resume)") from None
+
+
+def _check_whole(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise InputError(f"{name}={value!r}: give a whole number, 1 or more")

@@ -1,0 +1,373 @@
+"""What was asked of learning, on a model and its questions: the split, the seeds, the decision, the result."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ..common.errors import InputError
+from ..data.prompts import Prompt, Questions, group_by_question
+from ..data.rendering import as_prompts
+from ..engine import open_engine
+from ..engine.base import Engine
+from ..engine.borrowed import check_prompts
+from ..engine.unconditional import with_offsets
+from ..judging.asking import Asking, warn_if_leaning, warn_if_one_sided
+from ..judging.gains import Gain
+from ..model.anatomy import Anatomy
+from ..results.answers import Heard
+from ..results.neurons import CONFIG, NeuronSet
+from ..runs.checkpoint import check_output, partial_folder
+from ..runs.processes import Ranks
+from ..runs.provenance import identity, prompt_hash, versions, weights_hash, wording
+from .recipe import Goal, Recipe
+from .retained import retained
+from .training import Judge, Looked, Trainer, folds
+from .trainings import Trained, Trainings
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+LEAST_FOLDS = 3  # parts that the questions are cut into where there are none for validation
+MANY = 4  # times k neurons are learned before k are kept
+
+
+class Chosen(NamedTuple):
+    """The neurons whose factors are learned."""
+
+    ids: Tensor
+    role: np.ndarray
+    score: Tensor
+
+    def take(self, places: Tensor) -> Chosen:
+        return Chosen(self.ids[places], self.role[places.numpy()], self.score[places])
+
+    def strongest(self, k: int) -> Chosen:
+        return self.take(self.score.abs().argsort(descending=True, stable=True)[:k])
+
+
+class Split(NamedTuple):
+    """What one seed learns on, by the numbers of the questions, and who judges it."""
+
+    search: Sequence[int]
+    judge: Judge
+
+
+class Learning:
+    """`nl.learn`, checked; `run` does it."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase | None,
+        questions: Questions,
+        validation: Questions | None,
+        goal: Goal,
+        recipe: Recipe,
+        *,
+        seeds: int,
+        margin: float | None,
+        neurons: NeuronSet | None,
+        wording: tuple[str, Any, str | None, str | None],
+        retain: Sequence[Any] | None,
+        ranks: Ranks,
+        batch_size: int | str,
+        backend: str,
+        cache: int,
+        output: tuple[str | os.PathLike[str] | None, bool, bool],
+    ) -> None:
+        self.model, self.tokenizer, self.goal, self.recipe = model, tokenizer, goal, recipe
+        self.seeds, self.margin, self.neurons, self.ranks = seeds, margin, neurons, ranks
+        self.batch_size, self.backend, self.cache = batch_size, backend, cache
+        self.output, self.resume, overwrite = output
+        if self.output is not None:
+            check_output(self.output, self.resume, overwrite, CONFIG)
+        self.anatomy = Anatomy.of(model)
+        if neurons is not None:
+            if not len(neurons):
+                raise InputError("neurons: the set is empty, there are no factors to learn")
+            neurons.edits(model, neurons.steering(good=1.0, bad=1.0))  # refuses a set of another model
+        orders, template, answers, length = wording
+        self.asking = Asking.of(questions, neurons, orders, template, answers, length)
+        self.questions = questions
+        self.groups = self._groups(questions)
+        warn_if_one_sided([prompt for group in self.groups for prompt in group])
+        self.validation = None if validation is None else self._groups(validation)
+        least = 2 * max(LEAST_FOLDS, seeds)
+        if validation is None and len(self.groups) < least:
+            raise InputError(
+                f"questions: {len(self.groups)} are too few to hold some out for validation: "
+                f"give {least} or more, or validation= (--validation)"
+            )
+        self.texts = retained(tokenizer, retain, recipe.positions, self.asking) if recipe.retain_weight else []
+
+    def _groups(self, questions: Questions) -> list[list[Prompt]]:
+        if self.goal.objective.least > 1:
+            prompts = self.asking.prompts(self.model, self.tokenizer, questions)
+        else:
+            form, orders = self.asking.form, self.asking.orders
+            prompts = as_prompts(self.tokenizer, questions, orders, self.asking.template, **form.rendered)
+            prompts = with_offsets(self.model, self.tokenizer, questions, prompts, form)
+        check_prompts(self.model, prompts)
+        return group_by_question(prompts)
+
+    # ---- the work ----
+
+    def run(self, k: int | None, show: bool) -> NeuronSet:
+        digest = self._digest(k)
+        if (before := self._finished(digest)) is not None:
+            return before
+        trainings = Trainings(self.ranks, None if self.output is None else partial_folder(self.output))
+        trainings.open(self._settings(k) if self.output is not None else {}, self.resume)
+        try:
+            chosen, trained, decided = self._learned(trainings, k, show)
+        except BaseException:
+            trainings.discard(work=False)
+            raise
+        learned = self._result(chosen, trained, decided, digest)
+        if self.output is not None:
+            with self.ranks.together():
+                if self.ranks.first:
+                    learned.save_pretrained(self.output)
+            trainings.discard()
+            self.ranks.wait()
+        return learned
+
+    def _learned(self, trainings: Trainings, k: int | None, show: bool) -> tuple[Chosen, list[Trained], dict[str, Any]]:
+        splits = self._splits()
+        warn_if_leaning(splits[0].judge.base.answers)
+        with self._engine() as engine:
+            trainer = Trainer(engine, self.groups, self.goal, self.recipe, self.texts, self.ranks, trainings)
+            chosen = self._candidates(trainer, k)
+            rounds = 1 if k is None or len(chosen.ids) <= k else 2
+            with tqdm(
+                total=rounds * self.seeds * self.recipe.steps, desc="learning", disable=not show, unit="step"
+            ) as bar:
+                learn = partial(self._seeds, trainer, splits, bar)
+                if rounds == 2:
+                    assert k is not None
+                    moved = _mean(learn("many", chosen)) - 1
+                    matters = moved.abs() * chosen.score.double().abs()  # what the change is worth, to first order
+                    chosen = chosen.take(matters.argsort(descending=True, stable=True)[:k].sort().values)
+                trained = learn("seed", chosen)
+            decided = self._decide(splits, chosen, trained)
+            return chosen, trained, decided
+
+    @contextmanager
+    def _engine(self) -> Iterator[Engine]:
+        prompts = [prompt for group in self.groups for prompt in group]
+        objective, where = self.goal.objective, self.recipe.positions
+        more: dict[str, Any] = {"batch_size": self.batch_size}
+        with open_engine(self.model, self.anatomy, prompts, self.backend, **more) as engine:
+            some = torch.arange(self.anatomy.n_neurons) if self.neurons is None else self.neurons.ids
+            ones = torch.ones(len(some), dtype=torch.float64)
+            work = lambda batch: engine.factor_gradients(batch, objective, some, ones, positions=where).gradients  # noqa: E731
+            engine.fit(work, prompts)
+            mine = [p for n, group in enumerate(self.groups) if n % self.ranks.size == self.ranks.rank for p in group]
+            if where == "answer" and mine:
+                engine.keep_prefixes(mine, self.cache)
+            yield engine
+
+    def _candidates(self, trainer: Trainer, k: int | None) -> Chosen:
+        if self.neurons is not None:
+            found = Chosen(self.neurons.ids, self.neurons.role, self.neurons.score)
+        else:
+            # Whether a neuron is good goes by the right answer, whatever the goal is.
+            objective = "logp_options" if self.goal.name == "degrade" else self.goal.objective
+            score = trainer.scores(objective, self.recipe.positions).float()
+            role = np.where(score.numpy() >= 0, "good", "bad")
+            found = Chosen(torch.arange(len(score)), role, score)
+        return found if k is None else found.strongest(MANY * k)
+
+    def _splits(self) -> list[Split]:
+        every, judge = (
+            range(len(self.groups)),
+            partial(Judge, goal=self.goal, ranks=self.ranks, batch_size=self.batch_size),
+        )
+        if self.validation is not None:
+            return [Split(every, judge(self.model, self.validation))] * self.seeds
+        parts = folds(self.groups, max(LEAST_FOLDS, self.seeds), 0)[: self.seeds]
+        return [
+            Split([n for n in every if n not in set(part)], judge(self.model, [self.groups[n] for n in part]))
+            for part in parts
+        ]
+
+    def _seeds(self, trainer: Trainer, splits: Sequence[Split], bar: Any, name: str, chosen: Chosen) -> list[Trained]:
+        def told(facts: dict[str, float]) -> None:
+            bar.update()
+            bar.set_postfix({what: f"{value:.3f}" for what, value in facts.items()}, refresh=False)
+
+        return [
+            trainer.train(f"{name}-{seed}", chosen.ids, seed, split.search, split.judge, told)
+            for seed, split in enumerate(splits)
+        ]
+
+    # ---- the decision ----
+
+    def _decide(self, splits: Sequence[Split], chosen: Chosen, trained: Sequence[Trained]) -> dict[str, Any]:
+        """What the edit gains on validation questions, and whether it is kept."""
+        where = self.recipe.positions
+        if self.validation is not None:
+            pairs = [(splits[0].judge.base, splits[0].judge(chosen.ids, _mean(trained), where))]
+        else:
+            pairs = [
+                (split.judge.base, split.judge(chosen.ids, one.factors, where))
+                for split, one in zip(splits, trained, strict=True)
+            ]
+        before, after = zip(*pairs, strict=True)
+        by_accuracy, by_objective = _gain(before, after, _right), _gain(before, after, lambda seen: seen.objective)
+        deciding = (
+            Gain(self.goal.sign * by_accuracy.mean, by_accuracy.stderr) if self.goal.by_accuracy else by_objective
+        )
+        collapsed = _collapsed(after) and not _collapsed(before)
+        kept = self.margin is None or (deciding.worth(self.margin) and not collapsed)
+        moved = any(one.step for one in trained)
+        return {
+            "kept": bool(kept and moved),
+            "gain": by_accuracy._asdict(),
+            "gain_objective": by_objective._asdict(),
+            "collapsed": collapsed,
+            "accuracy": [_accuracy(before), _accuracy(after)],
+            "validation_questions": sum(len(seen.objective) for seen in after),
+        }
+
+    def _result(
+        self, chosen: Chosen, trained: Sequence[Trained], decided: dict[str, Any], digest: str | None
+    ) -> NeuronSet:
+        factors = _mean(trained)
+        stacked = torch.stack([one.factors for one in trained])
+        learned = {
+            "goal": self.goal.name,
+            "objective": self.goal.objective.name,
+            "questions": len(self.groups),
+            "seeds": self.seeds,
+            "margin": self.margin,
+            "neurons": len(factors),
+            **self.recipe.to_dict(len(factors)),
+            **decided,
+            "steps_taken": [one.step for one in trained],
+            "spread": float(stacked.std(0).mean()) if len(trained) > 1 else 0.0,
+            "turned": turned(chosen.role, factors),
+            "curves": [one.curve for one in trained],
+            "retain_texts": len(self.texts),
+            "template": _plain(self.asking.template),
+            **self.asking.form._asdict(),
+        }
+        if digest is not None:
+            learned["run"] = digest
+        provenance = {**self._story(), "learned": learned}
+        whole = NeuronSet(chosen.ids, chosen.role, chosen.score, self.anatomy, provenance, factors.float())
+        return whole if decided["kept"] else whole.take([])
+
+    def _story(self) -> dict[str, Any]:
+        """Where the neurons come from: as they were found, or all of them."""
+        if self.neurons is not None:
+            return self.neurons.provenance
+        return {
+            **identity(self.model),
+            **wording(self.tokenizer, self.questions, self.asking.template),
+            **versions(),
+            "method": "learn",
+            "positions": self.recipe.positions,
+        }
+
+    # ---- what decides every byte ----
+
+    def _settings(self, k: int | None) -> dict[str, Any]:
+        neurons = self.neurons
+        flat = [prompt for group in self.groups for prompt in group]
+        held = [prompt for group in self.validation or [] for prompt in group]
+        return {
+            **identity(self.model),
+            "weights": weights_hash(self.model),
+            "prompts": prompt_hash(flat),
+            "grouping": [len(group) for group in self.groups],
+            "validation": prompt_hash(held),
+            "neurons": None
+            if neurons is None
+            else _hash([neurons.ids.tolist(), neurons.role.tolist(), neurons.score.tolist()]),
+            "k": k,
+            "goal": self.goal.name,
+            "objective": self.goal.objective.name,
+            "seeds": self.seeds,
+            "margin": self.margin,
+            "recipe": self.recipe.to_dict(1),
+            "retain": _hash([[text.tokens, text.start] for text in self.texts]),
+            "attention": self.model.config._attn_implementation,
+            "backend": self.backend,
+            "batch_size": self.batch_size,
+            "cache": self.cache,
+            "device": self.model.device.type,
+            "processes": self.ranks.size,
+            **versions("torch"),
+        }
+
+    def _digest(self, k: int | None) -> str | None:
+        """Of the settings, where anybody asks for them."""
+        if self.output is None:
+            self.ranks.agree(partial(self._settings, k))
+            return None
+        settings = self._settings(k)
+        self.ranks.agree(lambda: settings)
+        return _hash(settings)
+
+    def _finished(self, digest: str | None) -> NeuronSet | None:
+        """The result of the same run, where it ended before."""
+        if self.output is None or not self.resume or not (Path(self.output) / CONFIG).is_file():
+            return None
+        before = NeuronSet.from_pretrained(self.output)
+        if before.provenance.get("learned", {}).get("run") != digest:
+            raise InputError(f"output {self.output}: the set there was learned otherwise: name another folder")
+        return before
+
+
+def _mean(trained: Sequence[Trained]) -> Tensor:
+    return torch.stack([one.factors for one in trained]).mean(0)
+
+
+def _right(seen: Looked) -> np.ndarray:
+    return seen.answers.by_question(seen.answers.right)
+
+
+def _gain(before: Sequence[Looked], after: Sequence[Looked], of: Any) -> Gain:
+    return Gain.of(np.concatenate([of(seen) for seen in after]), np.concatenate([of(seen) for seen in before]))
+
+
+def _accuracy(seen: Sequence[Looked]) -> float:
+    return float(np.concatenate([_right(one) for one in seen]).mean())
+
+
+def _collapsed(seen: Sequence[Looked]) -> bool:
+    heard = Heard()
+    for one in seen:
+        heard.merge(one.answers.heard)
+    return heard.collapsed
+
+
+def turned(role: np.ndarray, factors: Tensor) -> dict[str, int]:
+    """How many neurons of each role were turned up, and how many down."""
+    up, down = (factors > 1).numpy(), (factors < 1).numpy()
+    return {
+        f"{name}_{way}": int(((role == name) & where).sum())
+        for name in ("good", "bad")
+        for way, where in (("up", up), ("down", down))
+    }
+
+
+def _hash(data: Any) -> str:
+    return sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
+
+
+def _plain(template: Any) -> Any:
+    return list(template) if isinstance(template, tuple) else template

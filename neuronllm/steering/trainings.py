@@ -1,0 +1,95 @@
+"""Trainings that are done, and the one under way: in memory, or in a folder that a killed run goes on from."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..common.errors import InputError
+from ..common.files import read_json, read_tensors, write_json, write_tensors
+from ..results.scores import MANIFEST
+from ..runs.processes import Ranks
+from ..runs.provenance import check_same
+
+UNDER_WAY = "training.safetensors"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The best factors that one seed found, and the way there."""
+
+    factors: Tensor  # float64, one a neuron
+    curve: list[dict[str, float]]  # step by step
+    step: int  # the best one, 0 where no step was better than none
+
+
+class Trainings:
+    """By name, each of which is done once. All processes know the same; the first one writes."""
+
+    def __init__(self, ranks: Ranks, folder: Path | None = None) -> None:
+        self._ranks, self._folder = ranks, folder
+        self._done: dict[str, Trained] = {}
+
+    @property
+    def on_disk(self) -> bool:
+        return self._folder is not None
+
+    def open(self, settings: dict[str, Any], resume: bool) -> None:
+        """Begin the folder, or go on with it where it was begun with the same settings."""
+        if self._folder is None:
+            return
+        settings = json.loads(json.dumps(settings))
+        with self._ranks.together():
+            if resume and (self._folder / MANIFEST).is_file():
+                before = read_json(self._folder, MANIFEST, "run")
+                check_same(before, settings, f"output {self._folder}: the run was begun with")
+            elif self._ranks.first:
+                try:
+                    self._folder.mkdir(parents=True, exist_ok=True)
+                except OSError as error:
+                    raise InputError(f"output {self._folder}: cannot be made: {error.strerror}") from error
+                write_json(self._folder / MANIFEST, settings)
+        self._ranks.wait()
+
+    def done(self, name: str) -> Trained | None:
+        path = None if self._folder is None else self._folder / f"{name}.safetensors"
+        if name not in self._done and path is not None and path.is_file():
+            found = read_tensors(path.parent, path.name, "run")
+            facts = json.loads(bytes(found["facts"].tolist()))
+            self._done[name] = Trained(found["factors"], facts["curve"], facts["step"])
+        return self._done.get(name)
+
+    def finish(self, name: str, trained: Trained) -> Trained:
+        self._done[name] = trained
+        facts = {"curve": trained.curve, "step": trained.step}
+        self._write(f"{name}.safetensors", {"factors": trained.factors}, facts)
+        return trained
+
+    def state(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """What was saved of the training of this name, if it is the one under way."""
+        if self._folder is None or not (self._folder / UNDER_WAY).is_file():
+            return None
+        found = read_tensors(self._folder, UNDER_WAY, "run")
+        facts: dict[str, Any] = json.loads(bytes(found.pop("facts").tolist()))
+        return (found, facts) if facts["name"] == name else None
+
+    def save(self, name: str, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+        self._write(UNDER_WAY, tensors, facts | {"name": name})
+
+    def discard(self, work: bool = True) -> None:
+        """Take the folder away; without `work`, only where nothing was done yet."""
+        if self._folder is None or not self._ranks.first:
+            return
+        if work or not any(self._folder.glob("*.safetensors")):
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _write(self, file: str, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+        if self._folder is not None and self._ranks.first:
+            written = torch.frombuffer(bytearray(json.dumps(facts).encode()), dtype=torch.uint8)
+            write_tensors(self._folder / file, {**tensors, "facts": written})

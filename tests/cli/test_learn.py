@@ -1,0 +1,79 @@
+"""`neuronllm learn`, and what the other commands make of a learned set."""
+
+from __future__ import annotations
+
+import json
+
+import torch
+
+import neuronllm as nl
+from neuronllm.results.neurons import NeuronSet
+from tests.cli.tools import ROWS, refused, run, write_questions
+
+QUICK = ("--steps", 2, "--seeds", 2, "--quiet")
+
+
+def asked(model_folder, questions, *flags):
+    return ("learn", "--model", model_folder, "--questions", questions, *QUICK, *flags)
+
+
+def test_learned_judged_and_baked(model_folder, questions, tmp_path, capsys):
+    learned, baked, report = (tmp_path / name for name in ("learned", "baked", "report.json"))
+    assert run(*asked(model_folder, questions, "--margin", "none", "--output", learned)) == 0
+    said = capsys.readouterr().out
+    assert "turned up" in said and "enhance, 2 seeds of 2 steps, positions all" in said
+    found = NeuronSet.from_pretrained(learned)
+    assert len(found) == 56 and found.provenance["learned"]["retain_texts"] == 24
+    assert not (tmp_path / "learned.partial").exists()
+    judged = ("evaluate", "--model", model_folder, "--questions", questions, "--neurons", learned, "--quiet")
+    assert run(*judged, "--output", report) == 0
+    assert json.loads(report.read_text())["edit"]["mode"] == "own"
+    assert run("bake", "--model", model_folder, "--neurons", learned, "--output", baked) == 0
+    model, tokenizer = nl.load_model(model_folder)
+    edited, _ = nl.load_model(baked)
+    inputs = tokenizer("Question: which of these?", return_tensors="pt").input_ids
+    with torch.no_grad(), found.apply(model):
+        live = model(inputs).logits
+    assert torch.allclose(live, edited(inputs).logits, rtol=0, atol=1e-6 * float(live.abs().max()))
+
+
+def test_chosen_neurons_texts_and_a_file_to_retain(model_folder, questions, tmp_path, capsys):
+    scores, neurons, learned = (tmp_path / name for name in ("scores", "neurons", "learned"))
+    plain = ("attribute", "--model", model_folder, "--questions", questions, "--answers", "texts", "--quiet")
+    assert run(*plain, "--output", scores) == 0
+    assert run("find", scores, "--good", 5, "--bad", 5, "--output", neurons) == 0
+    kept = tmp_path / "kept.txt"
+    kept.write_text("The ferry leaves at seven.\n\nNobody knew why.\n")
+    held = write_questions(tmp_path / "held.jsonl", ROWS[:3])
+    flags = ("--neurons", neurons, "--retain", kept, "--validation", held, "--k", 3, "--goal", "degrade")
+    assert run(*asked(model_folder, questions, *flags, "--margin", "none", "--output", learned)) == 0
+    found = NeuronSet.from_pretrained(learned)
+    told = found.provenance["learned"]
+    assert len(found) == 3 and told["answers"] == "texts" and told["goal"] == "degrade"
+    assert (told["retain_texts"], told["validation_questions"]) == (2, 3)
+    again = asked(model_folder, questions, *flags, "--margin", "none", "--output", learned)
+    assert "an earlier result stands there" in refused(capsys, *again)
+    assert run(*again, "--resume") == 0
+    assert run(*again, "--overwrite") == 0
+
+
+def test_bad_input_is_one_line(model_folder, questions, tmp_path, capsys):
+    output = ("--output", tmp_path / "learned")
+    cases = {
+        ("--goal", "better"): "goal='better'",
+        ("--lr", "-1"): "lr=-1",
+        ("--retain", tmp_path / "none.txt"): "no such file",
+        ("--neurons", tmp_path / "none"): "no neuron set there",
+        ("--validation", tmp_path / "none.jsonl"): "none.jsonl",
+        ("--margin", "much"): "or none",
+        ("--seeds", "0"): "--seeds",
+        ("--retain-weight", "-2"): "retain_weight=-2",
+    }
+    for flags, said in cases.items():
+        try:
+            assert said in refused(capsys, *asked(model_folder, questions, *flags, *output))
+        except SystemExit as stop:  # a flag that cannot be read
+            assert stop.code == 2 and said in capsys.readouterr().err
+    few = write_questions(tmp_path / "few.jsonl", ROWS[:4])
+    assert "too few" in refused(capsys, *asked(model_folder, few, *output))
+    assert not (tmp_path / "learned").exists() and not (tmp_path / "learned.partial").exists()
