@@ -75,3 +75,25 @@ def by_kernel(
         sinks=None if sinks is None else sinks.detach(),
         seen=prefix.trees.seen,
     )
+
+
+def normaliser_wanted(states: Tensor, weight: Tensor) -> bool:
+    """With a gradient only, which the operator always computes; without, PyTorch's pieces do half of its work."""
+    kinds = states.dtype == weight.dtype and states.dtype != torch.float64
+    return kinds and states.requires_grad and uses_triton("contrastive_ce", "auto", states)
+
+
+def normaliser_by_kernel(
+    states: Tensor, weight: Tensor, bias: Tensor | None, scale: float, softcap: float | None
+) -> Tensor:
+    """(rows,): the log of the vocabulary's normaliser, as some token's logit minus its log-probability."""
+    from ..ops import contrastive_ce
+
+    first = torch.zeros(len(states), 1, dtype=torch.int64, device=states.device)
+    bias = None if bias is None else bias.detach()
+    value = contrastive_ce(
+        states, weight.detach(), first, first[:, 0], objective="logp_vocab", bias=bias, scale=scale, softcap=softcap
+    ).value
+    wide = states.to(value.dtype) @ weight[0].detach().to(value.dtype)
+    logit = scale * (wide if bias is None else wide + bias[0])
+    return (logit if softcap is None else softcap * torch.tanh(logit / softcap)) - value

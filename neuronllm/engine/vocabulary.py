@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from .borrowed import DRIVING_ERRORS, STATES, HeldStates, answer_logits, check_finite, tolerance
+from .fused import normaliser_by_kernel, normaliser_wanted
 from .head import Texts, only_options, wide
 from .verdicts import Verdicts
 
@@ -118,7 +119,10 @@ class _LogNormaliser(torch.autograd.Function):
 def log_normaliser(model: PreTrainedModel, states: Tensor, bend: Bend) -> Tensor:
     """(rows, D), what goes into the head -> (rows,)."""
     head: Any = model.get_output_embeddings()
-    found: Tensor = _LogNormaliser.apply(states, head.weight, getattr(head, "bias", None), bend)
+    bias = getattr(head, "bias", None)
+    if normaliser_wanted(states, head.weight):
+        return normaliser_by_kernel(states, head.weight, bias, *bend)
+    found: Tensor = _LogNormaliser.apply(states, head.weight, bias, bend)
     return found
 
 

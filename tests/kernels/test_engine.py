@@ -53,7 +53,8 @@ def test_results_with_kernels_equal_results_without(
     family: str, prompts: Callable[[], list[Prompt]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     called: list[str] = []
-    for module, name in (("first_order", "summed_products"), ("attention", "by_kernel")):
+    replaced = (("first_order", "summed_products"), ("attention", "by_kernel"), ("vocabulary", "normaliser_by_kernel"))
+    for module, name in replaced:
         own = getattr(fused, name)
 
         def noted(*args: Any, name: str = name, own: Any = own, **options: Any) -> Tensor:
@@ -72,6 +73,7 @@ def test_results_with_kernels_equal_results_without(
         error, base = (float((x - right).norm() / right.norm()) for x in (found, plain))
         assert error <= 2 * base + (1e-5 if kind == torch.float32 else 0.01), (label, error, base)
     assert "by_kernel" in called and ("summed_products" in called or family == "gpt_oss")
+    assert ("normaliser_by_kernel" in called) == (prompts is texts)
 
 
 def test_trees_that_are_too_wide_for_the_kernel_are_answered_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
