@@ -21,7 +21,7 @@ from ..data.loading import load_questions
 from ..data.questions import Question
 from ..data.rendering import render
 from ..engine.asking import Asker, Edit
-from ..judging.controls import random_like
+from ..model.random_sets import random_like
 from ..judging.evaluate import evaluate
 from ..model.loading import load_model
 from ..results.factors import FACTORS
