@@ -62,7 +62,7 @@ def output_norms(model: PreTrainedModel, anatomy: Anatomy) -> Tensor:
 
 
 def _blocks(ids: Tensor, anatomy: Anatomy) -> Iterator[tuple[int, int, Tensor]]:
-    """Of every block, or expert, that holds some of `ids`: its first neuron, its width, and which of `ids` these are."""
+    """Of every block, or expert, that holds some of `ids`: its first neuron, its width, and which of them lie there."""
     where = anatomy.site_of(ids)
     widths = torch.tensor([site.width for site in anatomy.sites])[where]
     first = ids - (ids - anatomy.offsets[where]) % widths
