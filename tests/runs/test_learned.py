@@ -55,6 +55,18 @@ def test_with_k_too(broken, tmp_path):
     assert content(tmp_path / "killed") == content(tmp_path / "whole")
 
 
+def test_with_controls_too(broken, tmp_path):
+    work = lambda name, **more: learned(broken, tmp_path / name / "set", controls=2, shuffled=True, seeds=1, **more)  # noqa: E731
+    steps = changes(lambda: work("whole"))
+    for step in (steps // 2, steps - 10):
+        name = str(step)
+        assert forked(dying_at(step, lambda name=name: work(name))) == -signal.SIGKILL
+        assert (tmp_path / name / "set.partial" / "plain-00-seed-0.safetensors").is_file()
+        work(name, resume=True)
+        assert content(tmp_path / name) == content(tmp_path / "whole")
+    assert "controls.safetensors" in {path.name for path in (tmp_path / "whole" / "set").iterdir()}
+
+
 def test_ctrl_c_keeps_what_is_done(broken, tmp_path, monkeypatch):
     output, looks, look = tmp_path / "set", iter(range(100)), training.Judge.__call__
 
