@@ -92,7 +92,8 @@ def test_kept_prefixes_change_nothing(share):
     with FastEngine(model, dtype=torch.float64) as engine:
         assert engine.unusable(prompts) is None
         plain = rows(engine, prompts, ids, factors, "answer", "logp_options")
-        size = sum(2 * 2 * 4 * 8 * 2 * len(p.input_ids) for p in prompts)  # layers, keys and values, heads, bytes
+        width = max(len(p.input_ids) for p in prompts) - len(start) - 1  # behind what all start with
+        size = len(prompts) * width * 2 * 2 * 2 * 4 * 8  # layers, keys and values, heads, their size, bytes
         kept = engine.keep_prefixes(prompts, int(size * share))
         assert (kept == 0, kept == len(prompts)) == (share == 0.0, share == 1.0)
         for some in (prompts, prompts[::-1], prompts[2:5], prompts[:1]):
