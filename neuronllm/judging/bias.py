@@ -107,8 +107,8 @@ def _likeliest(logprobs: Tensor, which: Tensor, right: Tensor, weights: Tensor, 
             search.zero_grad()
             logp = (logprobs + torch.cat([values, values.new_zeros(1)])[which]).log_softmax(-1)
             far = -(weights * logp.gather(1, right)[:, 0]).sum() + RIDGE / 2 * values.square().sum()
-            far.backward()  # type: ignore[no-untyped-call]
-        return float(far)
+            far.backward()
+        return float(far.detach())
 
     search.step(loss)
     return values.detach()

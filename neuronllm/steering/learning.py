@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from ..data.rendering import as_prompts
 from ..engine import open_engine
 from ..engine.base import Engine
 from ..engine.borrowed import check_prompts
+from ..engine.kept_prefixes import KeptPrefixes
 from ..engine.unconditional import with_offsets
 from ..judging.asking import Asking, warn_if_leaning, warn_if_one_sided
 from ..judging.bias import Bias
@@ -42,6 +43,8 @@ from .trainings import Trained, Trainings
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+Groups: TypeAlias = "Sequence[list[Prompt]]"  # the prompts of each question
+Judges: TypeAlias = "Callable[[Groups], Judge]"
 LEAST_FOLDS = 3  # parts that the questions are cut into where there are none for validation
 MANY = 4  # times k neurons are learned before k are kept
 
@@ -157,9 +160,10 @@ class Learning:
         return learned
 
     def _learned(self, trainings: Trainings, k: int | None, show: bool) -> Learned:
-        splits = self._splits(self.groups, self.validation)
-        warn_if_leaning(splits[0].judge.base.answers)
         with self._engine() as engine:
+            judge = self._judges(engine)
+            splits = self._splits(judge, self.groups, self.validation)
+            warn_if_leaning(splits[0].judge.base.answers)
             train = partial(Trainer, engine, goal=self.goal, recipe=self.recipe, texts=self.texts, ranks=self.ranks)
             trainer = train(self.groups, trainings=trainings)
             chosen = self._candidates(trainer, k)
@@ -177,12 +181,12 @@ class Learning:
                 told = self._decide(splits, chosen.ids, trained)
                 controls = self._controls(engine, learn, chosen.ids, trained)
                 if self.shuffled:
-                    held = self.validation and shuffled(self.validation, 1)
-                    groups = shuffled(self.groups, 0)
-                    learn = partial(self._seeds, bar, train(groups, trainings=trainings), self._splits(groups, held))
-                    factors = [one.forced for one in learn("shuffled-seed", chosen.ids)]
+                    groups, held = shuffled(self.groups, 0), self.validation and shuffled(self.validation, 1)
+                    trainer, others = train(groups, trainings=trainings), self._splits(judge, groups, held)
+                    misled = self._seeds(bar, trainer, others, "shuffled-seed", chosen.ids)
+                    factors = [one.forced for one in misled]
                     told["shuffled"] = Weighed.of(splits, chosen.ids, factors, self.recipe.positions).to_dict()
-            if (bias := self._bias()) is not None:
+            if (bias := self._bias(judge(self.groups))) is not None:
                 told["bias"] = bias.to_dict()
             return Learned(chosen, trained, told, controls)
 
@@ -190,16 +194,20 @@ class Learning:
     def _engine(self) -> Iterator[Engine]:
         prompts = [prompt for group in self.groups for prompt in group]
         objective, where = self.goal.objective, self.recipe.positions
-        more: dict[str, Any] = {"batch_size": self.batch_size}
-        with open_engine(self.model, self.anatomy, prompts, self.backend, **more) as engine:
+        with open_engine(self.model, self.anatomy, prompts, self.backend, batch_size=self.batch_size) as engine:
             some = torch.arange(self.anatomy.n_neurons) if self.neurons is None else self.neurons.ids
             ones = torch.ones(len(some), dtype=torch.float64)
-            work = lambda batch: engine.factor_gradients(batch, objective, some, ones, positions=where).gradients  # noqa: E731
-            engine.fit(work, prompts)
-            mine = [p for n, group in enumerate(self.groups) if n % self.ranks.size == self.ranks.rank for p in group]
-            if where == "answer" and mine:
-                engine.keep_prefixes(mine, self.cache)
+            engine.fit(
+                lambda batch: engine.factor_gradients(batch, objective, some, ones, positions=where).gradients, prompts
+            )
             yield engine
+
+    def _kept(self, engine: Engine) -> KeptPrefixes | None:
+        """The prefixes of all questions, at the answer, where no edit changes them."""
+        if self.recipe.positions == "all":
+            return None
+        prompts = [prompt for group in [*self.groups, *(self.validation or [])] for prompt in group]
+        return engine.keep_prefixes(prompts, self.cache)
 
     def _candidates(self, trainer: Trainer, k: int | None) -> Chosen:
         if self.neurons is not None:
@@ -212,17 +220,16 @@ class Learning:
             found = Chosen(torch.arange(len(score)), role, score)
         return found if k is None else found.strongest(MANY * k)
 
-    def _judge(self, groups: Sequence[list[Prompt]]) -> Judge:
-        return Judge(self.model, groups, self.goal, self.ranks, self.batch_size)
+    def _judges(self, engine: Engine) -> Judges:
+        kept = self._kept(engine)
+        return lambda groups: Judge(self.model, groups, self.goal, self.ranks, self.batch_size, kept)
 
-    def _splits(self, groups: Sequence[list[Prompt]], validation: Sequence[list[Prompt]] | None) -> list[Split]:
+    def _splits(self, judge: Judges, groups: Groups, validation: Groups | None) -> list[Split]:
         every = range(len(groups))
         if validation is not None:
-            return [Split(every, self._judge(validation))] * self.seeds
+            return [Split(every, judge(validation))] * self.seeds
         parts = folds(groups, max(LEAST_FOLDS, self.seeds), 0)[: self.seeds]
-        return [
-            Split([n for n in every if n not in set(part)], self._judge([groups[n] for n in part])) for part in parts
-        ]
+        return [Split([n for n in every if n not in part], judge([groups[n] for n in part])) for part in parts]
 
     def _seeds(self, bar: Any, trainer: Trainer, splits: Sequence[Split], name: str, ids: Tensor) -> list[Trained]:
         def told(facts: dict[str, float]) -> None:
@@ -253,9 +260,9 @@ class Learning:
         strength = strengths(engine, prompts, self.ranks)
         return learned_controls(learn, ids, trained, self.anatomy, strength, self.controls)
 
-    def _bias(self) -> Bias | None:
+    def _bias(self, judge: Judge) -> Bias | None:
         """One number for each option and nothing else, learned on the same questions; it can only help."""
-        return None if self.goal.name == "degrade" else Bias.fitted(self._judge(self.groups).base.answers)
+        return None if self.goal.name == "degrade" else Bias.fitted(judge.base.answers)
 
     def _result(self, found: Learned, digest: str | None) -> NeuronSet:
         chosen, trained = found.chosen, found.trained

@@ -14,6 +14,7 @@ from torch import Tensor
 from ..data.prompts import Prompt
 from ..engine.asking import Asker, Edit
 from ..engine.base import Engine, FactorGradients
+from ..engine.kept_prefixes import KeptPrefixes
 from ..engine.objectives import NEVER, Readout
 from ..engine.retain import Text, divergences
 from ..results.answers import Answers
@@ -41,14 +42,20 @@ class Judge:
     """Asks the same validation questions again and again; several processes share them."""
 
     def __init__(
-        self, model: PreTrainedModel, groups: Sequence[list[Prompt]], goal: Goal, ranks: Ranks, batch_size: int | str
+        self,
+        model: PreTrainedModel,
+        groups: Sequence[list[Prompt]],
+        goal: Goal,
+        ranks: Ranks,
+        batch_size: int | str = "auto",
+        kept: KeptPrefixes | None = None,
     ) -> None:
         self._prompts = [prompt for group in groups for prompt in group]
         self._goal, self._ranks = goal, ranks
         whose = [n % ranks.size for n, group in enumerate(groups) for _ in group]
         self._mine = [place for place, rank in enumerate(whose) if rank == ranks.rank]
         mine = [self._prompts[place] for place in self._mine]
-        self._ask = Asker(model, mine, batch_size) if mine else None
+        self._ask = Asker(model, mine, batch_size, kept) if mine else None
         self._most = max(len(prompt.option_ids) for prompt in self._prompts)
 
     @cached_property
@@ -127,9 +134,12 @@ class Trainer:
     def scores(self, objective: Any, positions: str) -> Tensor:
         """The mean score of every neuron over the questions, (n_neurons,): where learning begins."""
         every = torch.arange(self.engine.anatomy.n_neurons)
-        numbers = range(len(self.groups))
-        weights, rows = self._rows(numbers, objective, every, torch.ones(len(every)), positions)
-        return weights @ rows.gradients.double()
+        ones, total = torch.ones(len(every)), torch.zeros(len(every), dtype=torch.float64)
+        for start in range(0, len(self.groups), self.recipe.batch):
+            numbers = range(start, min(start + self.recipe.batch, len(self.groups)))
+            weights, rows = self._rows(numbers, objective, every, ones, positions)
+            total += weights @ rows.gradients.double() * len(numbers)
+        return total / len(self.groups)
 
     def _loss(self, ids: Tensor, factors: Tensor, seed: int, step: int, search: Sequence[int]) -> tuple[float, Tensor]:
         recipe = self.recipe
