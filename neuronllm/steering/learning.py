@@ -18,6 +18,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..common.errors import InputError
+from ..common.files import clear_aside
 from ..data.prompts import Prompt, Questions, group_by_question
 from ..data.rendering import as_prompts
 from ..engine import open_engine
@@ -30,7 +31,7 @@ from ..judging.bias import Bias
 from ..model.anatomy import Anatomy
 from ..results.learned import Controls
 from ..results.neurons import CONFIG, NeuronSet
-from ..runs.checkpoint import check_output, partial_folder
+from ..runs.checkpoint import check_output, partial_folder, undisturbed
 from ..runs.processes import Ranks
 from ..runs.provenance import identity, prompt_hash, versions, weights_hash, wording
 from .controls import check_controls, check_shuffled, learned_controls, shuffled, strengths
@@ -141,9 +142,11 @@ class Learning:
         if self.shuffled:
             check_shuffled([*self.groups, *(self.validation or [])])
         digest = self._digest(k)
-        if (before := self._finished(digest)) is not None:
-            return before
         trainings = Trainings(self.ranks, None if self.output is None else partial_folder(self.output))
+        if (before := self._finished(digest)) is not None:
+            trainings.discard()
+            clear_aside(Path(str(self.output)))
+            return before
         trainings.open(self._settings(k) if self.output is not None else {}, self.resume)
         try:
             found = self._learned(trainings, k, show)
@@ -152,11 +155,8 @@ class Learning:
             raise
         learned = self._result(found, digest)
         if self.output is not None:
-            with self.ranks.together():
-                if self.ranks.first:
-                    learned.save_pretrained(self.output)
-            trainings.discard()
-            self.ranks.wait()
+            with self.ranks.together(), undisturbed():
+                trainings.replace(Path(self.output), learned.save_pretrained)
         return learned
 
     def _learned(self, trainings: Trainings, k: int | None, show: bool) -> Learned:
@@ -248,9 +248,9 @@ class Learning:
         weighed = Weighed.of(splits, ids, [one.factors for one in trained], self.recipe.positions)
         gain = weighed.accuracy
         deciding = gain._replace(mean=self.goal.sign * gain.mean) if self.goal.by_accuracy else weighed.objective
-        kept = self.margin is None or (deciding.worth(self.margin) and not weighed.collapsed)
         moved = any(one.step for one in trained)
-        return {"kept": bool(kept and moved), **weighed.to_dict()}
+        kept = self.margin is None or (deciding.worth(self.margin) and not weighed.collapsed and moved)
+        return {"kept": bool(kept), **weighed.to_dict()}
 
     def _controls(self, engine: Engine, learn: Any, ids: Tensor, trained: Sequence[Trained]) -> Controls | None:
         """Random sets learned the same way."""

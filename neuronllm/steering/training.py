@@ -259,7 +259,7 @@ def drawn(count: int, batch: int, seed: int, step: int) -> list[int]:
 
 def _order(count: int, seed: int, round_: int) -> list[int]:
     generator = torch.Generator().manual_seed(1_000_003 * seed + round_)
-    return torch.randperm(count, generator=generator).tolist()  # type: ignore[no-any-return]
+    return torch.randperm(count, generator=generator).tolist()
 
 
 def folds(groups: Sequence[list[Prompt]], count: int, seed: int) -> list[list[int]]:
