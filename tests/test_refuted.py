@@ -83,7 +83,7 @@ def test_where_the_edit_stands_is_what_a_loop_says(broken, learned):
     lines = str(report).splitlines()
     assert sum(line.startswith(("3 plain sets ", "3 matched sets ")) for line in lines) == 2
     assert any(line.startswith("p, Holm ") for line in lines) and "forced" not in str(report)
-    assert max(len(line) for line in lines) < 220 and json.loads(json.dumps(report.to_dict()))
+    assert max(len(line) for line in lines) < 180 and json.loads(json.dumps(report.to_dict()))
 
 
 def test_the_set_without_its_edit_is_compared_forced():

@@ -156,8 +156,9 @@ def _refutations(report: Report) -> list[str]:
     lines, learned = [], report.learned or {}
     for kind, each in learned.items():
         if kind != "forced":
-            stands = (f"{label} {_band(each[name])}" for name, label in _measures(report).items())
-            lines.append(_row(f"{each['sets']} {kind} sets", "learned the same way: " + ", ".join(stands)))
+            stands = ", ".join(f"{label} {_band(each[name])}" for name, label in _measures(report).items())
+            said = "learned the same way (percentile of the edit)"
+            lines.append(_row(f"{each['sets']} {kind} sets", f"{stands}; {said}"))
     if learned and any(learned["forced"][name] != getattr(report, name) for name in _measures(report)):
         own = ", ".join(f"{label} {show(learned['forced'][name])}" for name, label in _measures(report).items())
         lines.append(_row("the same, forced", f'{own}: the set compared with them, "no edit" being left out'))
@@ -184,7 +185,7 @@ def _measures(report: Report) -> dict[str, str]:
 
 
 def _band(drawn: dict[str, float]) -> str:
-    return f"{drawn['p2.5']:.3f} to {drawn['p97.5']:.3f} (the edit at {drawn['percentile_of_edit']:.0f} %)"
+    return f"{drawn['p2.5']:.3f} to {drawn['p97.5']:.3f} ({drawn['percentile_of_edit']:.0f} %)"
 
 
 def _cautions(report: Report) -> list[str]:
