@@ -224,6 +224,7 @@ def _learn_flags(sub: argparse.ArgumentParser) -> None:
     weight = "of how far those texts are moved; 0 switches it off (default: 1)"
     sub.add_argument("--retain-weight", "--retain_weight", type=float, metavar="X", help=weight)
     sub.add_argument("--seeds", type=positive, metavar="N", help="trainings whose mean is taken (default: 3)")
+    sub.add_argument("--seed", type=count, metavar="N", help="of the split and of the order of questions (default: 0)")
     errors = "standard errors that the edit must gain to be kept, or none (default: 2)"
     sub.add_argument("--margin", type=margin, metavar="X", default=2.0, help=errors)
     sets = "random sets of each kind, any neurons and about as strong ones, to learn the same way (default: 0)"

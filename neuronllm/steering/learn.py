@@ -54,6 +54,7 @@ def learn(
     retain: Sequence[Any] | None = None,
     retain_weight: float = Recipe.retain_weight,
     seeds: int = 3,
+    seed: int = 0,
     margin: float | None = 2.0,
     controls: int = 0,
     shuffled: bool = False,
@@ -82,7 +83,8 @@ def learn(
     the same way and saved with the set; `nl.evaluate` says where the edit stands among them. Each takes as long as the
     set itself. shuffled: learn once more with any answer called right, and say what that gains (provenance).
 
-    seeds: how many learn; the factors are their mean. cache_gib: of prefixes kept at positions="answer", GiB at most.
+    seeds: how many learn; the factors are their mean. seed: of the split and of the order of the questions. cache_gib:
+    of prefixes kept at positions="answer", GiB at most.
     output: a folder for the set; what is done is written beside it as it goes, and resume=True takes up a run that was
     stopped or killed. Inside torch.distributed (torchrun) every process calls this alike, works on its share of the
     questions, and gets the same set.
@@ -102,6 +104,7 @@ def learn(
     if margin is not None:
         check_margin(margin)
     _check_whole("seeds", seeds)
+    _check_whole("seed", seed, least=0)
     _check_whole("controls", controls, least=0)
     if isinstance(cache_gib, bool) or not isinstance(cache_gib, (int, float)) or not cache_gib >= 0:
         raise InputError(f"cache_gib={cache_gib!r}: give a number of GiB, 0 or more")
@@ -117,6 +120,7 @@ def learn(
                 Goal.of(goal, objective),
                 recipe,
                 seeds=seeds,
+                seed=seed,
                 margin=margin,
                 controls=controls,
                 shuffled=bool(shuffled),

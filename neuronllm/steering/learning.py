@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 Groups: TypeAlias = "Sequence[list[Prompt]]"  # the prompts of each question
 Judges: TypeAlias = "Callable[[Groups], Judge]"
 LEAST_FOLDS = 3  # parts that the questions are cut into where there are none for validation
+APART = 1000  # the seeds of two trainings, whose first seeds are neighbours
 MANY = 4  # times k neurons are learned before k are kept
 
 
@@ -86,6 +87,7 @@ class Learning:
         recipe: Recipe,
         *,
         seeds: int,
+        seed: int,
         margin: float | None,
         controls: int,
         shuffled: bool,
@@ -99,7 +101,7 @@ class Learning:
         output: tuple[str | os.PathLike[str] | None, bool, bool],
     ) -> None:
         self.model, self.tokenizer, self.goal, self.recipe = model, tokenizer, goal, recipe
-        self.seeds, self.margin, self.neurons, self.ranks = seeds, margin, neurons, ranks
+        self.seeds, self.seed, self.margin, self.neurons, self.ranks = seeds, seed, margin, neurons, ranks
         self.controls, self.shuffled = controls, shuffled
         self.batch_size, self.backend, self.cache = batch_size, backend, cache
         self.output, self.resume, overwrite = output
@@ -181,7 +183,8 @@ class Learning:
                 told = self._decide(splits, chosen.ids, trained)
                 controls = self._controls(engine, learn, chosen.ids, trained)
                 if self.shuffled:
-                    groups, held = shuffled(self.groups, 0), self.validation and shuffled(self.validation, 1)
+                    groups, held = shuffled(self.groups, self.seed), self.validation
+                    held = held and shuffled(held, self.seed + 1)
                     trainer, others = train(groups, trainings=trainings), self._splits(judge, groups, held)
                     misled = self._seeds(bar, trainer, others, "shuffled-seed", chosen.ids)
                     factors = [one.forced for one in misled]
@@ -228,7 +231,7 @@ class Learning:
         every = range(len(groups))
         if validation is not None:
             return [Split(every, judge(validation))] * self.seeds
-        parts = folds(groups, max(LEAST_FOLDS, self.seeds), 0)[: self.seeds]
+        parts = folds(groups, max(LEAST_FOLDS, self.seeds), self.seed)[: self.seeds]
         return [Split([n for n in every if n not in part], judge([groups[n] for n in part])) for part in parts]
 
     def _seeds(self, bar: Any, trainer: Trainer, splits: Sequence[Split], name: str, ids: Tensor) -> list[Trained]:
@@ -237,8 +240,8 @@ class Learning:
             bar.set_postfix({what: f"{value:.3f}" for what, value in facts.items()}, refresh=False)
 
         return [
-            trainer.train(f"{name}-{seed}", ids, seed, split.search, split.judge, told)
-            for seed, split in enumerate(splits)
+            trainer.train(f"{name}-{number}", ids, APART * self.seed + number, split.search, split.judge, told)
+            for number, split in enumerate(splits)
         ]
 
     # ---- the decision ----
@@ -273,6 +276,7 @@ class Learning:
             "objective": self.goal.objective.name,
             "questions": len(self.groups),
             "seeds": self.seeds,
+            "seed": self.seed,
             "margin": self.margin,
             "neurons": len(factors),
             **self.recipe.to_dict(len(factors)),
@@ -322,6 +326,7 @@ class Learning:
             "goal": self.goal.name,
             "objective": self.goal.objective.name,
             "seeds": self.seeds,
+            "seed": self.seed,
             "margin": self.margin,
             "controls": self.controls,
             "shuffled": self.shuffled,
