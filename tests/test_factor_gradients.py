@@ -92,8 +92,9 @@ def test_kept_prefixes_change_nothing(share):
     with FastEngine(model, dtype=torch.float64) as engine:
         assert engine.unusable(prompts) is None
         plain = rows(engine, prompts, ids, factors, "answer", "logp_options")
-        size = sum(2 * 2 * 4 * 8 * 2 * len(p.input_ids) for p in prompts)  # layers, keys and values, heads, bytes
-        kept = engine.keep_prefixes(prompts, int(size * share))
+        width = max(len(p.input_ids) for p in prompts) - len(start) - 1  # behind what all start with
+        size = len(prompts) * width * 2 * 2 * 2 * 4 * 8  # layers, keys and values, heads, their size, bytes
+        kept = len(engine.keep_prefixes(prompts, int(size * share)))
         assert (kept == 0, kept == len(prompts)) == (share == 0.0, share == 1.0)
         for some in (prompts, prompts[::-1], prompts[2:5], prompts[:1]):
             numbers = [prompts.index(prompt) for prompt in some]
@@ -109,6 +110,23 @@ def test_kept_prefixes_are_computed_once(monkeypatch):
         monkeypatch.setattr("neuronllm.engine.fast.prefill", lambda *_: pytest.fail("a prefix was computed again"))
         for _ in range(3):
             assert rows(engine, prompts, ids, factors, "answer", "margin").isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2", "mixtral"])
+def test_asking_behind_kept_prefixes(name, monkeypatch):
+    model = tiny(name)
+    prompts = [Prompt([*range(3, 40), *p.input_ids], p.option_ids, p.answer) for p in [*text_prompts(), *quiz(3)]]
+    change = Edit(*some_neurons(model))
+    with FastEngine(model) as engine:
+        ask = Asker(model, prompts)
+        plain = [ask.scores(None), ask.scores(change), ask.scores(change._replace(positions="all"))]
+        ask = Asker(model, prompts, kept=engine.keep_prefixes(prompts, 2**30))
+        found = [ask.scores(None), ask.scores(change), ask.scores(change._replace(positions="all"))]
+        for mine, theirs in zip(found, plain, strict=True):
+            real = theirs > float("-inf")
+            assert torch.equal(real, mine > float("-inf")) and differences(mine[real], theirs[real]) <= 1e-9
+        monkeypatch.setattr("neuronllm.engine.asking.prefill_root", lambda *_: pytest.fail("computed again"))
+        ask.scores(change)
 
 
 def test_how_many_prefixes_fit_goes_by_the_budget_alone():

@@ -130,6 +130,7 @@ def test_nothing_is_learned_where_nothing_is_to_gain():
     assert not len(learned) and learned.factor is None
     told = learned.provenance["learned"]
     assert not told["kept"] and told["gain"]["mean"] <= 0 and told["accuracy"][0] == 1
+    assert accuracy(model, right, learned) == 1 and "no edit" in learned.describe()
     assert len(learn(model, right, a_set(model, good=[2, 9, 40], bad=[30, 7]), margin=None))  # it is forced
 
 

@@ -21,15 +21,17 @@ from ..common.errors import InputError
 from ..model.anatomy import Anatomy
 from ..model.edit import edit
 from ..results.answers import Answers
+from .answer import answer_pass
 from .answer_trees import AnswerTrees
-from .attention import piece_attention
+from .attention import branch_attention, piece_attention
 from .batching import Plan, backing_off
 from .borrowed import DRIVING_ERRORS, answer_logits, borrowed, check_prompts, quietly, rope_limit, tolerance
 from .full import padded, plain_trees
 from .head import Choices, Texts, choices_of
+from .kept_prefixes import KeptPrefixes
 from .objectives import NEVER
 from .prefill import piece_inputs, prefill_root, shared_levels
-from .tree import Level, root_length, siblings, with_answers
+from .tree import Level, Prefix, root_length, siblings, with_answers
 from .verdicts import Verdicts, reach, verdicts
 from .vocabulary import bend_of, streamed
 
@@ -62,9 +64,16 @@ class Asker:
     >>> ask().accuracy                # doctest: +SKIP
     """
 
-    def __init__(self, model: PreTrainedModel, prompts: Sequence[Prompt], batch_size: int | str = "auto") -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        prompts: Sequence[Prompt],
+        batch_size: int | str = "auto",
+        kept: KeptPrefixes | None = None,
+    ) -> None:
+        """`kept` are prefixes that an engine holds, for edits at the answer while it is open."""
         check_prompts(model, prompts)
-        self.model, self.prompts = model, prompts
+        self.model, self.prompts, self._kept = model, prompts, kept
         self.root = root_length(prompts)
         groups = siblings(prompts, self.root)
         groups.sort(key=lambda group: max(prompts[n].n_tokens for n in group))
@@ -108,7 +117,8 @@ class Asker:
         ):
             for side in self.sides:
                 shares = self._shares(edited, side)
-                root = self._root(edited) if shares and self.root else None
+                kept = shares and self._served(edited, [self.prompts[n] for n in side])
+                root = self._root(edited) if shares and self.root and not kept else None
                 size = self.plan.prompts
                 batches = [side[start : start + size] for start in range(0, len(side), size)]
                 for places, found in backing_off(batches, partial(self._batch, root, edited, shares), self.plan, 0):
@@ -120,7 +130,10 @@ class Asker:
         batch = [self.prompts[n] for n in places]
         # Whole prompts are run one by one, and what goes into the head is kept of one pass.
         with self._reading(batch) if shares else nullcontext(choices_of(batch)) as choices:
-            logits = _through_tree(batch, root, edited) if shares else _plain(batch, edited)
+            if self._kept is not None and shares and self._served(edited, batch):
+                logits = _on_prefix(self._kept.prefix(batch), edited)
+            else:
+                logits = _through_tree(batch, root, edited) if shares else _plain(batch, edited)
             scores = choices.scores(logits[:, None])[:, 0]
         return scores.masked_fill(scores <= NEVER, float("-inf"))
 
@@ -133,6 +146,10 @@ class Asker:
         else:
             with streamed(self.model, choices, bend) as few:
                 yield few
+
+    def _served(self, edited: Edited, prompts: Sequence[Prompt]) -> bool:
+        """Whether kept prefixes are those of the edited model too."""
+        return self._kept is not None and not edited.everywhere and all(prompt in self._kept for prompt in prompts)
 
     def _root(self, edited: Edited) -> Level:
         """What all prompts start with, under the edit."""
@@ -173,6 +190,10 @@ class Edited:
     def __init__(self, model: PreTrainedModel, change: Edit | None, anatomy: Anatomy | None) -> None:
         self.model, self.change, self.anatomy = model, change, anatomy
 
+    @property
+    def everywhere(self) -> bool:
+        return self.change is not None and self.change.positions != "answer"
+
     def __call__(self, answer: Tensor | None) -> AbstractContextManager[Any]:
         if self.change is None or (self.change.positions == "answer" and answer is None):
             return nullcontext()
@@ -201,3 +222,10 @@ def _through_tree(prompts: Sequence[Prompt], root: Level | None, edited: Edited)
     with piece_attention(edited.model, level, above, None), edited(answer):
         inputs = piece_inputs(edited.model, level, pieces)
         return answer_logits(edited.model, inputs.pop("input_ids"), None, nodes, **inputs).flatten(0, 1)
+
+
+def _on_prefix(prefix: Prefix, edited: Edited) -> Tensor:
+    """The same, of answer trees behind prefixes that are there."""
+    tokens = torch.ones(prefix.trees.tokens.numel(), 1, dtype=torch.bool)
+    with branch_attention(edited.model, prefix), edited(tokens):
+        return answer_pass(edited.model, prefix)[:, 0]

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from ..data.prompts import Prompt
+    from .kept_prefixes import KeptPrefixes
     from .objectives import AnyObjective
 
 TOKENS = 4096  # of a pass, where nobody plans for more
@@ -145,12 +146,12 @@ class Engine(ABC):
         Where all factors are 1 the gradients are `gradients` of these neurons.
         """
 
-    def keep_prefixes(self, prompts: Sequence[Prompt], budget: int) -> int:
-        """Keep what edits at the answer cannot change, for passes to come; of how many prompts, within `budget` bytes.
+    def keep_prefixes(self, prompts: Sequence[Prompt], budget: int) -> KeptPrefixes | None:
+        """Keep what edits at the answer cannot change, within `budget` bytes, until the engine is closed.
 
-        Kept until the engine is closed; the reference keeps nothing.
+        The reference keeps nothing.
         """
-        return 0
+        return None
 
     @abstractmethod
     def option_gradients(self, prompts: Sequence[Prompt]) -> Tensor:

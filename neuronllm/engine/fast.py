@@ -217,12 +217,12 @@ class FastEngine(PlannedEngine):
         return FactorGradients(found[:, 0], found[:, 1:])
 
     @torch.no_grad()
-    def keep_prefixes(self, prompts: Sequence[Prompt], budget: int) -> int:
+    def keep_prefixes(self, prompts: Sequence[Prompt], budget: int) -> KeptPrefixes:
         self._make_plan(prompts)
         start = prompts[0].input_ids[: self.plan.root]
         root = self._root(start) if start else None
         self._kept = KeptPrefixes(self.model, prompts, root, self.plan.prompts, budget)
-        return len(self._kept)
+        return self._kept
 
     def option_gradients(self, prompts: Sequence[Prompt]) -> Tensor:
         # The K gradients come from one backward pass: the answer token runs in K copies, each answering for one option.

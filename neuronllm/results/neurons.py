@@ -245,6 +245,8 @@ class NeuronSet:
 
         Without mode and factors: the neurons' own factors, and where they have none the tuned ones.
         """
+        if not len(self) and "learned" in self.provenance and (mode, good, bad) == (None, None, None):
+            return Steering("own", None, None)  # no edit was better than any that was learned
         how = steering_of(mode, good, bad, self.factor, self.tuned)
         if how.mode == "own" and self.tuned is None:
             check_every_neuron_has_one(self.role, self.factor, how.own)

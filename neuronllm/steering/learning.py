@@ -22,6 +22,7 @@ from ..data.rendering import as_prompts
 from ..engine import open_engine
 from ..engine.base import Engine
 from ..engine.borrowed import check_prompts
+from ..engine.kept_prefixes import KeptPrefixes
 from ..engine.unconditional import with_offsets
 from ..judging.asking import Asking, warn_if_leaning, warn_if_one_sided
 from ..judging.gains import Gain
@@ -145,15 +146,14 @@ class Learning:
         return learned
 
     def _learned(self, trainings: Trainings, k: int | None, show: bool) -> tuple[Chosen, list[Trained], dict[str, Any]]:
-        splits = self._splits()
-        warn_if_leaning(splits[0].judge.base.answers)
         with self._engine() as engine:
+            splits = self._splits(engine)
+            warn_if_leaning(splits[0].judge.base.answers)
             trainer = Trainer(engine, self.groups, self.goal, self.recipe, self.texts, self.ranks, trainings)
             chosen = self._candidates(trainer, k)
             rounds = 1 if k is None or len(chosen.ids) <= k else 2
-            with tqdm(
-                total=rounds * self.seeds * self.recipe.steps, desc="learning", disable=not show, unit="step"
-            ) as bar:
+            total = rounds * self.seeds * self.recipe.steps
+            with tqdm(total=total, desc="learning", disable=not show, unit="step") as bar:
                 learn = partial(self._seeds, trainer, splits, bar)
                 if rounds == 2:
                     assert k is not None
@@ -161,23 +161,26 @@ class Learning:
                     matters = moved.abs() * chosen.score.double().abs()  # what the change is worth, to first order
                     chosen = chosen.take(matters.argsort(descending=True, stable=True)[:k].sort().values)
                 trained = learn("seed", chosen)
-            decided = self._decide(splits, chosen, trained)
-            return chosen, trained, decided
+            return chosen, trained, self._decide(splits, chosen, trained)
 
     @contextmanager
     def _engine(self) -> Iterator[Engine]:
         prompts = [prompt for group in self.groups for prompt in group]
         objective, where = self.goal.objective, self.recipe.positions
-        more: dict[str, Any] = {"batch_size": self.batch_size}
-        with open_engine(self.model, self.anatomy, prompts, self.backend, **more) as engine:
+        with open_engine(self.model, self.anatomy, prompts, self.backend, batch_size=self.batch_size) as engine:
             some = torch.arange(self.anatomy.n_neurons) if self.neurons is None else self.neurons.ids
             ones = torch.ones(len(some), dtype=torch.float64)
-            work = lambda batch: engine.factor_gradients(batch, objective, some, ones, positions=where).gradients  # noqa: E731
-            engine.fit(work, prompts)
-            mine = [p for n, group in enumerate(self.groups) if n % self.ranks.size == self.ranks.rank for p in group]
-            if where == "answer" and mine:
-                engine.keep_prefixes(mine, self.cache)
+            engine.fit(
+                lambda batch: engine.factor_gradients(batch, objective, some, ones, positions=where).gradients, prompts
+            )
             yield engine
+
+    def _kept(self, engine: Engine) -> KeptPrefixes | None:
+        """The prefixes of all questions, at the answer, where no edit changes them."""
+        if self.recipe.positions == "all":
+            return None
+        prompts = [prompt for group in [*self.groups, *(self.validation or [])] for prompt in group]
+        return engine.keep_prefixes(prompts, self.cache)
 
     def _candidates(self, trainer: Trainer, k: int | None) -> Chosen:
         if self.neurons is not None:
@@ -190,18 +193,17 @@ class Learning:
             found = Chosen(torch.arange(len(score)), role, score)
         return found if k is None else found.strongest(MANY * k)
 
-    def _splits(self) -> list[Split]:
-        every, judge = (
-            range(len(self.groups)),
-            partial(Judge, goal=self.goal, ranks=self.ranks, batch_size=self.batch_size),
-        )
+    def _splits(self, engine: Engine) -> list[Split]:
+        kept = self._kept(engine)
+
+        def judge(groups: list[list[Prompt]]) -> Judge:
+            return Judge(self.model, groups, self.goal, self.ranks, self.batch_size, kept)
+
+        every = range(len(self.groups))
         if self.validation is not None:
-            return [Split(every, judge(self.model, self.validation))] * self.seeds
+            return [Split(every, judge(self.validation))] * self.seeds
         parts = folds(self.groups, max(LEAST_FOLDS, self.seeds), 0)[: self.seeds]
-        return [
-            Split([n for n in every if n not in set(part)], judge(self.model, [self.groups[n] for n in part]))
-            for part in parts
-        ]
+        return [Split([n for n in every if n not in part], judge([self.groups[n] for n in part])) for part in parts]
 
     def _seeds(self, trainer: Trainer, splits: Sequence[Split], bar: Any, name: str, chosen: Chosen) -> list[Trained]:
         def told(facts: dict[str, float]) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from ..data.prompts import Prompt
 from ..engine.asking import Asker, Edit
 from ..engine.base import Engine, FactorGradients
+from ..engine.kept_prefixes import KeptPrefixes
 from ..engine.objectives import NEVER, Readout
 from ..engine.retain import Text, divergences
 from ..results.answers import Answers
@@ -41,14 +42,20 @@ class Judge:
     """Asks the same validation questions again and again; several processes share them."""
 
     def __init__(
-        self, model: PreTrainedModel, groups: Sequence[list[Prompt]], goal: Goal, ranks: Ranks, batch_size: int | str
+        self,
+        model: PreTrainedModel,
+        groups: Sequence[list[Prompt]],
+        goal: Goal,
+        ranks: Ranks,
+        batch_size: int | str = "auto",
+        kept: KeptPrefixes | None = None,
     ) -> None:
         self._prompts = [prompt for group in groups for prompt in group]
         self._goal, self._ranks = goal, ranks
         whose = [n % ranks.size for n, group in enumerate(groups) for _ in group]
         self._mine = [place for place, rank in enumerate(whose) if rank == ranks.rank]
         mine = [self._prompts[place] for place in self._mine]
-        self._ask = Asker(model, mine, batch_size) if mine else None
+        self._ask = Asker(model, mine, batch_size, kept) if mine else None
         self._most = max(len(prompt.option_ids) for prompt in self._prompts)
 
     @cached_property
