@@ -76,7 +76,7 @@ def test_effects_are_what_a_live_edit_does(name, backend):
         model, None, prompts[2:], "exact", positions="all", keep="all", backend=backend, progress=False
     )
     assert scores.provenance["positions"] == texts.provenance["positions"] == "all"
-    assert scores.provenance["engine"] == backend and 0 < scores.provenance["noise"] < 1e-4
+    assert scores.provenance["engine"] == texts.provenance["engine"] == backend
     found = torch.cat([scores.per_prompt, texts.per_prompt])
     clean = right_of(model, prompts)
     for neuron in (3, 30, 51):
@@ -196,12 +196,12 @@ def test_what_the_model_answers_is_heard_and_the_model_left_as_it_was():
 
 
 def test_the_method_takes_all_positions_where_it_is_asked_to():
-    model, prompts = tiny("llama"), random_prompts(2)
+    model, prompts = tiny("llama", torch.float32), random_prompts(2)
     asked = {"keep": "all", "progress": False}
-    everywhere = nl.attribute(model, None, prompts, "exact", positions="all", factor=2.0, **asked).per_prompt
+    scores = nl.attribute(model, None, prompts, "exact", positions="all", factor=2.0, **asked)
     with ReferenceEngine(model) as judge:
         truth = judge.effects(prompts, "logp_options", factor=2.0, positions="all")
-    assert differences(everywhere, truth) <= 1e-5
+    assert differences(scores.per_prompt, truth) <= 1e-4 and 0 < scores.provenance["noise"] < 1e-4
     assert nl.attribute(model, None, prompts, "exact", **asked).provenance["positions"] == "answer"
 
 

@@ -16,7 +16,7 @@ def test_found_tried_and_kept(model_folder, questions, tmp_path, capsys):
     assert said[0].startswith("12 good neurons tried: 3 kept; ") and said[1].startswith("8 bad neurons tried: 2 kept; ")
     assert said[2] == f"{kept}: 3 good and 2 bad neurons"
     told = NeuronSet.from_pretrained(kept).provenance
-    assert told["template"] == "plain" and told["verified"]["questions"] == 6
+    assert told["template"] == ["plain"] and told["verified"]["questions"] == 6
     more = ("--limit", 4, "--positions", "answer", "--factor", 2, "--joint", "--objective", "margin")
     assert run("find", scores, "--good", 3, "--bad", 2, *flags, *more, "--output", fewer) == 0
     told = NeuronSet.from_pretrained(fewer).provenance["verified"]
@@ -26,7 +26,7 @@ def test_found_tried_and_kept(model_folder, questions, tmp_path, capsys):
 
 def test_bad_input_is_one_line(model_folder, questions, tmp_path, capsys):
     scores, output = tmp_path / "scores", ("--output", tmp_path / "kept")
-    assert run(*asked(model_folder, questions, "--output", scores)) == 0
+    assert run(*asked(model_folder, questions, "--template", "plain", "--orders", "none", "--output", scores)) == 0
     assert "--model" in refused(capsys, "find", scores, "--verify", questions, *output)
     assert "--model: it needs --verify" in refused(capsys, "find", scores, "--model", model_folder, *output)
     assert "--joint: it needs --verify" in refused(capsys, "find", scores, "--joint", *output)
