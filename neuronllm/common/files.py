@@ -71,6 +71,24 @@ def _exchange(target: Path, new: Path) -> None:
     shutil.rmtree(aside)
 
 
+def take_place(folder: Path, target: Path) -> None:
+    """Give a folder the name of `target`; what stands there is set aside until then, under a name of its own."""
+    aside = target.with_name(f".{target.name}.replaced")
+    try:
+        if target.exists():
+            shutil.rmtree(aside, ignore_errors=True)
+            target.rename(aside)
+        folder.rename(target)
+    except OSError as error:
+        raise InputError(f"output {target}: cannot be replaced: {error.strerror}") from error
+    clear_aside(target)
+
+
+def clear_aside(target: Path) -> None:
+    """Take away what an earlier `take_place` may have left when it was killed."""
+    shutil.rmtree(target.with_name(f".{target.name}.replaced"), ignore_errors=True)
+
+
 def check_new_folder(path: str | os.PathLike[str], mark: str, replace: bool = True) -> None:
     """Refuse a place for output that holds something else than what would take its place, before any work is done.
 

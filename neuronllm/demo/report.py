@@ -8,11 +8,12 @@ from typing import Any, NamedTuple
 from ..common.errors import InputError
 from ..common.tables import markdown_table, print_table
 from ..judging.report import Report
+from ..results.factors import ROLES, show_factor
 from ..results.neurons import NeuronSet
 from ..results.scores import Scores
 
 JUDGED = ["", "accuracy", "balanced", "P(right)", "letters"]
-MODES = ("enhance", "degrade", "tuned")
+MODES = ("enhance", "degrade", "tuned", "learned")
 
 
 class Task(NamedTuple):
@@ -22,6 +23,7 @@ class Task(NamedTuple):
     scores: Scores
     neurons: NeuronSet
     tuned: NeuronSet
+    learned: NeuronSet
     reports: dict[str, Report]
     faithfulness: dict[str, float]
     curves: dict[str, list[float]]
@@ -47,7 +49,9 @@ def verdict(report: Report) -> str:
 
 
 def _recipe(report: Report) -> str:
-    return "{neurons} neurons, good x{good:g}, bad x{bad:g}, positions {positions}".format(**report.edit)
+    edit = report.edit
+    roles = [f"{role} {show_factor(edit[role], edit['own'].get(role))}" for role in ROLES]
+    return f"{edit['neurons']} neurons, {', '.join(roles)}, positions {edit['positions']}"
 
 
 def _judged(task: Task) -> list[list[Any]]:
@@ -91,5 +95,6 @@ def record(task: Task, ks: Sequence[int]) -> dict[str, Any]:
         "reports": {mode: report.to_dict() for mode, report in task.reports.items()},
         "verdicts": {mode: verdict(task.reports[mode]) for mode in MODES},
         "tuned": {key: value for key, value in (task.tuned.tuned or {}).items() if key != "curve"},
+        "learned": {key: value for key, value in task.learned.provenance["learned"].items() if key != "curves"},
         "accuracy_by_k": {"k": list(ks), **task.curves},
     }

@@ -27,6 +27,7 @@ from ..model.loading import load_model
 from ..results.factors import FACTORS
 from ..results.neurons import NeuronSet
 from ..results.scores import Scores
+from ..steering.learn import learn
 from ..steering.tune import tune
 from . import demo_task, demo_tasks
 from .report import Task, markdown, print_summary, print_task, record
@@ -39,6 +40,7 @@ CURVE = (1, 4, 16, 64)
 METHODS = ("gradient", "relp", "neurgrad", "ace", "qrnca", "knowledge", "logprob", "activation", "random")
 JUDGED_PROMPTS = 8
 RANDOM_CURVES = 3
+RETAINED = 12  # questions of every other task that learning is to leave alone
 
 
 def run_demo(
@@ -64,6 +66,7 @@ def run_demo(
             task.scores.save(folder / name / "scores")
             task.neurons.save_pretrained(folder / name / "neurons")
             task.tuned.save_pretrained(folder / name / "tuned")
+            task.learned.save_pretrained(folder / name / "learned")
             score_map(task.name, task.scores, folder / f"{name}-neurons.png")
             accuracy_plot(task.name, CURVE, task.curves, task.reports["base"].accuracy, folder / f"{name}-accuracy.png")
             done.append(task)
@@ -80,9 +83,13 @@ def _task(model: Any, tokenizer: Any, name: str, progress: bool) -> Task:
     neurons = _quietly(scores.find, FOUND, FOUND)
     faithfulness = _faithfulness(model, tokenizer, search, progress)
     tuned = tune(model, tokenizer, neurons, validation, ks=KS, template=TEMPLATE, progress=progress)
+    others = [load_questions(demo_task(other, "validation"), limit=RETAINED) for other in demo_tasks() if other != name]
+    given: dict[str, Any] = {"template": TEMPLATE, "retain": [question for some in others for question in some]}
+    learned = learn(model, tokenizer, search, validation, neurons=neurons, **given, progress=progress)
+    judged = {"tuned": (tuned, "tuned"), "learned": (learned, None)}
     reports = {}
-    for mode in ("base", "enhance", "degrade", "tuned"):
-        chosen, how = (tuned, "tuned") if mode == "tuned" else (neurons.top(KS[1], KS[1]), mode)
+    for mode in ("base", "enhance", "degrade", "tuned", "learned"):
+        chosen, how = judged.get(mode, (neurons.top(KS[1], KS[1]), mode))
         reports[mode] = _quietly(
             evaluate,
             model,
@@ -93,7 +100,7 @@ def _task(model: Any, tokenizer: Any, name: str, progress: bool) -> Task:
             template=TEMPLATE,
             progress=progress,
         )
-    return Task(name, scores, neurons, tuned, reports, faithfulness, _curves(model, tokenizer, test, neurons))
+    return Task(name, scores, neurons, tuned, learned, reports, faithfulness, _curves(model, tokenizer, test, neurons))
 
 
 def _quietly(call: Any, *args: Any, **kwargs: Any) -> Any:

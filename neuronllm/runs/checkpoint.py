@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from ..common.errors import InputError
-from ..common.files import check_new_folder, open_tensors, read_json, read_tensors, write_json
+from ..common.files import check_new_folder, clear_aside, open_tensors, read_json, read_tensors, take_place, write_json
 from ..results.per_prompt import PROMPTS
 from ..results.scores import CONFIG, MANIFEST, PARTIAL, TENSORS, Scores
 from .processes import Ranks
@@ -50,7 +50,6 @@ class Run:
     def __init__(self, output: str | os.PathLike[str], settings: dict[str, Any], resume: bool, ranks: Ranks) -> None:
         self.target = Path(output)
         self.folder = partial_folder(output)
-        self._aside = self.target.with_name(f".{self.target.name}.replaced")
         self.settings, self._ranks = json.loads(json.dumps(settings)), ranks
         self.manifest: dict[str, Any] | None = None
         self.complete = False
@@ -119,14 +118,8 @@ class Run:
             needed = {CONFIG, TENSORS, MANIFEST, *read_json(self.folder, CONFIG, "scores").get("parts", [])}
             for ours in (".*", "part-*", "state-*"):
                 self._sweep(ours, needed)
-            try:
-                if self.target.exists():
-                    shutil.rmtree(self._aside, ignore_errors=True)
-                    self.target.rename(self._aside)
-                self.folder.rename(self.target)
-            except OSError as error:
-                raise InputError(f"output {self.target}: cannot be replaced: {error.strerror}") from error
-        shutil.rmtree(self._aside, ignore_errors=True)
+            take_place(self.folder, self.target)
+        clear_aside(self.target)
 
     def _sweep(self, pattern: str, needed: set[str] | None = None) -> None:
         for path in self.folder.glob(pattern):

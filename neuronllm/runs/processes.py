@@ -104,8 +104,9 @@ class Ranks:
     def send(self, tensor: Tensor, source: int) -> None:
         """Give every process the content that a tensor has in process `source`, in place."""
         if self.size > 1 and tensor.numel():
+            flat = tensor.as_strided((tensor.numel(),), (1,))  # a single number may keep the stride of its column
             with _connected():
-                dist.broadcast(tensor.view(-1).view(torch.uint8), group_src=source, group=self._group)
+                dist.broadcast(flat.view(torch.uint8), group_src=source, group=self._group)
 
     def merge(self, mine: M, empty: Callable[[], M]) -> M:
         """What all processes gathered, merged in their order, so that all have the same to the bit."""

@@ -17,6 +17,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..common.errors import InputError
+from ..common.files import clear_aside
 from ..data.prompts import Prompt, Questions, group_by_question
 from ..data.rendering import as_prompts
 from ..engine import open_engine
@@ -29,7 +30,7 @@ from ..judging.gains import Gain
 from ..model.anatomy import Anatomy
 from ..results.answers import Heard
 from ..results.neurons import CONFIG, NeuronSet
-from ..runs.checkpoint import check_output, partial_folder
+from ..runs.checkpoint import check_output, partial_folder, undisturbed
 from ..runs.processes import Ranks
 from ..runs.provenance import identity, prompt_hash, versions, weights_hash, wording
 from .recipe import Goal, Recipe
@@ -127,9 +128,11 @@ class Learning:
 
     def run(self, k: int | None, show: bool) -> NeuronSet:
         digest = self._digest(k)
-        if (before := self._finished(digest)) is not None:
-            return before
         trainings = Trainings(self.ranks, None if self.output is None else partial_folder(self.output))
+        if (before := self._finished(digest)) is not None:
+            trainings.discard()
+            clear_aside(Path(str(self.output)))
+            return before
         trainings.open(self._settings(k) if self.output is not None else {}, self.resume)
         try:
             chosen, trained, decided = self._learned(trainings, k, show)
@@ -138,11 +141,8 @@ class Learning:
             raise
         learned = self._result(chosen, trained, decided, digest)
         if self.output is not None:
-            with self.ranks.together():
-                if self.ranks.first:
-                    learned.save_pretrained(self.output)
-            trainings.discard()
-            self.ranks.wait()
+            with self.ranks.together(), undisturbed():
+                trainings.replace(Path(self.output), learned.save_pretrained)
         return learned
 
     def _learned(self, trainings: Trainings, k: int | None, show: bool) -> tuple[Chosen, list[Trained], dict[str, Any]]:
@@ -233,10 +233,10 @@ class Learning:
             Gain(self.goal.sign * by_accuracy.mean, by_accuracy.stderr) if self.goal.by_accuracy else by_objective
         )
         collapsed = _collapsed(after) and not _collapsed(before)
-        kept = self.margin is None or (deciding.worth(self.margin) and not collapsed)
         moved = any(one.step for one in trained)
+        kept = self.margin is None or (deciding.worth(self.margin) and not collapsed and moved)
         return {
-            "kept": bool(kept and moved),
+            "kept": bool(kept),
             "gain": by_accuracy._asdict(),
             "gain_objective": by_objective._asdict(),
             "collapsed": collapsed,

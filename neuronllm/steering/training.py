@@ -134,9 +134,12 @@ class Trainer:
     def scores(self, objective: Any, positions: str) -> Tensor:
         """The mean score of every neuron over the questions, (n_neurons,): where learning begins."""
         every = torch.arange(self.engine.anatomy.n_neurons)
-        numbers = range(len(self.groups))
-        weights, rows = self._rows(numbers, objective, every, torch.ones(len(every)), positions)
-        return weights @ rows.gradients.double()
+        ones, total = torch.ones(len(every)), torch.zeros(len(every), dtype=torch.float64)
+        for start in range(0, len(self.groups), self.recipe.batch):
+            numbers = range(start, min(start + self.recipe.batch, len(self.groups)))
+            weights, rows = self._rows(numbers, objective, every, ones, positions)
+            total += weights @ rows.gradients.double() * len(numbers)
+        return total / len(self.groups)
 
     def _loss(self, ids: Tensor, factors: Tensor, seed: int, step: int, search: Sequence[int]) -> tuple[float, Tensor]:
         recipe = self.recipe
@@ -252,7 +255,7 @@ def drawn(count: int, batch: int, seed: int, step: int) -> list[int]:
 
 def _order(count: int, seed: int, round_: int) -> list[int]:
     generator = torch.Generator().manual_seed(1_000_003 * seed + round_)
-    return torch.randperm(count, generator=generator).tolist()  # type: ignore[no-any-return]
+    return torch.randperm(count, generator=generator).tolist()
 
 
 def folds(groups: Sequence[list[Prompt]], count: int, seed: int) -> list[list[int]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,12 @@ import torch
 from torch import Tensor
 
 from ..common.errors import InputError
-from ..common.files import read_json, read_tensors, write_json, write_tensors
+from ..common.files import read_json, read_tensors, take_place, write_json, write_tensors
 from ..results.scores import MANIFEST
 from ..runs.processes import Ranks
 from ..runs.provenance import check_same
 
-UNDER_WAY = "training.safetensors"
+UNDER_WAY, RESULT = "training.safetensors", "result"
 
 
 @dataclass(frozen=True)
@@ -86,8 +87,23 @@ class Trainings:
         """Take the folder away; without `work`, only where nothing was done yet."""
         if self._folder is None or not self._ranks.first:
             return
-        if work or not any(self._folder.glob("*.safetensors")):
-            shutil.rmtree(self._folder, ignore_errors=True)
+        if not self._folder.is_dir() or (not work and any(self._folder.glob("*.safetensors"))):
+            return
+        marked_last = sorted(self._folder.iterdir(), key=lambda path: path.name == MANIFEST)
+        for path in marked_last:  # so that what a kill leaves is known as ours
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink()
+        self._folder.rmdir()
+
+    def replace(self, target: Path, write: Callable[[Path], None]) -> None:
+        """Write the result in this folder, whole, then let it take the place of the target."""
+        assert self._folder is not None
+        if self._ranks.first:
+            write(self._folder / RESULT)
+            take_place(self._folder / RESULT, target)
+        self.discard()
 
     def _write(self, file: str, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
         if self._folder is not None and self._ranks.first:
