@@ -244,7 +244,6 @@ class ReferenceEngine(Engine):
         """The objective and its gradient at the factors, side by side."""
         rows = shown(prompt, positions)
         logits: list[Tensor] = []
-        logits: list[Tensor] = []
         leaf = factors.to(self.model.dtype).requires_grad_(True)
         every = torch.ones(self.anatomy.n_neurons, dtype=leaf.dtype).index_put((ids,), leaf)
         of_site = dict(zip(self.anatomy.sites, self.anatomy.split(every), strict=True))
