@@ -12,7 +12,7 @@ from neuronllm.model.anatomy import Anatomy
 from neuronllm.results.neurons import NeuronSet
 from tests.checks import lived_in, plant, quiz, refused, untouched
 from tests.test_tune import CULPRIT, a_set, harmed
-from tests.texts import text_prompts
+from tests.texts import open_prompts, text_prompts
 from tests.tiny import tiny
 from tests.tiny_tokenizers import byte_level
 
@@ -186,10 +186,12 @@ def test_answers_in_words_are_tried_in_the_words_that_the_neurons_were_found_wit
 
 
 def test_open_questions_and_texts_by_hand():
-    model, prompts = tiny("llama"), text_prompts()
-    exact = nl.attribute(model, None, prompts, "exact", positions="all", progress=False)
-    kept = verify(model, a_set(model, good=[2, 9, 40], bad=[7, 11]), prompts, margin=0)
-    assert torch.allclose(kept.score, exact.values[kept.ids], atol=1e-6)
+    model = tiny("llama")
+    for prompts, objective in ((text_prompts(), "logp_options"), (open_prompts(), "logp_vocab")):
+        exact = nl.attribute(model, None, prompts, "exact", positions="all", progress=False)
+        kept = verify(model, a_set(model, good=range(10), bad=range(30, 40)), prompts, margin=0, joint=True)
+        assert kept.provenance["verified"]["objective"] == objective and len(kept)
+        assert torch.allclose(kept.score, exact.values[kept.ids], atol=1e-6)
 
 
 # ---- together ----
