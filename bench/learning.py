@@ -23,6 +23,7 @@ from .texts import SHAPE, TextBench
 STEPS, BATCH = 50, 8  # of a training, and questions of each
 BUDGET = 2**31
 LR = 0.01
+TOGETHER = "PEFT IA3, in one pass"
 
 
 class Ia3:
@@ -105,14 +106,15 @@ def _steps(setup: Setup, positions: str, bar: Bar) -> Case:
     what = f"a step on {BATCH} questions, {positions}"
     bench.case.sides = [
         Choice("PEFT IA3", [peft_side(part) for part in (1, 2, 4, 8)]),
+        bench.by_hand(TOGETHER, lambda asked: peft.step(asked, BATCH), BATCH, every=3),
         bench.ours("ours", ours, 2 * BATCH, work=steps * BATCH, every=2),
     ]
     bench.case.check, bench.case.rounds, bench.case.unit = check, 3, "question"
     views: list[Any] = [Comparison(what, "PEFT IA3", "PEFT IA3", "ours", "cost", bar=bar_for(setup, {SHAPE: bar}))]
     if positions == "all":
         less = bar_for(setup, {SHAPE: Bar("<=", 1.0)})
-        views.append(Comparison(what, "PEFT IA3", "PEFT IA3", "ours", "cost", "peak", less))
-        bench.case.peaks = ["PEFT IA3", "ours"]
+        views.append(Comparison(what, TOGETHER, TOGETHER, "ours", "cost", "peak", less))
+        bench.case.peaks = [TOGETHER, "ours"]
     bench.case.views = views
     bench.case.settings = bench.settings(positions=positions, answer_tokens=bench.shape.answer_tokens)
     bench.case.settings |= {"steps": steps, "questions of a step": BATCH, "kept prefixes": BUDGET}

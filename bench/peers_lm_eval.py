@@ -42,8 +42,10 @@ class LmEval(Peer):
 
         with _hooked(_downs(self.model), see):
             lm._loglikelihood_tokens(requests, disable_tqdm=True)
-        order = {tuple(row): number for number, row in enumerate(asked.sequences.flatten(0, 1).tolist())}
-        place = torch.tensor([order[tuple(row)] for row in lm.rows])  # of the batch's rows among the sequences
+        asked_for = [(*context, *answer) for _, context, answer in requests]
+        place = torch.tensor(
+            sorted(range(len(asked_for)), key=lambda n: (-len(asked_for[n]), asked_for[n]))
+        )  # as it sorts
         picked = torch.stack(
             [
                 cut.gather(1, asked.options.flatten(0, 1)[n][:, None]).sum()
@@ -58,11 +60,11 @@ class LmEval(Peer):
 
 
 def _hooked_model(base: type[Any]) -> type[Any]:
-    """lm-eval's model with its graph kept, which remembers the rows it ran and the log-probabilities it cut out."""
+    """lm-eval's model with its graph kept, which remembers the log-probabilities it cut out."""
 
     class Hooked(base):  # type: ignore[misc]
         def _model_call(self, inps: Tensor, **_: Any) -> Tensor:
-            self.rows, self.cuts = inps.tolist(), []
+            self.cuts: list[Tensor] = []
             return self.model(inps).logits
 
         def _select_cont_toks(self, logits: Tensor, contlen: int | None = None, inplen: int | None = None) -> Tensor:

@@ -3,7 +3,7 @@
 
     make real
     .venv/bin/pip install -e '.[real]'
-    .venv/bin/python examples/real_tasks.py tasks
+    .venv/bin/python examples/real_model/tasks.py tasks
     .venv/bin/python examples/answers_in_words.py .models/SmolLM2-135M-Instruct tasks
 
 Every file of questions with choices in the folder is asked for letters, for texts whose length counts in four ways, and
@@ -41,7 +41,7 @@ WAYS: dict[str, dict[str, str]] = {  # of asking, and what nl.evaluate is told
 def main(given: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Letters, texts and written answers of a model, task by task")
     parser.add_argument("model", help="folder of a model")
-    parser.add_argument("tasks", help="folder with files of questions, such as examples/real_tasks.py writes")
+    parser.add_argument("tasks", help="folder with files of questions, such as examples/real_model/tasks.py writes")
     parser.add_argument("--questions", type=int, default=100, metavar="N", help="of each task (default: %(default)s)")
     more = "for all but letters: a name or a text (default: cloze, and cloze_short for what it writes)"
     parser.add_argument("--template", help=more)
@@ -70,7 +70,9 @@ def tasks_in(folder: str, limit: int) -> dict[str, list[nl.Question]]:
     loaded = {path.stem: nl.load_questions(path, limit=limit) for path in files}
     tasks = {name: questions for name, questions in loaded.items() if not any(q.open for q in questions)}
     if not tasks:
-        raise nl.InputError(f"{folder}: no file NAME.jsonl of questions with choices: make some with real_tasks.py")
+        raise nl.InputError(
+            f"{folder}: no file NAME.jsonl of questions with choices: make some with examples/real_model/tasks.py"
+        )
     return tasks
 
 

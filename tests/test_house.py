@@ -236,6 +236,7 @@ def test_wheel(sources: Path, tmp_path: Path) -> None:
         f"neuronllm-{env.package_version('neuronllm')}.dist-info",
     }
     data = {path for path in (PACKAGE / "demo").rglob("*") if path.suffix in (".json", ".jsonl", ".safetensors")}
+    data |= set((PACKAGE / "data").glob("*.txt"))
     kernels = {path for path in (ROOT / "kernels").rglob("*") if path.suffix in (".py", ".json")}
     installed = {str(path.relative_to(ROOT)) for path in data | set(MODULES.values()) - kernels}
     assert installed | {f"neuronllm/{path.relative_to(ROOT)}" for path in kernels} <= names

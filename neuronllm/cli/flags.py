@@ -247,6 +247,10 @@ def _learn_flags(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--seeds", type=positive, metavar="N", help="trainings whose mean is taken (default: 3)")
     errors = "standard errors that the edit must gain to be kept, or none (default: 2)"
     sub.add_argument("--margin", type=margin, metavar="X", default=2.0, help=errors)
+    sets = "random sets of each kind, any neurons and about as strong ones, to learn the same way (default: 0)"
+    sub.add_argument("--controls", type=count, metavar="N", help=sets)
+    once = "learn once more with any answer called right, and say what that gains"
+    sub.add_argument("--shuffled", action="store_true", default=None, help=once)
     sub.add_argument("--cache-gib", "--cache_gib", type=float, metavar="X", help="of kept prefixes (default: 2)")
     sub.add_argument("--backend", choices=("fast", "reference"), help="fast, or the plain and slow judge of it")
     sub.add_argument("--resume", action="store_true", help="go on with a run that was stopped or killed")

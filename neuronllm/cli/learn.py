@@ -16,7 +16,19 @@ from ..runs.processes import Ranks
 from ..steering.learn import learn
 from ..steering.recipe import Goal
 
-GIVEN = ("steps", "batch", "lr", "l1", "signed", "retain_weight", "seeds", "cache_gib", "backend")
+GIVEN = (
+    "steps",
+    "batch",
+    "lr",
+    "l1",
+    "signed",
+    "retain_weight",
+    "seeds",
+    "controls",
+    "shuffled",
+    "cache_gib",
+    "backend",
+)
 
 
 def run(args: argparse.Namespace, read: Callable[..., Any], load: Callable[..., Any], template: Any) -> None:

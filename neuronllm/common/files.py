@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 # The file that marks a folder of ours -> patterns of the files beside it; None: whatever stands there is ours.
 MARKS: dict[str, tuple[str, ...] | None] = {
     "scores.json": ("scores.safetensors", "run.json", "part-*.safetensors"),
-    "neuron_config.json": ("neurons.safetensors", "README.md"),
+    "neuron_config.json": ("neurons.safetensors", "controls.safetensors", "README.md"),
     "neuronllm_bake.json": None,
     "neuronllm-demo.json": None,
 }

@@ -33,6 +33,19 @@ def mcnemar(lost: int, won: int) -> float:
     return min(1.0, 2 * tail / 2**changed)
 
 
+def holm(p_values: Sequence[float]) -> list[float]:
+    """The same p-values corrected for how many stand side by side, in their order (Holm 1979).
+
+    >>> holm([0.01, 0.04, 0.03])
+    [0.03, 0.06, 0.06]
+    """
+    corrected, least = [0.0] * len(p_values), 0.0
+    for rank, n in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        least = max(least, min(1.0, (len(p_values) - rank) * p_values[n]))
+        corrected[n] = least
+    return corrected
+
+
 def relative_change(before: float, after: float) -> float | None:
     """(after - before) / before, signed; None if there was nothing before."""
     return (after - before) / before if before else None

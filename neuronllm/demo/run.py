@@ -21,9 +21,9 @@ from ..data.loading import load_questions
 from ..data.questions import Question
 from ..data.rendering import render
 from ..engine.asking import Asker, Edit
-from ..judging.controls import random_like
 from ..judging.evaluate import evaluate
 from ..model.loading import load_model
+from ..model.random_sets import random_like
 from ..results.factors import FACTORS
 from ..results.neurons import NeuronSet
 from ..results.scores import Scores

@@ -102,7 +102,10 @@ class Engine(ABC):
 
     @abstractmethod
     def activations(self, prompts: Sequence[Prompt], positions: str = "answer", statistic: str = "value") -> Tensor:
-        """h at the answer position, or its mean over all positions; "frequency" counts h's gate being positive."""
+        """h at the answer position, or its mean over all positions.
+
+        Of another statistic, "size" is |h|, and "frequency" counts h's gate being positive.
+        """
 
     @abstractmethod
     def gradients(
@@ -191,3 +194,10 @@ class Engine(ABC):
 def summed(site: Site, values: Tensor, routes: Tensor | None) -> Tensor:
     """(tokens, width) or (tokens, K, width) of a site -> the sum over tokens at all of its neurons, (size,)."""
     return values.sum(0) if routes is None else site.spread(values.flatten(0, 1), routes.flatten())
+
+
+def counted(h: Tensor, statistic: str, gate: Callable[[], Tensor]) -> Tensor:
+    """What `activations` takes the mean of."""
+    if statistic == "value":
+        return h
+    return h.abs() if statistic == "size" else (gate() > 0).to(h)

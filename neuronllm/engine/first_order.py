@@ -19,7 +19,7 @@ from ..model.sites import Site
 from .answer import answer_pass, watching_gradients
 from .answer_trees import of_prompts
 from .attention import branch_attention
-from .base import summed
+from .base import counted, summed
 from .full import full_pass, whole_questions, whole_trees
 from .fused import glu_score_wanted, summed_products
 from .head import wide
@@ -54,7 +54,7 @@ def held(
     with watching_ups(model, anatomy.sites) as ups:
 
         def look(site: Site, h: Tensor, routes: Tensor | None) -> None:
-            value = wide(h if statistic == "value" else (ups(site, h)[0] > 0).to(h))
+            value = wide(counted(h, statistic, lambda: ups(site, h)[0]))
             means = [
                 summed(site, value[n, span], None if routes is None else routes[n, span]) / len(value[n, span])
                 for n, span in enumerate(spans)

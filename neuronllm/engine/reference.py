@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..model.hooks import visiting
 from ..model.sites import Site
-from .base import TOKENS, Engine, FactorGradients, summed
+from .base import TOKENS, Engine, FactorGradients, counted, summed
 from .borrowed import answer_logits, check_prompts, input_device
 from .head import objective_value, wide
 from .objectives import AnyObjective
@@ -192,7 +192,7 @@ class ReferenceEngine(Engine):
         with watching_ups(self.model, self.anatomy.sites) as ups:
 
             def look(site: Site, h: Tensor, routes: Tensor | None) -> None:
-                value = h if statistic == "value" else (ups(site, h)[0] > 0).to(h)
+                value = counted(h, statistic, lambda: ups(site, h)[0])
                 last = slice(-right.span, None) if positions == "answer" else slice(None)
                 of = None if routes is None else routes[0, last]
                 seen[site.down] = summed(site, wide(value[0, last]), of) / len(value[0, last])

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 NUMBERS = 2**25  # logits of a pass, at most, unless one text alone has more
+LONGEST = 128  # tokens of a text; what follows is cut off
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,12 @@ class Text:
 
     tokens: list[int]
     start: int = 0
+
+    @classmethod
+    def cut(cls, tokens: list[int], number: int) -> Text:
+        """Edited from some token on, behind the first one, which `number` seeds: as an answer is behind its prompt."""
+        generator = torch.Generator().manual_seed(number)
+        return cls(tokens, int(torch.randint(1, len(tokens), (1,), generator=generator)))
 
 
 def divergences(

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..common.errors import InputError
-from ..common.statistics import bootstrap_interval, mcnemar, relative_change
+from ..common.statistics import bootstrap_interval, holm, mcnemar, relative_change
 from ..data.forms import ANSWERS, check_known, one_option_each
 from ..data.prompts import Questions
 from ..engine.asking import Asker, Edit
@@ -23,6 +23,7 @@ from ..results.answers import Answers
 from ..results.neurons import POSITIONS, NeuronSet
 from .asking import Asking, warn_if_leaning, warn_if_one_sided
 from .controls import random_controls
+from .learned import among_learned, as_learned, on_plain_text, with_bias_alone
 from .report import Intervals, Report, changed_answers, named
 from .written import WrittenReport, judge_written
 
@@ -59,8 +60,11 @@ def evaluate(
     mode: "enhance", "degrade", "own" (the neurons' own factors) or "tuned" (what `nl.tune` chose); or give the factors
     good= and bad= (one alone leaves the other role as it is); by default the own factors, else the tuned ones.
     positions: "answer" or "all"; by default those that the set was found, learned or tuned with, so that it is judged
-    where it will be lived with, and "all" where it does not say. unrelated: questions for the PCR. orders: the
-    questions as written by default; "rotate" asks each with every order of its choices.
+    where it will be lived with, and "all" where it does not say. unrelated: questions for the PCR, whose accuracy is
+    reported too. orders: the questions as written by default; "rotate" asks each with every order of its choices.
+
+    A learned set (`nl.learn`) stands beside the random sets that were learned the same way, where it has some, and
+    beside what one bias alone gives; and plain text is told before and after, where there is a tokenizer to read it.
 
     answers: "letters", or "texts" to score the answers in words; by default the form of given prompts, else that of the
     neuron set, else texts for questions without choices, and letters. length: what a text's log-probability is divided
@@ -123,11 +127,15 @@ def evaluate(
     _compare(report, questions, base, edited)
     if unrelated is not None:
         other = Asker(model, asking.prompts(model, tokenizer, unrelated), batch_size)
-        elsewhere = p_change(other(None, "unrelated", progress), other(change, "unrelated", progress))
-        report.p_change_unrelated = elsewhere
-        report.pcr = abs(report.p_change) / abs(elsewhere) if elsewhere and report.p_change is not None else None
+        _elsewhere(report, other(None, "unrelated", progress), other(change, "unrelated", progress), seed)
     if controls:
         report.controls = random_controls(ask, change, edited, controls, seed, progress)
+    if neurons is not None and "learned" in neurons.provenance:
+        report.bias = with_bias_alone(neurons, report.answers, base)
+        if neurons.controls is not None and as_learned(neurons, change):
+            _among_learned(report, among_learned(ask, neurons.controls, neurons, edited, change.positions, progress))
+        if tokenizer is not None:
+            report.plain_text = on_plain_text(model, tokenizer, change, seed)
     if edited.collapsed:
         top = max(edited.options, key=lambda option: edited.options[option])
         kind, named_top = ("letter", top) if edited.form == "letters" else ("option", f"option {top}")
@@ -169,6 +177,25 @@ def _compare(report: Report, questions: Questions, base: Answers, edited: Answer
     report.mcnemar = mcnemar(int(lost.sum()), int(won.sum()))
     if report.answers == "texts":
         report.changed = changed_answers(questions, base, edited)
+
+
+def _elsewhere(report: Report, before: Answers, after: Answers, seed: int) -> None:
+    """What the edit does to unrelated questions."""
+    elsewhere = p_change(before, after)
+    report.p_change_unrelated = elsewhere
+    report.pcr = abs(report.p_change) / abs(elsewhere) if elsewhere and report.p_change is not None else None
+    intervals = {whose: named["accuracy"] for whose, named in _intervals(before, after, seed).items()}
+    accuracy = {"base": before.accuracy, "edited": after.accuracy}
+    report.unrelated = {"questions": len(after.groups), **accuracy, "ci": intervals}
+
+
+def _among_learned(report: Report, found: dict[str, Any]) -> None:
+    """Where the edit stands among sets learned the same way; every p-value of the report counts as one of several."""
+    report.learned = found
+    tests = {kind: each["p"] for kind, each in found.items() if "p" in each}
+    if report.mcnemar is not None:
+        tests = {"McNemar": report.mcnemar, **tests}
+    report.holm = dict(zip(tests, holm(list(tests.values())), strict=True))
 
 
 def _planned(

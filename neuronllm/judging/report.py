@@ -20,6 +20,7 @@ Intervals: TypeAlias = "dict[str, dict[str, tuple[float, float]]]"
 NAMED = 3  # flipped questions of each direction that are printed
 CHANGED = 5  # changed answers that are printed
 TOLD = 10  # prompts that it takes to say that the length of texts decides
+HARM = 0.1  # nats a token of plain text that an edit may cost before that is said
 PCR = "each the mean over prompts of the relative change of P(right)"
 
 
@@ -35,7 +36,13 @@ class Report:
     `flips` counts the questions that changed sides, and `flipped` names them; `changed` are the questions whose answer
     in texts is another; `controls` describes random sets of the same size per layer. `p_change` is the mean over
     prompts of the relative change of P(right), and `pcr` its size over that of `p_change_unrelated`, the same on
-    unrelated questions. `meaningless` names the numbers that say nothing, as the unedited model leans on one option.
+    unrelated questions; `unrelated` has the accuracy there. `meaningless` names the numbers that say nothing, as the
+    unedited model leans on one option.
+
+    Of a learned edit: `learned` says where it stands among the random sets "plain" and "matched" that were learned the
+    same way, with a one-sided p-value of the accuracy, and `holm` has all p-values corrected for how many they are;
+    `bias` is what the unedited model is worth with one number for each option and nothing else; `plain_text` is the
+    mean log-probability a token (natural) of bundled sentences.
     """
 
     accuracy: float
@@ -60,6 +67,11 @@ class Report:
     p_change_unrelated: float | None = None
     pcr: float | None = None
     controls: dict[str, Any] | None = None
+    learned: dict[str, Any] | None = None
+    bias: dict[str, Any] | None = None
+    holm: dict[str, float] | None = None
+    plain_text: dict[str, Any] | None = None
+    unrelated: dict[str, Any] | None = None
     meaningless: list[str] = field(default_factory=list)
     edit: dict[str, Any] = field(default_factory=dict)
 
@@ -73,16 +85,16 @@ class Report:
 
 def report_lines(report: Report) -> list[str]:
     """An evaluation as lines of text: raw values before and after, then what they amount to."""
-    base, letters = report.base, report.answers == "letters"
+    base = report.base
     lines = [f"{report.questions} questions{_form(report)}" + (f", {_edit(report.edit)}" if base else "")]
-    balanced = "letter-balanced" if letters else "option-balanced"
-    for name, label in (("accuracy", "accuracy"), ("balanced_accuracy", balanced), ("p_right", "P(right)")):
+    for name, label in _measures(report).items():
         now = show(getattr(report, name))
         lines.append(_row(label, f"{show(base[name])} -> {now}" if base else now) + _control(report.controls, name))
     lines += _bias(report)
     for name, label in (("accuracy", "accuracy"), ("p_right", "P(right)")):
         lines.append(_row(f"95 % {label}", ", ".join(_interval(whose, ci[name]) for whose, ci in report.ci.items())))
     lines += _changes(report)
+    lines += _refutations(report)
     lines += _cautions(report)
     return lines
 
@@ -137,6 +149,43 @@ def _changes(report: Report) -> list[str]:
         lines.append(f"{len(changed)} questions are answered otherwise{more}:")
         lines += [f"  {_name(row)}: {row['before']} -> {row['after']}" for row in changed[:CHANGED]]
     return lines
+
+
+def _refutations(report: Report) -> list[str]:
+    """What else would do what the edit does, and what the edit does elsewhere."""
+    lines, learned = [], report.learned or {}
+    for kind, each in learned.items():
+        if kind != "forced":
+            stands = ", ".join(f"{label} {_band(each[name])}" for name, label in _measures(report).items())
+            said = "learned the same way (percentile of the edit)"
+            lines.append(_row(f"{each['sets']} {kind} sets", f"{stands}; {said}"))
+    if learned and any(learned["forced"][name] != getattr(report, name) for name in _measures(report)):
+        own = ", ".join(f"{label} {show(learned['forced'][name])}" for name, label in _measures(report).items())
+        lines.append(_row("the same, forced", f'{own}: the set compared with them, "no edit" being left out'))
+    if bias := report.bias:
+        lines.append(_row("a bias alone", f"accuracy {show(bias['accuracy'])} with one number for each {bias['by']}"))
+    if report.holm:
+        tests = (f"{name}{'' if name == 'McNemar' else ' sets'} {show(p)}" for name, p in report.holm.items())
+        lines.append(_row("p, Holm", ", ".join(tests)))
+    if text := report.plain_text:
+        change = f"{show(text['base'])} -> {show(text['edited'])}, 95 % change {show(text['change'])}"
+        lines.append(_row("plain text", f"log-probability a token {change}; {text['sentences']} sentences"))
+        if (lost := text["base"] - text["edited"]) > HARM:
+            lines.append(f"plain text loses {lost:.2f} nats a token, more than {HARM}: the edit costs elsewhere")
+    if other := report.unrelated:
+        change = f"{show(other['base'])} -> {show(other['edited'])}, 95 % change {show(other['ci']['change'])}"
+        lines.append(_row("unrelated", f"accuracy {change}; {other['questions']} questions"))
+    return lines
+
+
+def _measures(report: Report) -> dict[str, str]:
+    """What is compared with other sets, and how it is called in print."""
+    balanced = "letter-balanced" if report.answers == "letters" else "option-balanced"
+    return {"accuracy": "accuracy", "balanced_accuracy": balanced, "p_right": "P(right)"}
+
+
+def _band(drawn: dict[str, float]) -> str:
+    return f"{drawn['p2.5']:.3f} to {drawn['p97.5']:.3f} ({drawn['percentile_of_edit']:.0f} %)"
 
 
 def _cautions(report: Report) -> list[str]:

@@ -24,7 +24,8 @@ from ..data.prompts import Prompt, Questions, group_by_question
 from ..data.questions import Question
 from ..engine.asking import Edit
 from ..engine.writing import Writer
-from .controls import among, random_like
+from ..model.random_sets import random_like
+from .controls import all_among
 from .report import NAMED, Intervals, _control, _edit, _flipped, _interval, _name, named
 from .wording import prompts_to_write, warn_if_silent
 
@@ -210,8 +211,7 @@ def _controls(
         # No neurons: every random set is the same edit, none.
         other = change._replace(ids=random_like(change.ids, write.anatomy, generator))
         drawn.append(_means(key.marks(write(other)) if len(change.ids) else edited))
-    own = _means(edited)
-    return {"sets": count, **{name: among([each[name] for each in drawn], own[name]) for name in own}}
+    return all_among(drawn, _means(edited))
 
 
 # ---- in print ----

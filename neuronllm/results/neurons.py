@@ -30,6 +30,7 @@ from .factors import (
     show_factor,
     steering_of,
 )
+from .learned import CONTROLS, Controls, learned_lines
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -55,6 +56,7 @@ class NeuronSet:
     anatomy: Anatomy
     provenance: dict[str, Any] = field(default_factory=dict)
     factor: Tensor | None = None  # float32
+    controls: Controls | None = None  # random sets learned the same way; no other set has them
 
     def __post_init__(self) -> None:
         if not len(self.ids) == len(self.role) == len(self.score):
@@ -67,6 +69,8 @@ class NeuronSet:
             raise InputError(f"role: every role must be one of {', '.join(ROLES)}")
         self.anatomy.checked(self.ids)
         object.__setattr__(self, "factor", checked_own(self.factor, len(self.ids)))
+        if self.controls is not None:
+            self.anatomy.checked(self.controls.ids)
 
     # ---- what is in it ----
 
@@ -87,7 +91,7 @@ class NeuronSet:
         own = own_range(self.role, self.factor)
         lines += [f"- own factors of {role} neurons: {show_factor(None, own[role])}" for role in own]
         if learned := self.provenance.get("learned"):
-            lines += _learned_lines(learned)
+            lines += learned_lines(learned, self.controls)
         if self.tuned:
             good, bad = (show_factor(self.tuned[role], own.get(role)) for role in ROLES)
             lines.append(f"- tuned: good {good}; bad {bad}; positions {self.tuned['positions']}")
@@ -126,7 +130,8 @@ class NeuronSet:
         mask = torch.as_tensor(mask)
         mask = mask if mask.dtype == torch.bool else mask.to(torch.int64)  # an empty list has no type of its own
         own = None if self.factor is None else self.factor[mask]
-        return replace(self, ids=self.ids[mask], role=self.role[mask.numpy()], score=self.score[mask], factor=own)
+        kept = {"ids": self.ids[mask], "role": self.role[mask.numpy()], "score": self.score[mask], "factor": own}
+        return replace(self, **kept, controls=None)
 
     def without(self, ids: Any) -> NeuronSet:
         """The neurons that are not among these flat ids, such as those that only push a letter (`nl.letter_neurons`).
@@ -143,7 +148,7 @@ class NeuronSet:
         >>> with neurons.with_factors([0.5, 1.5]).apply(model):   # doctest: +SKIP
         ...     model.generate(**inputs)
         """
-        return replace(self, factor=factors)
+        return replace(self, factor=factors, controls=None)
 
     def top(self, good: int | None = None, bad: int | None = None) -> NeuronSet:
         """The strongest `good` and `bad` neurons of the set; None keeps all of a role."""
@@ -165,6 +170,7 @@ class NeuronSet:
             role=np.concatenate([self.role, extra.role]),
             score=torch.cat([self.score, extra.score]),
             factor=torch.cat([self._own(), extra._own()]),
+            controls=None,
             provenance={"union": [self.provenance, other.provenance]},
         )
 
@@ -279,7 +285,7 @@ class NeuronSet:
     # ---- files ----
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Write neuron_config.json, neurons.safetensors and a README.md, whole or not at all."""
+        """Write neuron_config.json, neurons.safetensors, a README.md and any controls, whole or not at all."""
         from safetensors.torch import save_file
 
         tensors = {
@@ -294,6 +300,8 @@ class NeuronSet:
         config = {"anatomy": self.anatomy.to_dict(), "provenance": self.provenance}
         with new_folder(folder, CONFIG) as temporary:
             save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary / TENSORS)
+            if self.controls is not None:
+                save_file(self.controls.tensors(), temporary / CONTROLS)
             write_json(temporary / CONFIG, config)
             (temporary / "README.md").write_text(self._card(Path(folder).name), encoding="utf-8")
 
@@ -306,7 +314,8 @@ class NeuronSet:
             anatomy = Anatomy.from_dict(config["anatomy"])
             ids = anatomy.flat(tensors["layer"], tensors["expert"], tensors["index"])
             role = np.where(tensors["good"].numpy(), "good", "bad")
-            return cls(ids, role, tensors["score"], anatomy, config["provenance"], tensors.get("factor"))
+            own, controls = tensors.get("factor"), Controls.read(folder)
+            return cls(ids, role, tensors["score"], anatomy, config["provenance"], own, controls)
         except (KeyError, TypeError) as error:
             raise InputError(f"{folder}: not a neuron set as written here ({type(error).__name__}: {error})") from error
 
@@ -364,21 +373,6 @@ def _verified_lines(verified: dict[str, Any] | None) -> list[str]:
     counts = (f"{verified[role]['kept']} of {verified[role]['tried']} {role}" for role in ROLES)
     where = f"{verified['questions']} questions, positions {verified['positions']}"
     return [f"- verified: {' and '.join(counts)} neurons kept by their measured effect; {where}"]
-
-
-def _learned_lines(learned: dict[str, Any]) -> list[str]:
-    """What learning factors came to."""
-    turned, (before, after) = learned["turned"], learned["accuracy"]
-    with_role, against = turned["good_up"] + turned["bad_down"], turned["good_down"] + turned["bad_up"]
-    if learned["goal"] == "degrade":
-        with_role, against = against, with_role
-    said = f"{learned['goal']}, {learned['seeds']} seeds of {learned['steps']} steps, positions {learned['positions']}"
-    held = f"accuracy of {learned['validation_questions']} validation questions {before:.3f} -> {after:.3f}"
-    return [
-        f"- learned: {said}; {held}" + ("" if learned["kept"] else "; no edit, as it gains too little"),
-        f"- turned up: {turned['good_up']} good, {turned['bad_up']} bad; turned down: {turned['good_down']} good, "
-        f"{turned['bad_down']} bad; {against} of {with_role + against} against their role",
-    ]
 
 
 def check_counts(**counts: Any) -> None:

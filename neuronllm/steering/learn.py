@@ -55,6 +55,8 @@ def learn(
     retain_weight: float = Recipe.retain_weight,
     seeds: int = 3,
     margin: float | None = 2.0,
+    controls: int = 0,
+    shuffled: bool = False,
     batch_size: int | str = "auto",
     backend: str = "fast",
     cache_gib: float = 2.0,
@@ -76,6 +78,10 @@ def learn(
     1. retain: texts, or questions, whose next-token distributions are to stay as they are; a small bundled text unless
     told otherwise. retain_weight: how strongly, 0 not at all.
 
+    controls: so many sets of random neurons, and as many of random ones about as strong as those learned, are learned
+    the same way and saved with the set; `nl.evaluate` says where the edit stands among them. Each takes as long as the
+    set itself. shuffled: learn once more with any answer called right, and say what that gains (provenance).
+
     seeds: how many learn; the factors are their mean. cache_gib: of prefixes kept at positions="answer", GiB at most.
     output: a folder for the set; what is done is written beside it as it goes, and resume=True takes up a run that was
     stopped or killed. Inside torch.distributed (torchrun) every process calls this alike, works on its share of the
@@ -96,6 +102,7 @@ def learn(
     if margin is not None:
         check_margin(margin)
     _check_whole("seeds", seeds)
+    _check_whole("controls", controls, least=0)
     if isinstance(cache_gib, bool) or not isinstance(cache_gib, (int, float)) or not cache_gib >= 0:
         raise InputError(f"cache_gib={cache_gib!r}: give a number of GiB, 0 or more")
     if k is not None:
@@ -111,6 +118,8 @@ def learn(
                 recipe,
                 seeds=seeds,
                 margin=margin,
+                controls=controls,
+                shuffled=bool(shuffled),
                 neurons=neurons,
                 wording=(orders, template, answers, length),
                 retain=retain,
@@ -128,6 +137,6 @@ def learn(
             raise Interrupted("interrupted; go on with resume=True (--resume)") from None
 
 
-def _check_whole(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise InputError(f"{name}={value!r}: give a whole number, 1 or more")
+def _check_whole(name: str, value: Any, least: int = 1) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise InputError(f"{name}={value!r}: give a whole number, {least} or more")

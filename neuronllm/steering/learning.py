@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -26,21 +27,25 @@ from ..engine.borrowed import check_prompts
 from ..engine.kept_prefixes import KeptPrefixes
 from ..engine.unconditional import with_offsets
 from ..judging.asking import Asking, warn_if_leaning, warn_if_one_sided
-from ..judging.gains import Gain
+from ..judging.bias import Bias
 from ..model.anatomy import Anatomy
-from ..results.answers import Heard
+from ..results.learned import Controls
 from ..results.neurons import CONFIG, NeuronSet
 from ..runs.checkpoint import check_output, partial_folder, undisturbed
 from ..runs.processes import Ranks
 from ..runs.provenance import identity, prompt_hash, versions, weights_hash, wording
+from .controls import check_controls, check_shuffled, learned_controls, shuffled, strengths
+from .deciding import Split, Weighed
 from .recipe import Goal, Recipe
 from .retained import retained
-from .training import Judge, Looked, Trainer, folds
+from .training import Judge, Trainer, folds
 from .trainings import Trained, Trainings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+Groups: TypeAlias = "Sequence[list[Prompt]]"  # the prompts of each question
+Judges: TypeAlias = "Callable[[Groups], Judge]"
 LEAST_FOLDS = 3  # parts that the questions are cut into where there are none for validation
 MANY = 4  # times k neurons are learned before k are kept
 
@@ -59,11 +64,13 @@ class Chosen(NamedTuple):
         return self.take(self.score.abs().argsort(descending=True, stable=True)[:k])
 
 
-class Split(NamedTuple):
-    """What one seed learns on, by the numbers of the questions, and who judges it."""
+class Learned(NamedTuple):
+    """What was found, before it is a neuron set."""
 
-    search: Sequence[int]
-    judge: Judge
+    chosen: Chosen
+    trained: list[Trained]
+    told: dict[str, Any]  # what the provenance says of it
+    controls: Controls | None
 
 
 class Learning:
@@ -80,6 +87,8 @@ class Learning:
         *,
         seeds: int,
         margin: float | None,
+        controls: int,
+        shuffled: bool,
         neurons: NeuronSet | None,
         wording: tuple[str, Any, str | None, str | None],
         retain: Sequence[Any] | None,
@@ -91,6 +100,7 @@ class Learning:
     ) -> None:
         self.model, self.tokenizer, self.goal, self.recipe = model, tokenizer, goal, recipe
         self.seeds, self.margin, self.neurons, self.ranks = seeds, margin, neurons, ranks
+        self.controls, self.shuffled = controls, shuffled
         self.batch_size, self.backend, self.cache = batch_size, backend, cache
         self.output, self.resume, overwrite = output
         if self.output is not None:
@@ -127,6 +137,10 @@ class Learning:
     # ---- the work ----
 
     def run(self, k: int | None, show: bool) -> NeuronSet:
+        candidates = self.anatomy.n_neurons if self.neurons is None else len(self.neurons)
+        check_controls(self.controls, min(candidates, k or candidates), self.anatomy)
+        if self.shuffled:
+            check_shuffled([*self.groups, *(self.validation or [])])
         digest = self._digest(k)
         trainings = Trainings(self.ranks, None if self.output is None else partial_folder(self.output))
         if (before := self._finished(digest)) is not None:
@@ -135,33 +149,46 @@ class Learning:
             return before
         trainings.open(self._settings(k) if self.output is not None else {}, self.resume)
         try:
-            chosen, trained, decided = self._learned(trainings, k, show)
+            found = self._learned(trainings, k, show)
         except BaseException:
             trainings.discard(work=False)
             raise
-        learned = self._result(chosen, trained, decided, digest)
+        learned = self._result(found, digest)
         if self.output is not None:
             with self.ranks.together(), undisturbed():
                 trainings.replace(Path(self.output), learned.save_pretrained)
         return learned
 
-    def _learned(self, trainings: Trainings, k: int | None, show: bool) -> tuple[Chosen, list[Trained], dict[str, Any]]:
+    def _learned(self, trainings: Trainings, k: int | None, show: bool) -> Learned:
         with self._engine() as engine:
-            splits = self._splits(engine)
+            judge = self._judges(engine)
+            splits = self._splits(judge, self.groups, self.validation)
             warn_if_leaning(splits[0].judge.base.answers)
-            trainer = Trainer(engine, self.groups, self.goal, self.recipe, self.texts, self.ranks, trainings)
+            train = partial(Trainer, engine, goal=self.goal, recipe=self.recipe, texts=self.texts, ranks=self.ranks)
+            trainer = train(self.groups, trainings=trainings)
             chosen = self._candidates(trainer, k)
             rounds = 1 if k is None or len(chosen.ids) <= k else 2
-            total = rounds * self.seeds * self.recipe.steps
+            sets = rounds + 2 * self.controls + self.shuffled
+            total = sets * self.seeds * self.recipe.steps
             with tqdm(total=total, desc="learning", disable=not show, unit="step") as bar:
-                learn = partial(self._seeds, trainer, splits, bar)
+                learn = partial(self._seeds, bar, trainer, splits)
                 if rounds == 2:
                     assert k is not None
-                    moved = _mean(learn("many", chosen)) - 1
+                    moved = _mean(learn("many", chosen.ids)) - 1
                     matters = moved.abs() * chosen.score.double().abs()  # what the change is worth, to first order
                     chosen = chosen.take(matters.argsort(descending=True, stable=True)[:k].sort().values)
-                trained = learn("seed", chosen)
-            return chosen, trained, self._decide(splits, chosen, trained)
+                trained = learn("seed", chosen.ids)
+                told = self._decide(splits, chosen.ids, trained)
+                controls = self._controls(engine, learn, chosen.ids, trained)
+                if self.shuffled:
+                    groups, held = shuffled(self.groups, 0), self.validation and shuffled(self.validation, 1)
+                    trainer, others = train(groups, trainings=trainings), self._splits(judge, groups, held)
+                    misled = self._seeds(bar, trainer, others, "shuffled-seed", chosen.ids)
+                    factors = [one.forced for one in misled]
+                    told["shuffled"] = Weighed.of(splits, chosen.ids, factors, self.recipe.positions).to_dict()
+            if (bias := self._bias(judge(self.groups))) is not None:
+                told["bias"] = bias.to_dict()
+            return Learned(chosen, trained, told, controls)
 
     @contextmanager
     def _engine(self) -> Iterator[Engine]:
@@ -193,60 +220,52 @@ class Learning:
             found = Chosen(torch.arange(len(score)), role, score)
         return found if k is None else found.strongest(MANY * k)
 
-    def _splits(self, engine: Engine) -> list[Split]:
+    def _judges(self, engine: Engine) -> Judges:
         kept = self._kept(engine)
+        return lambda groups: Judge(self.model, groups, self.goal, self.ranks, self.batch_size, kept)
 
-        def judge(groups: list[list[Prompt]]) -> Judge:
-            return Judge(self.model, groups, self.goal, self.ranks, self.batch_size, kept)
+    def _splits(self, judge: Judges, groups: Groups, validation: Groups | None) -> list[Split]:
+        every = range(len(groups))
+        if validation is not None:
+            return [Split(every, judge(validation))] * self.seeds
+        parts = folds(groups, max(LEAST_FOLDS, self.seeds), 0)[: self.seeds]
+        return [Split([n for n in every if n not in part], judge([groups[n] for n in part])) for part in parts]
 
-        every = range(len(self.groups))
-        if self.validation is not None:
-            return [Split(every, judge(self.validation))] * self.seeds
-        parts = folds(self.groups, max(LEAST_FOLDS, self.seeds), 0)[: self.seeds]
-        return [Split([n for n in every if n not in part], judge([self.groups[n] for n in part])) for part in parts]
-
-    def _seeds(self, trainer: Trainer, splits: Sequence[Split], bar: Any, name: str, chosen: Chosen) -> list[Trained]:
+    def _seeds(self, bar: Any, trainer: Trainer, splits: Sequence[Split], name: str, ids: Tensor) -> list[Trained]:
         def told(facts: dict[str, float]) -> None:
             bar.update()
             bar.set_postfix({what: f"{value:.3f}" for what, value in facts.items()}, refresh=False)
 
         return [
-            trainer.train(f"{name}-{seed}", chosen.ids, seed, split.search, split.judge, told)
+            trainer.train(f"{name}-{seed}", ids, seed, split.search, split.judge, told)
             for seed, split in enumerate(splits)
         ]
 
     # ---- the decision ----
 
-    def _decide(self, splits: Sequence[Split], chosen: Chosen, trained: Sequence[Trained]) -> dict[str, Any]:
+    def _decide(self, splits: Sequence[Split], ids: Tensor, trained: Sequence[Trained]) -> dict[str, Any]:
         """What the edit gains on validation questions, and whether it is kept."""
-        where = self.recipe.positions
-        if self.validation is not None:
-            pairs = [(splits[0].judge.base, splits[0].judge(chosen.ids, _mean(trained), where))]
-        else:
-            pairs = [
-                (split.judge.base, split.judge(chosen.ids, one.factors, where))
-                for split, one in zip(splits, trained, strict=True)
-            ]
-        before, after = zip(*pairs, strict=True)
-        by_accuracy, by_objective = _gain(before, after, _right), _gain(before, after, lambda seen: seen.objective)
-        deciding = (
-            Gain(self.goal.sign * by_accuracy.mean, by_accuracy.stderr) if self.goal.by_accuracy else by_objective
-        )
-        collapsed = _collapsed(after) and not _collapsed(before)
+        weighed = Weighed.of(splits, ids, [one.factors for one in trained], self.recipe.positions)
+        gain = weighed.accuracy
+        deciding = gain._replace(mean=self.goal.sign * gain.mean) if self.goal.by_accuracy else weighed.objective
         moved = any(one.step for one in trained)
-        kept = self.margin is None or (deciding.worth(self.margin) and not collapsed and moved)
-        return {
-            "kept": bool(kept),
-            "gain": by_accuracy._asdict(),
-            "gain_objective": by_objective._asdict(),
-            "collapsed": collapsed,
-            "accuracy": [_accuracy(before), _accuracy(after)],
-            "validation_questions": sum(len(seen.objective) for seen in after),
-        }
+        kept = self.margin is None or (deciding.worth(self.margin) and not weighed.collapsed and moved)
+        return {"kept": bool(kept), **weighed.to_dict()}
 
-    def _result(
-        self, chosen: Chosen, trained: Sequence[Trained], decided: dict[str, Any], digest: str | None
-    ) -> NeuronSet:
+    def _controls(self, engine: Engine, learn: Any, ids: Tensor, trained: Sequence[Trained]) -> Controls | None:
+        """Random sets learned the same way."""
+        if not self.controls:
+            return None
+        prompts = [prompt for group in self.groups for prompt in group]
+        strength = strengths(engine, prompts, self.ranks)
+        return learned_controls(learn, ids, trained, self.anatomy, strength, self.controls)
+
+    def _bias(self, judge: Judge) -> Bias | None:
+        """One number for each option and nothing else, learned on the same questions; it can only help."""
+        return None if self.goal.name == "degrade" else Bias.fitted(judge.base.answers)
+
+    def _result(self, found: Learned, digest: str | None) -> NeuronSet:
+        chosen, trained = found.chosen, found.trained
         factors = _mean(trained)
         stacked = torch.stack([one.factors for one in trained])
         learned = {
@@ -257,7 +276,7 @@ class Learning:
             "margin": self.margin,
             "neurons": len(factors),
             **self.recipe.to_dict(len(factors)),
-            **decided,
+            **found.told,
             "steps_taken": [one.step for one in trained],
             "spread": float(stacked.std(0).mean()) if len(trained) > 1 else 0.0,
             "turned": turned(chosen.role, factors),
@@ -270,7 +289,7 @@ class Learning:
             learned["run"] = digest
         provenance = {**self._story(), "learned": learned}
         whole = NeuronSet(chosen.ids, chosen.role, chosen.score, self.anatomy, provenance, factors.float())
-        return whole if decided["kept"] else whole.take([])
+        return replace(whole if learned["kept"] else whole.take([]), controls=found.controls)
 
     def _story(self) -> dict[str, Any]:
         """Where the neurons come from: as they were found, or all of them."""
@@ -304,6 +323,8 @@ class Learning:
             "objective": self.goal.objective.name,
             "seeds": self.seeds,
             "margin": self.margin,
+            "controls": self.controls,
+            "shuffled": self.shuffled,
             "recipe": self.recipe.to_dict(1),
             "retain": _hash([[text.tokens, text.start] for text in self.texts]),
             "attention": self.model.config._attn_implementation,
@@ -336,25 +357,6 @@ class Learning:
 
 def _mean(trained: Sequence[Trained]) -> Tensor:
     return torch.stack([one.factors for one in trained]).mean(0)
-
-
-def _right(seen: Looked) -> np.ndarray:
-    return seen.answers.by_question(seen.answers.right)
-
-
-def _gain(before: Sequence[Looked], after: Sequence[Looked], of: Any) -> Gain:
-    return Gain.of(np.concatenate([of(seen) for seen in after]), np.concatenate([of(seen) for seen in before]))
-
-
-def _accuracy(seen: Sequence[Looked]) -> float:
-    return float(np.concatenate([_right(one) for one in seen]).mean())
-
-
-def _collapsed(seen: Sequence[Looked]) -> bool:
-    heard = Heard()
-    for one in seen:
-        heard.merge(one.answers.heard)
-    return heard.collapsed
 
 
 def turned(role: np.ndarray, factors: Tensor) -> dict[str, int]:

@@ -72,11 +72,11 @@ class Recipe:
     positions: str = "all"
     steps: int = 16
     batch: int = 16  # questions of a step
-    every: int = 2  # steps between looks at the validation questions
+    every: int = 4  # steps between looks at the validation questions
     lr: float | None = None
     l1: float = 0.0
     retain_weight: float = 1.0
-    retain_batch: int = 4  # texts of a step
+    retain_batch: int = 2  # texts of a step
     signed: bool = False
 
     def rate(self, neurons: int) -> float:

@@ -3,34 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import torch
 
 from ..common.checks import short
 from ..common.errors import InputError
+from ..data.plain_text import plain_sentences
 from ..data.prompts import Prompt
 from ..data.questions import Question
 from ..data.rendering import as_prompts
-from ..engine.retain import Text
+from ..engine.retain import LONGEST, Text
 from ..judging.asking import Asking
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-LONGEST = 128  # tokens of a text; what follows is cut off
-BUNDLED = Path(__file__).with_name("plain_text.txt")
-
-
-def plain_sentences(which: str) -> list[str]:
-    """The bundled sentences to "learn" with, or the others, to "judge" side effects by.
-
-    >>> len(plain_sentences("learn")), set(plain_sentences("learn")) & set(plain_sentences("judge"))
-    (24, set())
-    """
-    lines = BUNDLED.read_text(encoding="utf-8").splitlines()
-    return lines[0 if which == "learn" else 1 :: 2]
 
 
 def retained(
@@ -64,8 +49,7 @@ def _of_text(tokenizer: PreTrainedTokenizerBase | None, text: str, number: int) 
     tokens: list[int] = tokenizer(text).input_ids[:LONGEST]
     if len(tokens) < 2:
         raise InputError(f"retain[{number}]={short(text)}: a text of less than two tokens says nothing")
-    generator = torch.Generator().manual_seed(number)
-    return Text(tokens, int(torch.randint(1, len(tokens), (1,), generator=generator)))
+    return Text.cut(tokens, number)
 
 
 def _of_question(tokenizer: PreTrainedTokenizerBase | None, question: Question | Prompt, asking: Asking) -> Text:

@@ -190,7 +190,11 @@ class _UnderWay:
         self.factors = torch.ones(len(ids), dtype=torch.float64, requires_grad=True)
         self._adam = torch.optim.Adam([self.factors], lr=recipe.rate(len(ids)), betas=BETAS)
         self.curve: list[dict[str, float]] = []
-        self.best, self.best_step, self.best_value = torch.ones(len(ids), dtype=torch.float64), 0, -np.inf
+        self.best, self.best_step, self.best_value = (
+            torch.ones(len(ids), dtype=torch.float64),
+            0,
+            -np.inf,
+        )  # of the looks
         self.looked_now = False
 
     @property
@@ -200,8 +204,6 @@ class _UnderWay:
 
     def take(self, loss: float, grad: Tensor) -> None:
         """One step down the gradient, and a look where it is time for one."""
-        if not self.curve:
-            self.best_value = float(self._judge.base.objective.mean())
         self.factors.grad = grad
         self._adam.step()
         with torch.no_grad():
@@ -217,7 +219,9 @@ class _UnderWay:
         self.curve.append(facts)
 
     def result(self) -> Trained:
-        return Trained(self.best, self.curve, self.best_step)
+        if self.best_value > float(self._judge.base.objective.mean()):
+            return Trained(self.best, self.best.clone(), self.curve, self.best_step)
+        return Trained(torch.ones_like(self.best), self.best, self.curve, 0)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         tensors = {f"adam.{name}": tensor for name, tensor in self._adam.state[self.factors].items()}

@@ -26,6 +26,7 @@ class Trained:
     """The best factors that one seed found, and the way there."""
 
     factors: Tensor  # float64, one a neuron
+    forced: Tensor  # those of the best step, whether that was better than none or not
     curve: list[dict[str, float]]  # step by step
     step: int  # the best one, 0 where no step was better than none
 
@@ -63,13 +64,13 @@ class Trainings:
         if name not in self._done and path is not None and path.is_file():
             found = read_tensors(path.parent, path.name, "run")
             facts = json.loads(bytes(found["facts"].tolist()))
-            self._done[name] = Trained(found["factors"], facts["curve"], facts["step"])
+            self._done[name] = Trained(found["factors"], found["forced"], facts["curve"], facts["step"])
         return self._done.get(name)
 
     def finish(self, name: str, trained: Trained) -> Trained:
         self._done[name] = trained
         facts = {"curve": trained.curve, "step": trained.step}
-        self._write(f"{name}.safetensors", {"factors": trained.factors}, facts)
+        self._write(f"{name}.safetensors", {"factors": trained.factors, "forced": trained.forced}, facts)
         return trained
 
     def state(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:

@@ -57,6 +57,20 @@ def test_chosen_neurons_texts_and_a_file_to_retain(model_folder, questions, tmp_
     assert run(*again, "--overwrite") == 0
 
 
+def test_random_sets_learned_the_same_way(model_folder, questions, tmp_path, capsys):
+    learned, report = tmp_path / "learned", tmp_path / "report.json"
+    flags = ("--k", 4, "--controls", 2, "--shuffled", "--margin", "none", "--output", learned)
+    assert run(*asked(model_folder, questions, *flags)) == 0
+    said = capsys.readouterr().out
+    assert "2 plain and 2 matched" in said and "shuffled answers" in said
+    judged = ("evaluate", "--model", model_folder, "--questions", questions, "--neurons", learned, "--quiet")
+    assert run(*judged, "--output", report) == 0
+    said, data = capsys.readouterr().out, json.loads(report.read_text())
+    for line in ("2 plain sets", "2 matched sets", "a bias alone", "p, Holm", "plain text"):
+        assert line in said
+    assert data["learned"]["plain"]["sets"] == 2 and data["plain_text"]["sentences"] == 24
+
+
 def test_bad_input_is_one_line(model_folder, questions, tmp_path, capsys):
     output = ("--output", tmp_path / "learned")
     cases = {
@@ -67,6 +81,7 @@ def test_bad_input_is_one_line(model_folder, questions, tmp_path, capsys):
         ("--validation", tmp_path / "none.jsonl"): "none.jsonl",
         ("--margin", "much"): "or none",
         ("--seeds", "0"): "--seeds",
+        ("--controls", "1"): "all 56 neurons",
         ("--retain-weight", "-2"): "retain_weight=-2",
     }
     for flags, said in cases.items():

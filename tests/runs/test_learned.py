@@ -55,6 +55,18 @@ def test_with_k_too(broken, tmp_path):
     assert content(tmp_path / "killed") == content(tmp_path / "whole")
 
 
+def test_with_controls_too(broken, tmp_path):
+    work = lambda name, **more: learned(broken, tmp_path / name / "set", controls=2, shuffled=True, seeds=1, **more)  # noqa: E731
+    steps = changes(lambda: work("whole"))
+    for step in (steps // 2, 2 * steps // 3):
+        name = str(step)
+        assert forked(dying_at(step, lambda name=name: work(name))) == -signal.SIGKILL
+        assert (tmp_path / name / "set.partial" / "plain-00-seed-0.safetensors").is_file()
+        work(name, resume=True)
+        assert content(tmp_path / name) == content(tmp_path / "whole")
+    assert "controls.safetensors" in {path.name for path in (tmp_path / "whole" / "set").iterdir()}
+
+
 def test_ctrl_c_keeps_what_is_done(broken, tmp_path, monkeypatch):
     output, looks, look = tmp_path / "set", iter(range(100)), training.Judge.__call__
 
@@ -133,3 +145,17 @@ def test_two_processes_killed_and_taken_up_again(broken, tmp_path):
     assert -signal.SIGKILL in processes(tmp_path / "group", first)
     assert processes(tmp_path / "group", lambda rank: work(rank, resume=True)) == [0, 0]
     assert content(tmp_path / "out") == whole
+
+
+@pytest.mark.slow
+def test_two_processes_draw_and_learn_the_same_controls(broken, tmp_path):
+    work = lambda name: learned(broken, tmp_path / name, controls=1, shuffled=True, seeds=1)  # noqa: E731
+    assert processes(tmp_path / "group", lambda rank: work("two")) == [0, 0]
+    work("one")
+    two, one = (NeuronSet.from_pretrained(tmp_path / name) for name in ("two", "one"))
+    assert torch.equal(two.controls.ids, one.controls.ids)
+    assert torch.allclose(two.controls.factors, one.controls.factors, atol=1e-6)
+    bias, expected = (some.provenance["learned"]["bias"]["values"] for some in (two, one))
+    assert bias == pytest.approx(expected, abs=1e-6)
+    told, alone = (some.provenance["learned"]["shuffled"]["gain"] for some in (two, one))
+    assert told == pytest.approx(alone, abs=1e-6)

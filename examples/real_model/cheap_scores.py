@@ -2,7 +2,7 @@
 """How closely cheap scores follow exact effects on a real model: Spearman over all neurons, prompt by prompt.
 
     make real
-    .venv/bin/python examples/real_model.py .models/SmolLM2-135M-Instruct
+    .venv/bin/python examples/real_model/cheap_scores.py .models/SmolLM2-135M-Instruct
 
 Exact effects really silence every neuron, at the answer position: minutes a prompt on two cores.
 """
@@ -37,5 +37,5 @@ def main(folder: str) -> None:
 
 if __name__ == "__main__":
     if len(sys.argv) != 2:
-        sys.exit("give the folder of a model: python examples/real_model.py .models/SmolLM2-135M-Instruct")
+        sys.exit("give the folder of a model: python examples/real_model/cheap_scores.py .models/SmolLM2-135M-Instruct")
     main(sys.argv[1])

@@ -1,0 +1,71 @@
+"""Random neurons to compare chosen ones with: as many in every block, and of every expert, as the chosen ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..common.errors import InputError
+from .anatomy import Anatomy
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+NEAREST = 16  # in rank, of which one is drawn
+
+
+def random_like(ids: Tensor, anatomy: Anatomy, generator: torch.Generator) -> Tensor:
+    """As many random neurons in each block, and of each expert, as `ids` has there, in the same order of blocks."""
+    drawn = torch.empty_like(ids)
+    for start, width, here in _blocks(ids, anatomy):
+        drawn[here] = start + torch.randperm(width, generator=generator)[: int(here.sum())]
+    return drawn
+
+
+def matched_like(ids: Tensor, strength: Tensor, anatomy: Anatomy, generator: torch.Generator) -> Tensor:
+    """Random neurons of the same blocks, and of the same experts, each about as strong as the one in its place.
+
+    A neuron of `ids` is matched with one of the 16 that come nearest in rank by `strength` (n_neurons,) in its block;
+    none is drawn twice, and none of `ids` while the block has others.
+    """
+    drawn = torch.empty_like(ids)
+    for start, width, here in _blocks(ids, anatomy):
+        rank = strength[start : start + width].argsort(stable=True).argsort()
+        own = ids[here] - start
+        others, left = torch.ones(2, width, dtype=torch.bool)
+        others[own] = False
+        found = []
+        for place in own.tolist():
+            pool = left & others if bool((left & others).any()) else left
+            far = (rank - rank[place]).abs().masked_fill(~pool, width)
+            near = far.argsort(stable=True)[: min(NEAREST, int(pool.sum()))]
+            found.append(int(near[torch.randint(len(near), (1,), generator=generator)]))
+            left[found[-1]] = False
+        drawn[here] = start + torch.tensor(found)
+    return drawn
+
+
+def output_norms(model: PreTrainedModel, anatomy: Anatomy) -> Tensor:
+    """(n_neurons,): the norm of what each neuron writes into the residual stream when its h is 1, in float64."""
+    norms = []
+    for site in anatomy.sites:
+        module: Any = model.get_submodule(site.down)
+        weight: Tensor = module.down_proj if site.experts else module.weight
+        if not weight.is_floating_point() or weight.ndim != (3 if site.experts else 2):
+            raise InputError(f"{site.down}: what its neurons write cannot be read off quantised weights")
+        dim = -1 if site.transposed else -2
+        norms.append(torch.linalg.vector_norm(weight.detach(), dim=dim, dtype=torch.float64).flatten().cpu())
+    return torch.cat(norms)
+
+
+def _blocks(ids: Tensor, anatomy: Anatomy) -> Iterator[tuple[int, int, Tensor]]:
+    """Of every block, or expert, that holds some of `ids`: its first neuron, its width, and which of them lie there."""
+    where = anatomy.site_of(ids)
+    widths = torch.tensor([site.width for site in anatomy.sites])[where]
+    first = ids - (ids - anatomy.offsets[where]) % widths
+    for start in first.unique().tolist():
+        here = first == start
+        yield start, int(widths[here][0]), here
