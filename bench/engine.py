@@ -26,6 +26,7 @@ from .shapes import twin
 STEPS = 16
 CACHED = "prefix cached by hand"
 SAMPLE, FEW = 2000, 16  # neurons of a model whose effects are compared in rank, and in value
+TRIED = 512  # neurons whose effects at all positions are measured: as many as four times 64 of each role
 
 
 def ig(setup: Setup) -> Case:
@@ -130,6 +131,40 @@ def exact(setup: Setup) -> Case:
     ]
     if sample is not None:
         bench.case.notes.append(f"Ours: timed on {done:,} neurons of all layers")
+    return bench.case
+
+
+def exact_everywhere(setup: Setup) -> Case:
+    """Silencing effects of some neurons at all positions, each really run."""
+    bench = Bench(setup, prompts=1, dense=True)
+    order = torch.randperm(bench.anatomy.n_neurons, generator=torch.Generator().manual_seed(setup.seed))
+
+    def ours(prompts: list[nl.Prompt], ids: Tensor = order[:TRIED]) -> Tensor:
+        return bench.engine.effects(prompts, OBJECTIVE, ids=ids, positions="all")
+
+    def by_hand(turn: int, ids: Tensor, batch: int) -> tuple[Any, ...]:
+        asked = bench.tensors(turn, 1)
+        return *asked, _addresses(bench, ids), batch, plain.once(bench.plain, *asked), True
+
+    def candidate(batch: int) -> Side:
+        count = max(batch, FEW)
+        inputs = lambda turn: by_hand(turn, order.roll(-turn * count)[:count], batch)  # noqa: E731
+        return Side(f"batch {batch}", inputs, partial(plain.effects, bench.plain), work=count)
+
+    def check() -> list[Check]:
+        few = order[:FEW]
+        right = plain.effects(bench.plain, *by_hand(1, few, FEW))[None]
+        off = relative(ours(bench.prompts(1, 1), few), right)
+        return [Check("effects at all positions: relative difference from the plain loop", off, 1e-2)]
+
+    bench.case.sides = [
+        Choice("plain", [candidate(size) for size in bench.shape.copies]),
+        bench.ours("ours", ours, 1, work=len(order[:TRIED])),
+    ]
+    bench.case.check = check
+    bench.case.views = [Comparison("silencing effects at all positions", "plain loop", "plain", "ours")]
+    bench.case.unit, bench.case.peaks, bench.case.rounds = "neuron", ["ours"], 3
+    bench.case.settings = bench.settings(neurons_tried=TRIED)
     return bench.case
 
 
@@ -318,6 +353,14 @@ BENCHMARKS = [
     Benchmark("engine.ig", "integrated gradients of all neurons", ig, ON_CPU_AND_GPU, **BOTH),
     Benchmark(
         "engine.exact", "silencing effects of all neurons", exact, {"cpu": ("small",), "cuda": DENSE_GPU}, **BOTH
+    ),
+    Benchmark(
+        "engine.exact_everywhere",
+        "silencing effects at all positions",
+        exact_everywhere,
+        {"cpu": ("small",)},
+        quick=False,
+        **BOTH,
     ),
     Benchmark("engine.gradient", "grad x act at the answer position", gradient, ON_CPU_AND_GPU, **BOTH),
     Benchmark("engine.gradient_shared", "grad x act with shared prefixes", gradient_shared, ON_CPU_AND_GPU, **BOTH),

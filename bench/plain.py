@@ -167,21 +167,22 @@ def effects(
     neurons: Sequence[tuple[int, int]],
     batch: int,
     before: Once,
+    everywhere: bool = False,
 ) -> Tensor:
-    """F(clean) - F(neuron silenced) at the last position of ONE prompt, for (layer, index) pairs in a plain loop.
+    """F(clean) - F(neuron silenced) at the last position of ONE prompt, or at all, for (layer, index) pairs in a loop.
 
     `batch` copies of the prompt share a forward pass, each with another neuron silenced; the neurons of a pass may be
     of different layers. `before` is what `once` gave.
     """
     prefix, clean = before
-    found = []
+    found, positions = [], slice(None) if everywhere else slice(-1, None)
     for start in range(0, len(neurons), batch):
         chosen = neurons[start : start + batch]
 
         def silence(number: int, h: Tensor, chosen: Sequence[tuple[int, int]] = chosen) -> None:
             for row, (layer, index) in enumerate(chosen):
                 if layer == number:
-                    h[row, -1, index] = 0
+                    h[row, positions, index] = 0
 
         n = len(chosen)
         with _hooked(_downs(model), silence):

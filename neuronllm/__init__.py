@@ -27,6 +27,7 @@ _PUBLIC = {
     "dry_run": "attribution.dry_run",
     "pushes": "attribution.pushes",
     "letter_neurons": "attribution.letters",
+    "verify": "attribution.verify",
     "Scores": "results.scores",
     "NeuronSet": "results.neurons",
     "edit": "model.edit",

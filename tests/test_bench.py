@@ -182,7 +182,8 @@ def test_prompts_share_what_they_should(bench: Any) -> None:
 
 @pytest.mark.parametrize(
     ("kind", "cached"),
-    [(kind, cached) for kind in ("gradient", "ig", "effects") for cached in (False, True)] + [("everywhere", False)],
+    [(kind, cached) for kind in ("gradient", "ig", "effects") for cached in (False, True)]
+    + [("everywhere", False), ("effects everywhere", False)],
 )
 def test_baselines_equal_the_reference(bench: Any, kind: str, cached: bool) -> None:
     from neuronllm.engine import open_engine
@@ -191,18 +192,19 @@ def test_baselines_equal_the_reference(bench: Any, kind: str, cached: bool) -> N
 
     shape = bench.shapes.SHAPES["toy"]
     model = bench.shapes.random_model(shape)
-    prompts = bench.shapes.random_prompts(shape, 1 if kind == "effects" else 3, 5)
+    prompts = bench.shapes.random_prompts(shape, 1 if "effects" in kind else 3, 5)
     anatomy, tensors = Anatomy.of(model), bench.plain.tensors(prompts, "cpu")
     with open_engine(model, anatomy, prompts, "reference") as engine:
         if kind == "ig":
             right = engine.integrate(prompts, "logp_options", *quadrature("midpoint", 4))
             found = bench.plain.integrated_gradients(model, *tensors, steps=4, cached=cached)
-        elif kind == "effects":
-            right = engine.effects(prompts, "logp_options")
+        elif "effects" in kind:
+            everywhere = kind != "effects"
+            right = engine.effects(prompts, "logp_options", positions="all" if everywhere else "answer")
             layers, _, indices = anatomy.locate(torch.arange(anatomy.n_neurons))
             neurons = list(zip(layers.tolist(), indices.tolist(), strict=True))
             before = bench.plain.once(model, *tensors, cached)
-            found = bench.plain.effects(model, *tensors, neurons, 5, before)[None]
+            found = bench.plain.effects(model, *tensors, neurons, 5, before, everywhere)[None]
         else:
             positions = "all" if kind == "everywhere" else "answer"
             right = engine.gradients(prompts, "logp_options", positions=positions)

@@ -138,6 +138,7 @@ def test_a_set_says_where_it_is_lived_with(model):
         ({"positions": "last"}, None),
         (found, "answer"),
         ({"positions": "all"}, "all"),
+        (found | {"verified": {"positions": "all"}}, "all"),
         (found | {"learned": {"positions": "all"}}, "all"),
         (found | {"tuned": tuned}, "all"),
         (found | {"learned": found, "tuned": tuned}, "all"),

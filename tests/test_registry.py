@@ -19,8 +19,8 @@ from tests import plain
 from tests.checks import refused
 from tests.tiny import DENSE, POST_NORMED, tiny
 
-EVERYWHERE = {"gradient", "neurgrad", "relp", "activation", "contrast", "random"}
-ANSWER_ONLY = {"ace", "qrnca", "knowledge", "exact", "logprob"}
+EVERYWHERE = {"gradient", "neurgrad", "relp", "exact", "activation", "contrast", "random"}
+ANSWER_ONLY = {"ace", "qrnca", "knowledge", "logprob"}
 INTEGRATED = {"ace", "qrnca", "knowledge"}
 NO_OBJECTIVE = {"activation", "contrast", "random"}
 

@@ -73,7 +73,7 @@ def attribute(
     questions: `nl.load_questions(...)`, or rendered `nl.Prompt`s (then tokenizer, orders and template are not used).
     method, objective: by name, see `neuronllm.methods` and `neuronllm.objectives`, or as objects; method "ace" is that
     of the NeuronLLM paper. None for objective, positions, orders and template means the method's own default; for
-    positions that is "all" where the method can, else "answer".
+    positions that is "all" where the method can ("exact", which is dear there: "answer"), else "answer".
     answers: "letters", or "texts" to explain the answers in words; by default the form of given prompts, else texts for
     questions without choices, and letters. length: what a text's log-probability is divided by, "sum" (nothing),
     "tokens" or "characters", or "unconditional" for what it gains over the text alone. Questions with nothing but their

@@ -50,7 +50,7 @@ class Request:
         None,
         "score h at the answer position, or its sum over all positions",
         choices=POSITIONS,
-        when_none="all, where the method can",
+        when_none="all, where the method can; of exact, answer",
     )
     orders: str | None = _argument(
         None, "how choices are permuted", choices=("rotate", "shuffle3", "none"), when_none="the method's own"

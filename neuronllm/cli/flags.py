@@ -79,6 +79,7 @@ def parser(run: Mapping[str, Command], attribute: bool = False) -> argparse.Argu
     sub.add_argument("--bad", type=count, default=100, metavar="N", help="how many of the worst (default: 100)")
     sub.add_argument("--output", required=True, metavar="DIR", help="a new folder for the neuron set")
     _overwrite_flag(sub)
+    _verify_flags(sub.add_argument_group("with --verify, in the words and the form that the neurons were found with"))
 
     sub = command("distractors", "Give questions the model's own mistakes as wrong choices.")
     _model_flags(sub)
@@ -158,8 +159,25 @@ def parser(run: Mapping[str, Command], attribute: bool = False) -> argparse.Argu
     return parser
 
 
-def _model_flags(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--model", required=True, help='a folder or a model id; "demo" is the bundled tiny model')
+def _verify_flags(sub: argparse._ActionsContainer) -> None:
+    tried = "silence the neurons on these questions, really, and keep those that do what their score says"
+    _question_flags(sub, "--verify", required=False, help=tried)
+    _model_flags(sub, required=False)
+    _wording_flags(sub)
+    _form_flags(sub)
+    where = "where to silence them (default: where they were found)"
+    sub.add_argument("--positions", choices=("answer", "all"), help=where)
+    errors = "standard errors that an effect must be away from 0 (default: 2)"
+    sub.add_argument("--margin", type=float, metavar="X", help=errors)
+    sub.add_argument("--factor", type=float, metavar="X", help="to try instead of silencing (default: 0)")
+    sub.add_argument("--objective", metavar="NAME", help="what the effect is on (default: what the scores explain)")
+    sets = "keep the neurons that do more together, joining one after the other"
+    sub.add_argument("--joint", action="store_true", help=sets)
+    sub.add_argument("--backend", choices=("fast", "reference"), help="fast, or the plain and slow judge of it")
+
+
+def _model_flags(sub: argparse._ActionsContainer, required: bool = True) -> None:
+    sub.add_argument("--model", required=required, help='a folder or a model id; "demo" is the bundled tiny model')
     sub.add_argument("--revision", help="of the model")
     sub.add_argument("--dtype", default="auto", choices=DTYPES, help="of the weights (default: as they were saved)")
     sub.add_argument("--device-map", "--device_map", help='for instance "auto" or "cuda"')
@@ -167,8 +185,11 @@ def _model_flags(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--quiet", action="store_true", help="no progress bars")
 
 
-def _question_flags(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--questions", required=True, metavar="FILE", help='JSONL or CSV, or "demo:TASK/SPLIT"')
+def _question_flags(
+    sub: argparse._ActionsContainer, flag: str = "--questions", required: bool = True, help: str = ""
+) -> None:
+    source = f"{help}; " * bool(help) + 'JSONL or CSV, or "demo:TASK/SPLIT"'
+    sub.add_argument(flag, dest="questions", required=required, metavar="FILE", help=source)
     sub.add_argument("--limit", type=positive, metavar="N", help="only the first N questions")
     names = "what the labels 0, 1, ... of a file of text and label mean"
     sub.add_argument("--labels", nargs="+", metavar="NAME", help=names)
@@ -176,7 +197,7 @@ def _question_flags(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--apply-chat-template", "--apply_chat_template", action="store_true", help=chat)
 
 
-def _wording_flags(sub: argparse.ArgumentParser, orders: bool = True) -> None:
+def _wording_flags(sub: argparse._ActionsContainer, orders: bool = True) -> None:
     if orders:
         sub.add_argument("--orders", choices=("rotate", "shuffle3", "none"), help="how choices are permuted")
     words = "default, plain, brief, for texts cloze, or a text with {question}"
@@ -185,7 +206,7 @@ def _wording_flags(sub: argparse.ArgumentParser, orders: bool = True) -> None:
     sub.add_argument("--batch-size", "--batch_size", type=batch_size, default="auto", metavar="N", help=size)
 
 
-def _form_flags(sub: argparse.ArgumentParser, *more: str) -> None:
+def _form_flags(sub: argparse._ActionsContainer, *more: str) -> None:
     form = "a letter asked for, or the answer in words" + (", or one that the model writes" if more else "")
     known = ("letters", "texts", *more)
     sub.add_argument("--answers", choices=known, help=f"{form} (default: as the neurons were found)")

@@ -143,14 +143,9 @@ def _attribute(args: argparse.Namespace) -> None:
 
 
 def _find(args: argparse.Namespace) -> None:
-    from ..common.files import check_new_folder
-    from ..results.scores import Scores
+    from .find import run
 
-    check_new_folder(args.output, "neuron_config.json", args.overwrite)
-    neurons = Scores.load(args.scores).find(args.good, args.bad)
-    neurons.save_pretrained(args.output)
-    good = int((neurons.role == "good").sum())
-    print(f"{args.output}: {good} good and {len(neurons) - good} bad neurons")
+    run(args, _questions, _model, _template(args))
 
 
 def _distractors(args: argparse.Namespace) -> None:

@@ -169,9 +169,15 @@ class Engine(ABC):
 
     @abstractmethod
     def effects(
-        self, prompts: Sequence[Prompt], objective: AnyObjective, *, ids: Tensor | None = None, factor: float = 0.0
+        self,
+        prompts: Sequence[Prompt],
+        objective: AnyObjective,
+        *,
+        ids: Tensor | None = None,
+        factor: float = 0.0,
+        positions: str = "answer",
     ) -> Tensor:
-        """F(clean) - F(neuron times factor) at the answer position, every neuron or those of `ids`, really run.
+        """F(clean) - F(neuron times factor at these positions), every neuron or those of `ids`, really run.
 
         In float32 at least, whatever the weights; `plan.noise` says what a rounding of h does to the objective.
         """

@@ -113,12 +113,19 @@ class HeldStates:
         self.states = states[rows.to(states.device), place.to(states.device)]
 
 
+def held_states(model: PreTrainedModel) -> HeldStates | None:
+    """Where the head keeps what goes into it, if it does."""
+    held: HeldStates | None = getattr(vars(model.get_output_embeddings()).get("forward"), STATES, None)
+    return held
+
+
 def answer_logits(
     model: PreTrainedModel, ids: Tensor, mask: Tensor | None = None, at: Tensor | None = None, **more: Any
 ) -> Tensor:
     """Logits (rows, vocabulary) at position `at` of each row (None: the last), computed nowhere else if possible.
 
-    With several positions a row, `at` (rows, positions), they are (rows, positions, vocabulary).
+    With several positions a row, `at` (rows, positions), they are (rows, positions, vocabulary). Copies of a single row
+    may have joined it on the way.
     """
     where, place = (torch.tensor([ids.shape[1] - 1]), torch.zeros(len(ids), dtype=torch.int64))
     if at is not None:
@@ -130,10 +137,9 @@ def answer_logits(
         logits = model(**inputs, logits_to_keep=where.to(input_device(model))).logits
     else:
         logits = model(**inputs).logits[:, where.to(input_device(model))]
-    rows = torch.arange(len(ids), device=logits.device).reshape(-1, *[1] * (place.ndim - 1))
+    rows = torch.arange(len(logits), device=logits.device).reshape(-1, *[1] * (place.ndim - 1))
     logits = logits[rows, place.to(logits.device)]
-    held: HeldStates | None = getattr(vars(model.get_output_embeddings()).get("forward"), STATES, None)
-    if held is not None:
+    if (held := held_states(model)) is not None:
         held.choose(rows, place)
     check_finite(model, logits)
     return logits

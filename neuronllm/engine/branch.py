@@ -8,14 +8,16 @@ layers from there on.
 Where a block adds W h to the residual stream as it is, a branch needs not run through the block at all: it joins behind
 it, as the clean output plus W (h' - h). The self-check finds out by trying. In every other block (norms behind the FFN,
 multipliers, experts) the copies join in front of it and their h is edited in front of the down projection.
+
+Rows are tokens and columns branches wherever they are handled here. A batch may run its passes the other way round.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +45,8 @@ BranchesBehind = Callable[[Site, Tensor, Tensor], Tensor]
 class Batch:
     """Prompts whose prefixes are there, and all that is needed to ask the model about their answer tokens."""
 
+    axis: ClassVar[int] = 1  # of the branches, in what modules take and give
+
     model: PreTrainedModel
     anatomy: Anatomy
     prompts: Sequence[Prompt]
@@ -62,6 +66,23 @@ class Batch:
         """Branches of one pass, at most."""
         return max(1, self.answer_tokens // (len(self.prompts) * self.width))
 
+    @property
+    def real(self) -> Tensor:
+        """(prompts, rows of a prompt): no padding."""
+        return self.prefix.trees.real
+
+    def attending(self) -> AbstractContextManager[None]:
+        """Around its passes: the attention of their tokens."""
+        return branch_attention(self.model, self.prefix)
+
+    def logits(self) -> Tensor:
+        """Those of a pass, (rows that are read, branches, ids)."""
+        return answer_pass(self.model, self.prefix)
+
+    def turned(self, x: Tensor) -> Tensor:
+        """What a module takes or gives, as rows x branches, and back."""
+        return x.transpose(0, 1) if self.axis == 0 else x
+
     def in_order(self, found: dict[str, Tensor]) -> Tensor:
         """One column a neuron, of what was found at every site."""
         return torch.cat([found[site.down].cpu() for site in self.anatomy.sites], -1)
@@ -80,32 +101,33 @@ def sweep(
     `copies` says how many of them join in front of a block, and `edit` sees them at its sites; `behind` makes the
     branches that join behind a block. Both go by the block's name.
     """
-    model = batch.model
+    model, axis = batch.model, batch.axis
     copies, behind = copies or {}, behind or {}
     clean: dict[str, Tensor] = {}
 
     def in_front(site: Site, h: Tensor, routes: Tensor | None) -> Tensor | None:
         if site.block in behind:
-            clean[site.block] = h[:, 0].detach()
+            clean[site.block] = h.select(axis, 0).detach()
             return None
         count = copies[site.block]
         assert edit is not None
-        edited = edit(site, h[:, -count:], None if routes is None else routes[:, -count:])
-        return torch.cat([h[:, :-count], edited.to(h)], 1)
+        others, joined = h.split([h.shape[axis] - count, count], axis)
+        edited = edit(site, batch.turned(joined), None if routes is None else batch.turned(routes)[:, -count:])
+        return torch.cat([others, batch.turned(edited).to(h)], axis)
 
     with ExitStack() as stack:
-        stack.enter_context(branch_attention(model, batch.prefix))
+        stack.enter_context(batch.attending())
         visited = [site for site in sites if copies.get(site.block) or site.block in behind]
         for block in dict.fromkeys(site.block for site in visited if site.block not in behind):
             # before `visiting`, which looks at the shape that a block is given
-            stack.enter_context(_joining(model.get_submodule(block), copies[block]))
+            stack.enter_context(_joining(model.get_submodule(block), copies[block], axis))
         for site in visited:
             if site.block in behind:
                 make = behind[site.block]
-                append = lambda x, site=site, make=make: make(site, x, clean.pop(site.block))  # noqa: E731
-                stack.enter_context(joining_behind(model.get_submodule(site.block), append))
+                append = lambda x, site=site, make=make: batch.turned(make(site, x, clean.pop(site.block)))  # noqa: E731
+                stack.enter_context(joining_behind(model.get_submodule(site.block), append, axis))
         stack.enter_context(visiting(model, visited, in_front))
-        return answer_pass(model, batch.prefix)
+        return batch.logits()
 
 
 def clean_states(batch: Batch, sites: Sequence[Site]) -> dict[str, tuple[Tensor, Tensor]]:
@@ -126,13 +148,13 @@ def clean_routes(batch: Batch) -> dict[str, Tensor]:
 
     def look(site: Site, h: Tensor, routes: Tensor | None) -> None:
         assert routes is not None
-        found[site.down] = _reached(routes[:, 0], batch.prefix.trees.real)
+        found[site.down] = _reached(routes.select(batch.axis, 0), batch.real)
 
     routed = [site for site in batch.anatomy.sites if site.experts]
     if not routed:
         return found
-    with visiting(batch.model, routed, look), branch_attention(batch.model, batch.prefix):
-        answer_pass(batch.model, batch.prefix)
+    with visiting(batch.model, routed, look), batch.attending():
+        batch.logits()
     return found
 
 
@@ -164,12 +186,12 @@ def vectors(model: PreTrainedModel, site: Site, ids: Tensor | None = None) -> Te
 
 
 @contextmanager
-def joining_behind(block: nn.Module, make: Callable[[Tensor], Tensor]) -> Iterator[None]:
+def joining_behind(block: nn.Module, make: Callable[[Tensor], Tensor], axis: int) -> Iterator[None]:
     """`make(clean branch)` gives branches that join the others behind a block, in their own type if it is wider."""
 
     def join(module: nn.Module, args: Any, output: Any) -> Any:
         x = output[0] if isinstance(output, tuple) else output
-        x = torch.cat([x, make(x[:, 0].detach()).to(x)], 1)
+        x = torch.cat([x, make(x.select(axis, 0).detach()).to(x)], axis)
         return (x, *output[1:]) if isinstance(output, tuple) else x
 
     handle = block.register_forward_hook(join)
@@ -196,12 +218,13 @@ def leaving(block: nn.Module, count: int, out: list[Tensor]) -> Iterator[None]:
 
 
 @contextmanager
-def _joining(block: nn.Module, count: int) -> Iterator[None]:
+def _joining(block: nn.Module, count: int, axis: int) -> Iterator[None]:
     """`count` copies of the clean branch join those that a block is given."""
 
     def join(module: nn.Module, args: Any, kwargs: Any) -> Any:
         x = args[0] if args else kwargs["hidden_states"]
-        x = torch.cat([x, x[:, :1].detach().expand(-1, count, -1)], 1)
+        clean = x.narrow(axis, 0, 1).detach()
+        x = torch.cat([x, clean.repeat_interleave(count, axis)], axis)
         return ((x, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": x})
 
     handle = block.register_forward_pre_hook(join, with_kwargs=True)

@@ -6,18 +6,24 @@ first token, so that a branch is one answer token.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from ..model.discovery import decoder_layers
 from ..model.sites import Site
+from .borrowed import input_device
 from .branch import Batch, clean_routes, clean_states, residuals, vectors
 from .effects import at_experts, columns_of, held_at
 from .head import wide
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
-def direct(batch: Batch, unembed: Callable[[Tensor], Tensor]) -> Tensor:
+
+def direct(batch: Batch) -> Tensor:
     """(prompts, n_neurons): F(unembed(r + h_i v_i)) - F(unembed(r)), r without what the layer's neurons write."""
     routes = clean_routes(batch)
     states = clean_states(batch, [site for site in batch.anatomy.sites if site.block in batch.plain])
@@ -26,7 +32,7 @@ def direct(batch: Batch, unembed: Callable[[Tensor], Tensor]) -> Tensor:
         made = _added(batch, site, *states[site.down]) if site.block in batch.plain else _run(batch, site, routes)
         parts = []
         for branches in made:  # neurons, and last of all a branch without any
-            value = batch.value(unembed(branches))
+            value = batch.value(_unembedded(batch.model, branches))
             parts.append((value[:, :-1] - value[:, -1:]).cpu())
         found[site.down] = site.spread(*at_experts(site, torch.cat(parts, 1), routes))
     return batch.in_order(found)
@@ -62,3 +68,20 @@ def _run(batch: Batch, site: Site, routes: dict[str, Tensor]) -> Iterator[Tensor
             return torch.where(mask, flat, 0).reshape(h.shape)
 
         yield residuals(batch, batch.anatomy.blocks[site.block], len(places) + 1, alone)
+
+
+def _unembedded(model: PreTrainedModel, states: Tensor) -> Tensor:
+    """Logits of residual states (prompts, branches, D), by the model's own final norm, head and scale."""
+
+    def put(module: Any, args: Any, output: Any) -> Any:
+        first = output[0] if isinstance(output, tuple) else output
+        placed = states.reshape(1, -1, states.shape[-1]).to(first)
+        return (placed, *output[1:]) if isinstance(output, tuple) else placed
+
+    handle = decoder_layers(model)[1][-1].register_forward_hook(put)
+    try:
+        ids = torch.zeros(1, 1, dtype=torch.int64, device=input_device(model))
+        found: Tensor = model(input_ids=ids, use_cache=False).logits.reshape(*states.shape[:2], -1)
+        return found
+    finally:
+        handle.remove()

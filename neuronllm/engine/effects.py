@@ -1,7 +1,7 @@
 """Exact effects of a batch: every neuron edited in a branch of its own, and the branch really run to the end.
 
-Neurons of experts that a prompt's answer is not routed to do nothing, so branches are made for places only: a place is
-one of the numbers that h holds at a site, counted over the experts that the answer reaches. Which neuron a place
+Neurons of experts that none of the edited tokens is routed to do nothing, so branches are made for places only: a place
+is one of the numbers that h holds at a site, counted over the experts that these tokens reach. Which neuron a place
 belongs to is up to each prompt's routes.
 """
 
@@ -61,8 +61,8 @@ def rounding(batch: Batch) -> float:
         noise = torch.randn(h.shape, generator=generator, dtype=torch.float64).to(h)
         return h * (1 + noise * torch.finfo(h.dtype).eps)
 
-    first = batch.anatomy.sites[0]
-    logits = sweep(batch, batch.anatomy.blocks[first.block], copies={first.block: COPIES}, edit=jitter)
+    block, sites = next(iter(batch.anatomy.blocks.items()))
+    logits = sweep(batch, sites, copies={block: min(COPIES, batch.branches)}, edit=jitter)
     values = batch.value(logits)
     return float((values[:, 1:] - values[:, :1]).abs().max())
 

@@ -18,13 +18,13 @@ from torch import Tensor
 
 from ..data.question_trees import QuestionTree, question_trees
 from ..model.anatomy import Anatomy
-from ..model.discovery import decoder_layers
 from .base import FactorGradients
 from .batching import Plan, alike
-from .borrowed import DRIVING_ERRORS, input_device, quietly, rope_limit
+from .borrowed import DRIVING_ERRORS, quietly, rope_limit
 from .branch import Batch
 from .direct import direct
 from .effects import effects, rounding
+from .everywhere import WholePrompt
 from .first_order import at_factors, gradient, held
 from .full import plain_trees, recomputing
 from .head import Choices, Letters, Texts, choices_of, only_options
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
     from ..data.prompts import Prompt
 
+ALONE = 2**31  # answer tokens of a prompt that shares no pass with another one
 GRAPH = 3  # answer tokens without a graph that weigh as much as one whose graph is kept for the way back
 
 
@@ -246,20 +247,27 @@ class FastEngine(PlannedEngine):
 
     @torch.no_grad()
     def effects(
-        self, prompts: Sequence[Prompt], objective: AnyObjective, *, ids: Tensor | None = None, factor: float = 0.0
+        self,
+        prompts: Sequence[Prompt],
+        objective: AnyObjective,
+        *,
+        ids: Tensor | None = None,
+        factor: float = 0.0,
+        positions: str = "answer",
     ) -> Tensor:
         ids, explained = None if ids is None else self.anatomy.checked(ids), get_objective(objective)
+        everywhere = positions == "all"
 
         def score(prompts: Sequence[Prompt]) -> Tensor:
             with self._in_float32(), self._hearing(prompts, explained) as value:
-                batch = self._batch(prompts, value)
+                batch = self._whole(prompts[0], value) if everywhere else self._batch(prompts, value)
                 self.plan.noise = max(self.plan.noise, rounding(batch))
                 found = effects(batch, ids, factor, self._trial)
                 self._passes = batch.passes
                 return found
 
         per_prompt = self.anatomy.n_neurons if ids is None else len(ids)
-        return self._batched(prompts, score, per_prompt)
+        return self._batched(prompts, score, ALONE if everywhere else per_prompt)
 
     @torch.no_grad()
     def direct(self, prompts: Sequence[Prompt], objective: AnyObjective) -> Tensor:
@@ -268,7 +276,7 @@ class FastEngine(PlannedEngine):
         def score(prompts: Sequence[Prompt]) -> Tensor:
             with self._choices(prompts, explained) as choices:
                 batch = self._batch(prompts, lambda logits: choices.value(explained, logits))
-                return direct(batch, self._unembed)
+                return direct(batch)
 
         first = [prompt.by_first_token() for prompt in prompts]
         return self._batched(first, score, max(site.width for site in self.anatomy.sites))
@@ -305,26 +313,19 @@ class FastEngine(PlannedEngine):
         self.plan.can_recompute = self.plan.can_recompute or wanted
         return recomputing(self.model, wanted and self.plan.recompute, self.dtype == torch.float64)
 
-    def _unembed(self, states: Tensor) -> Tensor:
-        """Logits of residual states (prompts, branches, D), by the model's own final norm, head and scale."""
-
-        def put(module: Any, args: Any, output: Any) -> Any:
-            first = output[0] if isinstance(output, tuple) else output
-            placed = states.reshape(1, -1, states.shape[-1]).to(first)
-            return (placed, *output[1:]) if isinstance(output, tuple) else placed
-
-        handle = decoder_layers(self.model)[1][-1].register_forward_hook(put)
-        try:
-            ids = torch.zeros(1, 1, dtype=torch.int64, device=input_device(self.model))
-            return self.model(input_ids=ids, use_cache=False).logits.reshape(*states.shape[:2], -1)
-        finally:
-            handle.remove()
-
     # ---- batches ----
 
     def _batch(self, prompts: Sequence[Prompt], value: Callable[[Tensor], Tensor]) -> Batch:
-        plain = (self._blocks or Blocks()).plain
-        return Batch(self.model, self.anatomy, prompts, self._prefill(prompts), plain, value, self.plan.answer_tokens)
+        prefix, tokens = self._prefill(prompts), self.plan.answer_tokens
+        return Batch(self.model, self.anatomy, prompts, prefix, self._plain, value, tokens)
+
+    def _whole(self, prompt: Prompt, value: Callable[[Tensor], Tensor]) -> Batch:
+        return WholePrompt(self.model, self.anatomy, prompt, self._plain, value, self.plan.answer_tokens)
+
+    @property
+    def _plain(self) -> frozenset[str]:
+        """The blocks behind which branches may join."""
+        return (self._blocks or Blocks()).plain
 
     def _prefill(self, prompts: Sequence[Prompt]) -> Prefix:
         """Their prefixes; what all prompts of the run start with is computed once."""

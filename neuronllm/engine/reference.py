@@ -1,10 +1,10 @@
 """The judge: every score by plain full forward and backward passes, one prompt at a time.
 
 Nothing here is clever. A prompt is run with one answer behind it after the other, each a sequence of its own; a letter
-is read behind the prompt itself. A neuron is edited at the answer positions of every sequence of a prompt together;
-gradients come from autograd through all of these forwards. Everything else in the project is tested against this
-module, which is why it stays short and slow. The only batching is of copies of the same sequence (the points of an
-integral, the edits of a layer).
+is read behind the prompt itself. A neuron is edited at the answer positions of every sequence of a prompt together, or
+at all of its tokens; gradients come from autograd through all of these forwards. Everything else in the project is
+tested against this module, which is why it stays short and slow. The only batching is of copies of the same sequence
+(the points of an integral, the edits of a layer).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from ..data.prompts import Prompt
 
 
-# h at the answer positions of a sequence by site.down, (span, ...), and the experts it belongs to
+# h at the positions of a sequence that are edited, by site.down, (positions, ...), and the experts it belongs to
 Clean = dict[str, tuple[Tensor, "Tensor | None"]]
 
 
@@ -106,11 +106,17 @@ class ReferenceEngine(Engine):
 
     @torch.no_grad()
     def effects(
-        self, prompts: Sequence[Prompt], objective: AnyObjective, *, ids: Tensor | None = None, factor: float = 0.0
+        self,
+        prompts: Sequence[Prompt],
+        objective: AnyObjective,
+        *,
+        ids: Tensor | None = None,
+        factor: float = 0.0,
+        positions: str = "answer",
     ) -> Tensor:
         with float32_stream(self.model):
-            self.plan.noise = max([self.plan.noise, *(self._rounding(p, objective) for p in prompts)])
-            return self._each(prompts, lambda p: self._effects(p, objective, ids, factor))
+            self.plan.noise = max([self.plan.noise, *(self._rounding(p, objective, positions) for p in prompts)])
+            return self._each(prompts, lambda p: self._effects(p, objective, ids, factor, positions))
 
     @torch.no_grad()
     def direct(self, prompts: Sequence[Prompt], objective: AnyObjective) -> Tensor:
@@ -151,19 +157,19 @@ class ReferenceEngine(Engine):
         scores = [option_score(logits, prompt, k).detach()[0] for k in range(len(prompt.option_ids))]
         self.heard.add(torch.stack(scores).argmax()[None], torch.tensor([prompt.answer]))
 
-    def _cleans(self, prompt: Prompt) -> list[Clean]:
+    def _cleans(self, prompt: Prompt, rows: Sequence[Shown]) -> list[Clean]:
         """What every sequence of a prompt holds, and what is answered."""
         logits: list[Tensor] = []
-        cleans = [self._clean(row, logits) for row in shown(prompt)]
+        cleans = [self._clean(row, logits) for row in rows]
         self._hear(prompt, logits)
         return cleans
 
     def _clean(self, row: Shown, logits: list[Tensor] | None = None) -> Clean:
-        """h of every site at the answer positions: (span, width), or (span, K, width) of the experts in the routes."""
+        """h of every site where it is edited: (positions, width), or (positions, K, width) of the experts in routes."""
         seen: Clean = {}
 
         def look(site: Site, h: Tensor, routes: Tensor | None) -> None:
-            seen[site.down] = (h[0, -row.span :], None if routes is None else routes[0, -row.span :])
+            seen[site.down] = (h[0, -row.edited :], None if routes is None else routes[0, -row.edited :])
 
         with torch.no_grad(), visiting(self.model, self.anatomy.sites, look):
             found = self._forward(row)
@@ -172,10 +178,10 @@ class ReferenceEngine(Engine):
         return seen
 
     def _edited(self, row: Shown, copies: dict[str, Tensor]) -> Tensor:
-        """Logits of copies of a sequence, each with its own h at the answer positions of the sites in `copies`."""
+        """Logits of copies of a sequence, each with its own h at the edited positions of the sites in `copies`."""
 
         def replace(site: Site, old: Tensor, routes: Tensor | None) -> Tensor:
-            return torch.cat([old[:, : -row.span], copies[site.down].to(old)], 1)
+            return torch.cat([old[:, : -row.edited], copies[site.down].to(old)], 1)
 
         with visiting(self.model, [site for site in self.anatomy.sites if site.down in copies], replace):
             return self._forward(row, len(next(iter(copies.values()))))
@@ -206,11 +212,11 @@ class ReferenceEngine(Engine):
         values: list[tuple[Site, Tensor, Tensor | None]] = []
         deltas: list[Tensor] = []
         logits: list[Tensor] = []
-        rows = shown(prompt)
+        rows = shown(prompt, positions)
 
         def add_zero(site: Site, h: Tensor, routes: Tensor | None) -> Tensor:
             """h + 0, where the zero is a leaf: its gradient is the gradient at h."""
-            start = h.shape[1] - rows[len(logits)].span if positions == "answer" else 0
+            start = h.shape[1] - rows[len(logits)].edited
             values.append((site, h[0, start:].detach(), None if routes is None else routes[0, start:]))
             deltas.append(torch.zeros_like(h[:, start:]).requires_grad_(True))
             return h + torch.cat([torch.zeros_like(h[:, :start]), deltas[-1]], 1)
@@ -236,7 +242,7 @@ class ReferenceEngine(Engine):
         self, prompt: Prompt, objective: AnyObjective, ids: Tensor, factors: Tensor, positions: str
     ) -> Tensor:
         """The objective and its gradient at the factors, side by side."""
-        rows = shown(prompt)
+        rows = shown(prompt, positions)
         logits: list[Tensor] = []
         leaf = factors.to(self.model.dtype).requires_grad_(True)
         every = torch.ones(self.anatomy.n_neurons, dtype=leaf.dtype).index_put((ids,), leaf)
@@ -245,7 +251,7 @@ class ReferenceEngine(Engine):
         def turn(site: Site, h: Tensor, routes: Tensor | None) -> Tensor:
             factor = of_site[site].to(h)
             turned = h * (factor if routes is None else factor.unflatten(0, (site.experts, -1))[routes])
-            start = h.shape[1] - rows[len(logits)].span if positions == "answer" else 0
+            start = h.shape[1] - rows[len(logits)].edited
             return torch.cat([h[:, :start], turned[:, start:]], 1)
 
         with torch.enable_grad(), visiting(self.model, self.anatomy.sites, turn):
@@ -258,7 +264,7 @@ class ReferenceEngine(Engine):
     def _integrate(self, prompt: Prompt, objective: AnyObjective, alphas: Tensor, weights: Tensor) -> Tensor:
         rows = shown(prompt)
         scores: dict[str, Tensor] = {}
-        cleans = self._cleans(prompt)
+        cleans = self._cleans(prompt, rows)
         for sites in self.anatomy.blocks.values():
             scaled: list[dict[str, Tensor]] = []
             for clean in cleans:
@@ -277,15 +283,17 @@ class ReferenceEngine(Engine):
                     scores[site.down] = scores[site.down] + found if site.down in scores else found
         return self._joined(scores)
 
-    def _effects(self, prompt: Prompt, objective: AnyObjective, ids: Tensor | None, factor: float) -> Tensor:
+    def _effects(
+        self, prompt: Prompt, objective: AnyObjective, ids: Tensor | None, factor: float, positions: str
+    ) -> Tensor:
         ids = torch.arange(self.anatomy.n_neurons) if ids is None else self.anatomy.checked(ids)
-        rows, where = shown(prompt), self.anatomy.site_of(ids)
-        cleans = self._cleans(prompt)
+        rows, where = shown(prompt, positions), self.anatomy.site_of(ids)
+        cleans = self._cleans(prompt, rows)
         effects = torch.zeros(len(ids), dtype=wide(next(iter(cleans[0].values()))[0]).dtype)
         for n in where.unique().tolist():
             site = self.anatomy.sites[n]
             within = ids - self.anatomy.offsets[n]
-            # Neurons of experts that the answer is not routed to do nothing here.
+            # Neurons of experts that no edited token is routed to do nothing here.
             active = (where == n) & torch.isin(within, self._active(site, cleans))
             for part in active.nonzero()[:, 0].split(self._copies_in_a_pass(rows)):
                 logits = []
@@ -299,10 +307,10 @@ class ReferenceEngine(Engine):
                 effects[part] = (value[-1] - value[:-1]).cpu()
         return effects
 
-    def _rounding(self, prompt: Prompt, objective: AnyObjective) -> float:
+    def _rounding(self, prompt: Prompt, objective: AnyObjective, positions: str) -> float:
         site, logits = self.anatomy.sites[0], []
         generator = torch.Generator().manual_seed(0)
-        for row in shown(prompt):
+        for row in shown(prompt, positions):
             h = self._clean(row)[site.down][0]
             noise = torch.randn(8, *h.shape, generator=generator, dtype=torch.float64).to(h)
             copies = torch.cat([h * (1 + noise * torch.finfo(h.dtype).eps), h[None]])
@@ -330,7 +338,7 @@ class ReferenceEngine(Engine):
         return self._joined(scores)
 
     def _active(self, site: Site, cleans: Sequence[Clean]) -> Tensor:
-        """The neurons of a site that the answers reach."""
+        """The neurons of a site that an edited token reaches."""
         every = torch.arange(site.size)
         routes = [routes.flatten().cpu() for clean in cleans if (routes := clean[site.down][1]) is not None]
         return every[torch.isin(every // site.width, torch.cat(routes))] if routes else every
@@ -385,7 +393,7 @@ def across(points: Tensor, h: Tensor) -> Tensor:
 
 
 def one_each(site: Site, index: Tensor, routes: Tensor | None) -> Tensor:
-    """(neurons, *h.shape), true where each one's own neuron of the site is in h at an answer position."""
+    """(neurons, *h.shape), true where each one's own neuron of the site is in h at an edited position."""
     mask = index[:, None] % site.width == torch.arange(site.width, device=index.device)
     if routes is None:
         return mask[:, None]

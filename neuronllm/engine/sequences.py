@@ -20,12 +20,14 @@ class Shown(NamedTuple):
 
     tokens: list[int]
     span: int  # its last tokens, behind which the answer is read
+    edited: int  # its last tokens, at which neurons are edited: the span, or all
 
 
-def shown(prompt: Prompt) -> list[Shown]:
-    """Every sequence of a prompt, those that are the same once."""
+def shown(prompt: Prompt, positions: str = "answer") -> list[Shown]:
+    """Every sequence of a prompt, those that are the same once; to be edited at these positions."""
     behind = {tuple(ids[:-1]): None for option in prompt.option_ids for ids in option}
-    return [Shown([*prompt.input_ids, *tokens], 1 + len(tokens)) for tokens in behind]
+    before = len(prompt.input_ids) if positions == "all" else 1
+    return [Shown([*prompt.input_ids, *tokens], 1 + len(tokens), before + len(tokens)) for tokens in behind]
 
 
 def value_of(objective: AnyObjective, logits: Sequence[Tensor], prompt: Prompt) -> Tensor:

@@ -87,6 +87,7 @@ class NeuronSet:
         lines = [self._counted()]
         names = ("model", "method", "objective", "positions")
         lines += [f"- {name}: {self.provenance[name]}" for name in names if name in self.provenance]
+        lines += _verified_lines(self.provenance.get("verified"))
         own = own_range(self.role, self.factor)
         lines += [f"- own factors of {role} neurons: {show_factor(None, own[role])}" for role in own]
         if learned := self.provenance.get("learned"):
@@ -118,7 +119,7 @@ class NeuronSet:
 
     @property
     def positions(self) -> str | None:
-        """Where the set was tuned, learned or found, "answer" or "all": it is judged and lived with there.
+        """Where the set was tuned, learned, verified or found, "answer" or "all": it is judged and lived with there.
 
         None where nothing says so, or where sets of both kinds were united; edits are at "all" then.
         """
@@ -358,11 +359,20 @@ class NeuronSet:
 
 
 def _positions_of(provenance: dict[str, Any]) -> str | None:
-    for made in (provenance.get("tuned"), provenance.get("learned"), provenance):
+    for made in (*(provenance.get(later) for later in ("tuned", "learned", "verified")), provenance):
         if isinstance(made, dict) and made.get("positions") in POSITIONS:
             return str(made["positions"])
     united = {_positions_of(part) for part in provenance.get("union", ())}
     return united.pop() if len(united) == 1 else None
+
+
+def _verified_lines(verified: dict[str, Any] | None) -> list[str]:
+    """What the measured effects left of the neurons."""
+    if not verified:
+        return []
+    counts = (f"{verified[role]['kept']} of {verified[role]['tried']} {role}" for role in ROLES)
+    where = f"{verified['questions']} questions, positions {verified['positions']}"
+    return [f"- verified: {' and '.join(counts)} neurons kept by their measured effect; {where}"]
 
 
 def check_counts(**counts: Any) -> None:
