@@ -37,7 +37,8 @@ def test_live_baked_and_loaded_give_the_same_logits(learned, tmp_path):
     found.save_pretrained(tmp_path / "set")
     loaded, baked = NeuronSet.from_pretrained(tmp_path / "set"), copy.deepcopy(model)
     nl.bake(baked, found)
-    baked.save_pretrained(tmp_path / "baked")
+    for part in (baked, tokenizer):
+        part.save_pretrained(tmp_path / "baked")
     again, _ = nl.load_model(tmp_path / "baked", dtype=torch.float32)
     for text in TEXTS:
         plain = logits(model, tokenizer, text)
