@@ -33,6 +33,19 @@ def mcnemar(lost: int, won: int) -> float:
     return min(1.0, 2 * tail / 2**changed)
 
 
+def holm(p_values: Sequence[float]) -> list[float]:
+    """P-values of several tests, each adjusted for their number by Holm's step-down method, in the same order.
+
+    >>> holm([0.01, 0.04, 0.03])
+    [0.03, 0.06, 0.06]
+    """
+    adjusted, highest = [0.0] * len(p_values), 0.0
+    for done, place in enumerate(sorted(range(len(p_values)), key=lambda place: p_values[place])):
+        highest = max(highest, min(1.0, (len(p_values) - done) * p_values[place]))
+        adjusted[place] = highest
+    return adjusted
+
+
 def relative_change(before: float, after: float) -> float | None:
     """(after - before) / before, signed; None if there was nothing before."""
     return (after - before) / before if before else None
