@@ -131,7 +131,8 @@ def done(setting: Setting, name: str) -> dict[str, Any]:
             "accuracy": answers.accuracy,
             "neurons": way.neurons,
             "parameters": way.parameters,
-            **of_factors(way, row),
+            "collapsed": bool(answers.collapsed),
+            **of_factors(setting, way, row),
             **(side_effects(setting, way) if row.side_effects and way.changes_the_model else {}),
             "questions": [question.id for question in setting.test],
             "right": ones(answers),
@@ -149,7 +150,7 @@ def done(setting: Setting, name: str) -> dict[str, Any]:
     return facts | circumstances()
 
 
-def of_factors(way: Way, row: Row) -> dict[str, Any]:
+def of_factors(setting: Setting, way: Way, row: Row) -> dict[str, Any]:
     """Which way factors went, and where the row keeps them, the factors themselves."""
     if way.edit is None or (way.learned is None and not row.keep):
         return {}
@@ -159,9 +160,9 @@ def of_factors(way: Way, row: Row) -> dict[str, Any]:
         names = ("turned", "steps_taken", "spread", "gain", "gain_objective", "collapsed")
         facts["learned"] = {name: told[name] for name in names}
     if row.keep:
-        facts |= {"ids": way.edit.ids.tolist(), "factor": rounded(way.edit.factors)}
-        if way.learned is not None:
-            facts["role"] = way.learned.role.tolist()
+        layers = setting.anatomy.locate(way.edit.ids)[0].tolist()
+        facts |= {"ids": way.edit.ids.tolist(), "factor": rounded(way.edit.factors), "layer": layers}
+        facts["role"] = setting.of(way.edit.ids).role.tolist()
     return facts
 
 
