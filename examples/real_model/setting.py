@@ -119,16 +119,20 @@ class Setting:
         return Asker(self.model, self.prompts(self.test))
 
     @cached_property
+    def before(self) -> Tensor:
+        """(prompts, options): the scores of options without an edit."""
+        return self.ask.scores()
+
+    @cached_property
     def base(self) -> Answers:
-        return self.ask()
+        return answered(self.ask.prompts, self.before)
 
     def answers(self, way: Way) -> Answers:
         """How the test questions are answered."""
         if way.template is not None:
             return Asker(self.model, self.prompts(self.test, way.template))()
         if way.bias is not None:
-            scores = self.ask.scores() + way.bias(self.ask.prompts)
-            return Answers(self.ask.prompts, scores.float().log_softmax(-1))
+            return answered(self.ask.prompts, self.before + way.bias(self.ask.prompts))
         return asked(self.ask, way) if way.changes_the_model else self.base
 
     @cached_property
@@ -204,6 +208,10 @@ class Setting:
 def asked(ask: Asker, way: Way) -> Answers:
     """How an edited or trained model answers the questions of `ask`."""
     return ask(way.edit) if way.model is None else Asker(way.model, ask.prompts)()
+
+
+def answered(prompts: Sequence[nl.Prompt], scores: Tensor) -> Answers:
+    return Answers(prompts, scores.float().log_softmax(-1))
 
 
 def ones(answers: Answers) -> list[int]:
