@@ -18,7 +18,7 @@ from neuronllm.engine.objectives import Objective, Readout, get_objective
 from neuronllm.model.anatomy import Anatomy
 from neuronllm.results.neurons import NeuronSet
 from neuronllm.runs.processes import Ranks
-from neuronllm.steering.recipe import UNIFORM, Goal, Recipe
+from neuronllm.steering.recipe import UNLEARNED, Goal, Recipe
 from neuronllm.steering.training import Judge, Trainer, drawn, folds
 from neuronllm.steering.trainings import Trainings
 from tests.checks import Fuse, blow_after, lived_in, quiz, refused, untouched
@@ -86,10 +86,20 @@ def test_ten_steps_are_those_of_peft():
         assert torch.allclose(torch.cat([p.detach().flatten() for p in learned]).double(), trained.factors, atol=1e-3)
 
 
-def test_degrading_makes_options_alike():
-    read = Readout(torch.tensor([[2.0, 2.0, -1e30], [0.0, 3.0, 1.0]]), torch.tensor([[0], [1]]))
-    found = UNIFORM.value(read)
-    assert float(found[0]) == pytest.approx(-np.log(2)) and float(found[1]) < -np.log(3)
+def test_degrading_makes_options_alike_where_the_right_one_is_known():
+    scores = torch.tensor([[2.0, 2.0, -1e30], [0.0, 3.0, 1.0], [0.0, 3.0, 1.0]])
+    found = UNLEARNED.value(Readout(scores, torch.tensor([[0], [1], [2]])))
+    assert float(found[0]) == pytest.approx(-np.log(2))
+    assert float(found[1]) == pytest.approx(float(scores[1].log_softmax(0).mean())) and float(found[1]) < -np.log(3)
+    assert float(found[2]) == pytest.approx(-np.log(3))  # not known as it is
+
+
+def test_confident_mistakes_are_not_mended_by_degrading():
+    """They have nothing to unlearn, so they pull at no factor."""
+    scores = torch.tensor([[0.0, 3.0, 1.0], [0.0, 3.0, 1.0]], requires_grad=True)
+    UNLEARNED.value(Readout(scores, torch.tensor([[1], [2]]))).sum().backward()
+    assert scores.grad is not None
+    assert scores.grad[0].abs().min() > 0 and not scores.grad[1].any()
 
 
 def test_every_round_takes_every_question_once():
@@ -140,7 +150,7 @@ def test_degrading_lowers_the_right_answer(broken):
     right = labelled(prompts, answers_of(model, prompts))
     learned = learn(model, right, goal="degrade", lr=0.15, steps=24)
     told = learned.provenance["learned"]
-    assert told["kept"] and told["objective"] == "uniform_options"
+    assert told["kept"] and told["objective"] == "not_known"
     assert told["accuracy"][1] < told["accuracy"][0] == 1 and not told["collapsed"]
     assert told["gain_objective"]["mean"] > 0
 
@@ -161,6 +171,14 @@ def test_given_validation_decides(broken):
     assert (told["questions"], told["validation_questions"]) == (8, 8)
     before, after = (accuracy(model, prompts[8:], *some) for some in ((), (learned,) if len(learned) else ()))
     assert told["accuracy"] == pytest.approx([before, after if told["kept"] else told["accuracy"][1]])
+
+
+def test_validation_that_is_learned_on_is_warned_of(broken):
+    model, prompts, neurons = broken
+    with pytest.warns(UserWarning, match="3 of its 8 questions are learned on too"):
+        learn(model, prompts[:11], neurons, validation=prompts[8:], steps=1, seeds=1)
+    with refused("give a neuron set", "not str"):
+        learn(model, prompts, "neurons")
 
 
 def test_all_neurons_and_the_k_that_matter(broken):

@@ -215,7 +215,7 @@ def _form_flags(sub: argparse._ActionsContainer, *more: str) -> None:
 
 
 def _neurons_flag(sub: argparse.ArgumentParser, required: bool = True) -> None:
-    sub.add_argument("--neurons", required=required, metavar="DIR", help="a folder that find or tune wrote")
+    sub.add_argument("--neurons", required=required, metavar="DIR", help="a folder that find, tune or learn wrote")
 
 
 def _factor_flags(sub: argparse.ArgumentParser) -> None:
@@ -240,7 +240,7 @@ def _learn_flags(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--lr", type=float, metavar="X", help="learning rate (default: 0.1, less of many neurons)")
     sub.add_argument("--l1", type=float, metavar="X", help="weight of the distance of the factors from 1 (default: 0)")
     sub.add_argument("--signed", action="store_true", default=None, help="factors below 0 are allowed too")
-    texts = "a file of texts, one a line, to be left alone (default: a small bundled one)"
+    texts = "texts to be left alone, one a line, or questions (.jsonl, .csv) (default: a small bundled text)"
     sub.add_argument("--retain", metavar="FILE", help=texts)
     weight = "of how far those texts are moved; 0 switches it off (default: 1)"
     sub.add_argument("--retain-weight", "--retain_weight", type=float, metavar="X", help=weight)

@@ -38,7 +38,7 @@ def run(args: argparse.Namespace, read: Callable[..., Any], load: Callable[..., 
         Goal.of(args.goal, args.objective)
         neurons = NeuronSet.from_pretrained(args.neurons) if args.neurons else None
         questions = read(args, args.questions, args.labels)
-        validation = read(args, args.validation, args.labels) if args.validation else None
+        validation = read(args, args.validation, args.labels, whole=True) if args.validation else None
         given = {name: value for name in GIVEN if (value := getattr(args, name)) is not None}
         if args.retain:
             given["retain"] = _retained(args.retain)

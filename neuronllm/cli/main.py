@@ -318,7 +318,9 @@ def _model(args: argparse.Namespace) -> tuple[Any, Any]:
     return model, tokenizer
 
 
-def _questions(args: argparse.Namespace, source: str, labels: Sequence[str] | None = None) -> list[Any]:
+def _questions(
+    args: argparse.Namespace, source: str, labels: Sequence[str] | None = None, whole: bool = False
+) -> list[Any]:
     from ..data.loading import load_questions
 
     if source.startswith(DEMO):
@@ -326,7 +328,7 @@ def _questions(args: argparse.Namespace, source: str, labels: Sequence[str] | No
 
         task, _, split = source.removeprefix(DEMO).partition("/")
         source = demo_task(task, split or "search")
-    return load_questions(source, limit=args.limit, labels=labels)
+    return load_questions(source, limit=None if whole else args.limit, labels=labels)
 
 
 def _template(args: argparse.Namespace) -> Any:

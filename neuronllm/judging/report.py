@@ -171,7 +171,8 @@ def _refutations(report: Report) -> list[str]:
         change = f"{show(text['base'])} -> {show(text['edited'])}, 95 % change {show(text['change'])}"
         lines.append(_row("plain text", f"log-probability a token {change}; {text['sentences']} sentences"))
         if (lost := text["base"] - text["edited"]) > HARM:
-            lines.append(f"plain text loses {lost:.2f} nats a token, more than {HARM}: the edit costs elsewhere")
+            more = "the edit costs elsewhere (a larger retain_weight= holds it back)"
+            lines.append(f"plain text loses {lost:.2f} nats a token, more than {HARM}: {more}")
     if other := report.unrelated:
         change = f"{show(other['base'])} -> {show(other['edited'])}, 95 % change {show(other['ci']['change'])}"
         lines.append(_row("unrelated", f"accuracy {change}; {other['questions']} questions"))

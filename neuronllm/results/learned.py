@@ -65,8 +65,10 @@ def learned_lines(learned: dict[str, Any], controls: Controls | None) -> list[st
         with_role, against = against, with_role
     said = f"{learned['goal']}, {learned['seeds']} seeds of {learned['steps']} steps, positions {learned['positions']}"
     held = f"accuracy of {learned['validation_questions']} validation questions {before:.3f} -> {after:.3f}"
+    error = (learned["gain"] if learned["goal"] in ("enhance", "degrade") else learned["gain_objective"])["stderr"]
+    small = f"; no edit: the change is not above {learned['margin']} standard errors of {error:.3f}"
     lines = [
-        f"- learned: {said}; {held}" + ("" if learned["kept"] else "; no edit, as it gains too little"),
+        f"- learned: {said}; {held}" + ("" if learned["kept"] else small),
         f"- turned up: {turned['good_up']} good, {turned['bad_up']} bad; turned down: {turned['good_down']} good, "
         f"{turned['bad_down']} bad; {against} of {with_role + against} against their role",
     ]

@@ -86,7 +86,8 @@ class NeuronSet:
         """What the set is, in lines of text: its neurons, how and where they were found, and how hard to steer."""
         lines = [self._counted()]
         names = ("model", "method", "objective", "positions")
-        lines += [f"- {name}: {self.provenance[name]}" for name in names if name in self.provenance]
+        said = self.provenance | ({"positions": self.positions} if self.positions else {})
+        lines += [f"- {name}: {said[name]}" for name in names if name in said]
         lines += _verified_lines(self.provenance.get("verified"))
         own = own_range(self.role, self.factor)
         lines += [f"- own factors of {role} neurons: {show_factor(None, own[role])}" for role in own]

@@ -70,10 +70,11 @@ def learn(
 
     neurons: whose factors are learned, as `scores.find` chose them; None: all. k: learn on the strongest 4k of them,
     keep the k whose factors matter most, and learn those again.
-    goal: "enhance" raises `objective` ("logp_options" unless told otherwise), "degrade" makes all options as likely; or
-    an objective of your own, which is raised. positions: where factors act, "answer" or "all"; by default where the
-    neurons were found, else "all". validation: questions that stop the learning and decide whether the edit is worth
-    it, by `margin` standard errors (None: it is kept whatever it gains); by default a part of the questions.
+    goal: "enhance" raises `objective` ("logp_options" unless told otherwise), "degrade" makes all options as likely
+    where the right one is likelier than chance; or an objective of your own, which is raised. positions: where factors
+    act, "answer" or "all"; by default where the neurons were found, else "all". validation: questions that stop the
+    learning and decide whether the edit is worth it, by `margin` standard errors (None: it is kept whatever it gains);
+    by default every seed holds out a part of the questions.
 
     steps, batch, lr: of Adam, questions a step. signed: factors below 0 are allowed too. l1: pulls every factor towards
     1. retain: texts, or questions, whose next-token distributions are to stay as they are; a small bundled text unless
@@ -92,6 +93,11 @@ def learn(
     >>> learned = nl.learn(model, tokenizer, questions, neurons=scores.find(128, 128))   # doctest: +SKIP
     >>> nl.evaluate(model, tokenizer, test, learned)                                     # doctest: +SKIP
     """
+    if neurons is not None and not isinstance(neurons, NeuronSet):
+        raise InputError(
+            f"neurons: give a neuron set, such as scores.find(128, 128) or NeuronSet.from_pretrained(folder), not "
+            f"{type(neurons).__name__}"
+        )
     recipe = Recipe(
         positions=positions or (neurons.positions if neurons is not None else None) or "all",
         steps=steps,

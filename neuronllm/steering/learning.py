@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -118,6 +119,7 @@ class Learning:
         self.groups = self._groups(questions)
         warn_if_one_sided([prompt for group in self.groups for prompt in group])
         self.validation = None if validation is None else self._groups(validation)
+        _warn_if_shared(self.groups, self.validation or [])
         least = 2 * max(LEAST_FOLDS, seeds)
         if validation is None and len(self.groups) < least:
             raise InputError(
@@ -372,6 +374,18 @@ def turned(role: np.ndarray, factors: Tensor) -> dict[str, int]:
         for name in ("good", "bad")
         for way, where in (("up", up), ("down", down))
     }
+
+
+def _warn_if_shared(groups: Groups, validation: Groups) -> None:
+    """Questions that are learned say nothing of whether learning helps."""
+    seen = {tuple(prompt.input_ids) for group in groups for prompt in group}
+    shared = sum(any(tuple(prompt.input_ids) in seen for prompt in group) for group in validation)
+    if shared:
+        warnings.warn(
+            f"validation: {shared} of its {len(validation)} questions are learned on too, so it cannot say when to "
+            "stop: give others",
+            stacklevel=6,
+        )
 
 
 def _hash(data: Any) -> str:

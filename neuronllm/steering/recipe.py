@@ -18,14 +18,18 @@ GOALS = ("enhance", "degrade")
 MOST = 4.0  # times: beyond it a factor is clamped
 
 
-def _uniform(read: Readout) -> Tensor:
+def _unlearned(read: Readout) -> Tensor:
     real = read.options > NEVER / 2
+    chance = -real.sum(-1).to(read.options).log()
     logp = read.options.log_softmax(-1)
-    return torch.where(real, logp, 0.0).sum(-1) / real.sum(-1)
+    alike = torch.where(real, logp, 0.0).sum(-1) / real.sum(-1)
+    return torch.where(read.of_right(logp) > chance, alike, chance)
 
 
-# Highest where all options are as likely: not to know, which is no wrong answer that is always the same.
-UNIFORM = Objective("uniform_options", _uniform, least=2)
+# The mean log-probability of all options, highest where they are as likely: not to know, which is no wrong answer that
+# is always the same. A question whose right answer is no likelier than chance counts as such, or learning would begin
+# with the model's confident mistakes and make it better.
+UNLEARNED = Objective("not_known", _unlearned, least=2)
 
 
 @dataclass(frozen=True)
@@ -40,9 +44,9 @@ class Goal:
         if isinstance(goal, str) and goal in GOALS:
             if goal == "degrade" and objective is not None:
                 raise InputError(
-                    'objective: goal="degrade" makes all options as likely; to raise something else, give it as goal='
+                    'objective: goal="degrade" has one of its own; to raise something else, give it as goal='
                 )
-            return cls(goal, UNIFORM if goal == "degrade" else get_objective(objective or "logp_options"))
+            return cls(goal, UNLEARNED if goal == "degrade" else get_objective(objective or "logp_options"))
         if objective is not None:
             raise InputError('objective: it says what goal="enhance" raises; give it as goal= alone')
         try:

@@ -18,7 +18,7 @@ from ..results.scores import MANIFEST
 from ..runs.processes import Ranks
 from ..runs.provenance import check_same
 
-UNDER_WAY, RESULT = "training.safetensors", "result"
+UNDER_WAY = "training.safetensors"
 
 
 @dataclass(frozen=True)
@@ -102,8 +102,8 @@ class Trainings:
         """Write the result in this folder, whole, then let it take the place of the target."""
         assert self._folder is not None
         if self._ranks.first:
-            write(self._folder / RESULT)
-            take_place(self._folder / RESULT, target)
+            write(self._folder / target.name)  # the name stands in the card of a set
+            take_place(self._folder / target.name, target)
         self.discard()
 
     def _write(self, file: str, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
