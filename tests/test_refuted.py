@@ -208,13 +208,8 @@ def test_harm_is_said_in_numbers(reader):
     for lost, told in ((-0.3, False), (HARM, False), (HARM + 0.01, True), (2.0, True)):
         harmed = replace(report, plain_text={**report.plain_text, "base": 0.0, "edited": -lost})
         said = [line for line in str(harmed).splitlines() if line.startswith("plain text loses")]
-        assert (
-            said
-            == [
-                f"plain text loses {lost:.2f} nats a token, more than 0.1: the edit costs elsewhere (a larger retain_weight= holds it back)"
-            ]
-            * told
-        )
+        expected = f"plain text loses {lost:.2f} nats a token, more than 0.1: the edit costs elsewhere"
+        assert [line.split(" (")[0] for line in said] == [expected] * told
 
 
 def test_accuracy_on_unrelated_questions(broken, learned):
