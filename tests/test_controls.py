@@ -54,6 +54,7 @@ def test_random_sets_keep_blocks_and_stand_behind_the_set(learned):
     assert all(told["steps_taken"]) and torch.equal(controls.factors[0], learned.factor)
 
 
+@pytest.mark.slow
 def test_the_same_call_learns_the_same_sets(broken, learned):
     model, prompts, neurons = broken
     again = learn(model, prompts, neurons, margin=None, lr=0.2, controls=2, shuffled=True)

@@ -28,6 +28,8 @@ LEFT_OUT = {"verified"} if not hasattr(nl, "verify") else set()
 WIDTH, NEURONS = 800, 1600
 WORDS = "ashen bayou cobra damson elmwood fennel gumbo hayloft inkwell jaybird kindle logbook"
 
+pytestmark = pytest.mark.slow  # every kind of training
+
 
 @pytest.fixture(scope="module")
 def here() -> Iterator[SimpleNamespace]:
