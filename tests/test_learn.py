@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import warnings
 from typing import Any
 
@@ -166,11 +165,10 @@ def test_the_mean_of_seeds(broken):
 
 def test_given_validation_decides(broken):
     model, prompts, neurons = broken
-    learned = learn(model, prompts[:8], neurons, validation=prompts[8:], lr=0.2, margin=0.0)
+    learned = learn(model, prompts[:8], neurons, validation=prompts[8:], lr=0.2, margin=None)
     told = learned.provenance["learned"]
     assert (told["questions"], told["validation_questions"]) == (8, 8)
-    before, after = (accuracy(model, prompts[8:], *some) for some in ((), (learned,) if len(learned) else ()))
-    assert told["accuracy"] == pytest.approx([before, after if told["kept"] else told["accuracy"][1]])
+    assert told["accuracy"] == pytest.approx([accuracy(model, prompts[8:], *some) for some in ((), (learned,))])
 
 
 def test_validation_that_is_learned_on_is_warned_of(broken):
@@ -319,7 +317,6 @@ def test_other_bad_input(broken):
         learn(model, prompts, neurons.take([]))
     with refused("the neuron set is of a"):
         learn(tiny("gpt2", n_inner=20), prompts, neurons)
-    warned = dataclasses.replace(neurons)
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert learn(model, prompts, warned, steps=2, seeds=1, margin=None) is not None
+        warnings.simplefilter("error")  # a plain call warns of nothing
+        assert len(learn(model, prompts, neurons, steps=2, seeds=1, margin=None)) == len(neurons)

@@ -79,8 +79,6 @@ def tuned(setting: Setting) -> Way:
 
 def verified(setting: Setting) -> Way:
     """Neurons whose effect was measured, doubled and silenced."""
-    if not hasattr(nl, "verify"):
-        raise nl.InputError("this neuronllm has no nl.verify")
     scores, some = setting.scores("gradient"), setting.search[:PUBLISHED]
     how = {"answers": "texts", "template": setting.template, "progress": False}
     found = nl.verify(setting.model, setting.tokenizer, scores, some, good=16, bad=16, positions="all", **how)

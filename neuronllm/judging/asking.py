@@ -45,10 +45,18 @@ class Asking(NamedTuple):
         return cls(form, orders, wording_of(form.answers, template, found_template(found, form.answers)))
 
     def prompts(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, questions: Questions
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase | None,
+        questions: Questions,
+        compared: bool = True,
     ) -> list[Prompt]:
-        """The questions rendered; one with a single option is refused, since it would always be answered right."""
-        check_choice(questions, "questions", '; or judge what the model writes, with answers="generate"')
+        """The questions rendered; one with a single option is refused, since it would always be answered right.
+
+        Not so where options are not `compared`.
+        """
+        if compared:
+            check_choice(questions, "questions", '; or judge what the model writes, with answers="generate"')
         prompts = as_prompts(tokenizer, questions, self.orders, self.template, **self.form.rendered)
         return with_offsets(model, tokenizer, questions, prompts, self.form)
 

@@ -21,12 +21,10 @@ from tqdm.auto import tqdm
 from ..common.errors import InputError
 from ..common.files import clear_aside
 from ..data.prompts import Prompt, Questions, group_by_question
-from ..data.rendering import as_prompts
 from ..engine import open_engine
 from ..engine.base import Engine
 from ..engine.borrowed import check_prompts
 from ..engine.kept_prefixes import KeptPrefixes
-from ..engine.unconditional import with_offsets
 from ..judging.asking import Asking, warn_if_leaning, warn_if_one_sided
 from ..judging.bias import Bias
 from ..model.anatomy import Anatomy
@@ -129,12 +127,7 @@ class Learning:
         self.texts = retained(tokenizer, retain, recipe.positions, self.asking) if recipe.retain_weight else []
 
     def _groups(self, questions: Questions) -> list[list[Prompt]]:
-        if self.goal.objective.least > 1:
-            prompts = self.asking.prompts(self.model, self.tokenizer, questions)
-        else:
-            form, orders = self.asking.form, self.asking.orders
-            prompts = as_prompts(self.tokenizer, questions, orders, self.asking.template, **form.rendered)
-            prompts = with_offsets(self.model, self.tokenizer, questions, prompts, form)
+        prompts = self.asking.prompts(self.model, self.tokenizer, questions, self.goal.objective.least > 1)
         check_prompts(self.model, prompts)
         return group_by_question(prompts)
 
