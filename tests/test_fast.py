@@ -10,6 +10,7 @@ import torch
 from neuronllm import engine as engines
 from neuronllm.attribution.driver import attribute
 from neuronllm.data.prompts import Prompt
+from neuronllm.engine import integrals
 from neuronllm.engine.batching import Plan
 from neuronllm.engine.fast import FastEngine
 from neuronllm.engine.objectives import OBJECTIVES
@@ -194,8 +195,18 @@ def test_many_rows_are_cut_into_passes():
     """56 neurons in passes of at most 10 rows: the cuts fall inside sites and across them."""
     model, prompts = tiny("llama"), ragged()[:2]
     with FastEngine(model) as engine, FastEngine(model, plan=Plan(prompts=2, answer_tokens=20, window=2)) as small:
-        whole = engine.effects(prompts, "logp_options")
-        assert differences(small.effects(prompts, "logp_options"), whole) <= 1e-12
+        for label in ("effects", "integrate"):
+            assert differences(CALLS[label](small, prompts), CALLS[label](engine, prompts)) <= 1e-12, label
+
+
+@pytest.mark.parametrize("tokens, passes", [(2048, 1), (60, 2), (20, 8), (1, 16)])
+def test_an_integral_is_cut_into_passes_of_as_many_alphas_as_they_may_hold(tokens, passes, monkeypatch):
+    model, prompts = tiny("llama"), ragged()[:1]
+    seen, plainly = [], integrals._integral
+    monkeypatch.setattr(integrals, "_integral", lambda b, a, w: seen.append(len(a)) or plainly(b, a, w))
+    with FastEngine(model, plan=Plan(prompts=1, answer_tokens=tokens, window=1)) as engine:
+        engine.integrate(prompts, "logp_options", *quadrature("midpoint", 16))
+    assert len(seen) == passes and sum(seen) == 16 and max(seen) - min(seen) <= 1
 
 
 def test_the_attention_implementation_is_given_back_also_after_an_error():

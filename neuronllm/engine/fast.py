@@ -28,7 +28,7 @@ from .everywhere import WholePrompt
 from .first_order import at_factors, gradient, held
 from .full import plain_trees, recomputing
 from .head import Choices, Letters, Texts, choices_of, only_options
-from .integrals import integral
+from .integrals import integral, tokens_of
 from .kept_prefixes import KeptPrefixes
 from .objectives import AnyObjective, Objective, get_objective
 from .planned import PlannedEngine
@@ -45,7 +45,6 @@ if TYPE_CHECKING:
     from ..data.prompts import Prompt
 
 ALONE = 2**31  # answer tokens of a prompt that shares no pass with another one
-GRAPH = 3  # answer tokens without a graph that weigh as much as one whose graph is kept for the way back
 
 
 class FastEngine(PlannedEngine):
@@ -243,7 +242,7 @@ class FastEngine(PlannedEngine):
                 return integral(self._batch(batch, value), alphas, weights)
 
         blocks = {site.block for site in self.anatomy.sites}
-        return self._batched(prompts, score, GRAPH * (1 + len(alphas) * len(blocks)))
+        return self._batched(prompts, score, tokens_of(len(alphas), len(blocks)))
 
     @torch.no_grad()
     def effects(

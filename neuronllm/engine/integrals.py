@@ -6,6 +6,8 @@ routed to and the shared one (the layer's own routing does not depend on h).
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -15,9 +17,27 @@ from .borrowed import input_device
 from .branch import Batch, sweep, vectors
 from .head import wide
 
+GRAPH = 3  # answer tokens without a graph that weigh as much as one whose graph is kept for the way back
+
+
+def tokens_of(steps: int, blocks: int) -> int:
+    """What a pass of so many alphas weighs, in answer tokens for each row of a prompt."""
+    return GRAPH * (1 + steps * blocks)
+
 
 def integral(batch: Batch, alphas: Tensor, weights: Tensor) -> Tensor:
-    """(prompts, n_neurons): h times the weighted mean, over alphas, of dF/dh at alpha h."""
+    """(prompts, n_neurons): h times the weighted mean, over alphas, of dF/dh at alpha h.
+
+    One pass has all alphas, unless that is more than a pass may hold: then it is a sum over passes.
+    """
+    blocks = len({site.block for site in batch.anatomy.sites})
+    most = max(1, (batch.branches // GRAPH - 1) // blocks)
+    passes = math.ceil(len(alphas) / most)
+    parts = zip(alphas.tensor_split(passes), weights.tensor_split(passes), strict=True)
+    return torch.stack([_integral(batch, *part) for part in parts]).sum(0)
+
+
+def _integral(batch: Batch, alphas: Tensor, weights: Tensor) -> Tensor:
     held: dict[str, tuple[Tensor, Tensor | None]] = {}
     leaves: dict[str, Tensor] = {}
     # Once, not at every site: a copy to a GPU makes the host wait.

@@ -99,11 +99,11 @@ class _LogNormaliser(torch.autograd.Function):
             some = None if bias is None else bias[start : start + size].to(x.dtype)
             logits, slope = bend(wide(torch.nn.functional.linear(x, rows, some)))
             higher = torch.maximum(top, logits.amax(-1))
-            weights = (logits - higher[:, None]).exp_()
+            weights = logits.sub_(higher[:, None]).exp_()  # in their place, which are the most numbers of a pass
             old = (top - higher).exp()
             total = total * old + weights.sum(-1)
             if mean is not None:
-                mean = mean * old[:, None] + wide((weights * slope).to(x.dtype) @ rows)
+                mean = mean * old[:, None] + wide(_times(weights, slope).to(x.dtype) @ rows)
             top = higher
         if mean is not None:
             ctx.save_for_backward(mean / total[:, None])
@@ -114,6 +114,10 @@ class _LogNormaliser(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
         (mean,) = ctx.saved_tensors
         return (grads[0][:, None] * mean).to(ctx.dtype), None, None, None
+
+
+def _times(weights: Tensor, slope: Tensor | float) -> Tensor:
+    return weights if isinstance(slope, float) and slope == 1 else weights.mul_(slope)
 
 
 def log_normaliser(model: PreTrainedModel, states: Tensor, bend: Bend) -> Tensor:
