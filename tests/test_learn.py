@@ -140,7 +140,10 @@ def test_nothing_is_learned_where_nothing_is_to_gain():
     told = learned.provenance["learned"]
     assert not told["kept"] and told["gain"]["mean"] <= 0 and told["accuracy"][0] == 1
     assert accuracy(model, right, learned) == 1 and "no edit" in learned.describe()
-    assert len(learn(model, right, a_set(model, good=[2, 9, 40], bad=[30, 7]), margin=None))  # it is forced
+    forced = learn(model, right, a_set(model, good=[2, 9, 40], bad=[30, 7]), margin=None, lr=3.0)
+    assert forced.factor is not None and len(forced) == 5 and bool((forced.factor != 1).all())
+    worse = forced.provenance["learned"]
+    assert worse["kept"] and worse["gain"]["mean"] <= 0 and worse["steps_taken"] == [0, 0, 0]
 
 
 def test_degrading_lowers_the_right_answer(broken):

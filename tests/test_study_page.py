@@ -53,6 +53,7 @@ def made_up() -> list[dict[str, Any]]:
     return [
         *folds("one", "base", BASE, BASE, BASE),
         *folds("one", "learned-256", MORE, MORE, LESS, **learned),
+        *folds("one", "learned-256-one", MORE, MORE, LESS, **kept),
         *folds("one", "bias", BASE[:-1] + "1", BASE[:-1] + "1", BASE[:-1] + "1", parameters=3),
         *folds("one", "degraded-256", "0" * 10, "0" * 10, "0" * 10, neurons=256, collapsed=True),
         *folds("one", "gradient-degrade", "0" * 10, "0" * 10, "0" * 10, neurons=32),
@@ -87,8 +88,9 @@ def test_numbers_are_those_by_hand(here: SimpleNamespace) -> None:
     assert results.holm("learned-256") == {"one": 3 * p_one, "two": max(3 * p_one, 2 * p_two)}
     assert results.among("one", "learned-256", "random") == 100 * 3.5 / 4  # three below it, one as good
     assert results.among("one", "learned-256", "matched") is None
+    assert results.among("one", "learned-32", "random") is None  # which is not learned like them
     assert here.page.beyond_bias(results, "one", own) == pytest.approx((23 - 18) / 30)
-    assert results.seconds == (22 + 12) * 120
+    assert results.seconds == (25 + 12) * 120
 
 
 def test_holm() -> None:
@@ -127,8 +129,8 @@ def test_the_page_says_them(here: SimpleNamespace) -> None:
     assert cells(text, "In short", "gradient-enhance")[0][2:] == ["-50.0 harm", "missing"]
     assert cells(text, "In short", "base")[0][2:] == ["0.500", "0.500"]
     enhancing = sum(facts.aim == "enhance" for facts in here.rows.ROWS.values())
-    told = "of 3 pairs of a row and a task, 2 worked, 0 did not, and 1 did the opposite"
-    assert f"- **enhance**: {told}; {2 * enhancing - 3} pairs are missing." in text
+    told = "of 4 pairs of a row and a task, 3 worked, 0 did not, and 1 did the opposite"
+    assert f"- **enhance**: {told}; {2 * enhancing - 4} pairs are missing." in text
     assert "`lora` 6" in text and "`random` 108" in text and "`learned-256` 1," in text and "`base` 1" in text
     assert "torch 9.9" in text and "0123456789." in text
 

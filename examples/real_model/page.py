@@ -37,17 +37,18 @@ HOW = f"""## How to read it
 
 A row worked ("yes") if McNemar's exact test of the questions that changed, against the model as it is, says p < {SURE}
 by Holm's correction for the five tasks, in the direction that the row is for, and not by always giving the same answer;
-"harm" is as sure in the wrong direction, everything else is "no". Rows called learned-256 also have to stand above
-{AMONG} % of the random sets that were learned likewise, `random` and `matched`, where there are some. Intervals are
-95 %, by bootstrap over questions. A row that is there in part is tested on it, and a missing one counts as p = 1.
+"harm" is as sure in the wrong direction, everything else is "no". `learned-256` also has to stand above {AMONG} % of
+the random sets that were learned, `random` and `matched`, where there are some. With one seed on both sides: it is
+`learned-256-one` that stands among them, and every edit is kept whatever it gained in learning. Intervals are 95 %, by
+bootstrap over questions. A row that is there in part is tested on it, and a missing one counts as p = 1.
 
 Three kinds of random sets have as many neurons in every layer as `learned-256`: `random` ones are learned the same way,
 `matched` ones too and are about as strong (mean activation times the norm of the output vector), and `edited` ones get
 the factors of `learned-256`. A percentile among them is on the same folds; there are {SETS} sets of each kind at most.
 Methods as published score {PUBLISHED} of the search questions, at the answer. Beyond bias: accuracy less that of one
 learned number for each place or label of an option. Side effects: accuracy on up to {ELSEWHERE} test questions of every
-other task, and the log-probability of plain sentences, nats a token, each with the edit less without. Time is that of
-making a row in one fold; scores that rows share, and judging, count in the hours at the end only.
+other task, and the log-probability of plain sentences, nats a token, each with the edit less without. Time is CPU time,
+of making a row in one fold; scores that rows share, and judging, count in the hours at the end only.
 """
 
 

@@ -20,6 +20,7 @@ KINDS = ("random", "matched", "edited")  # of sets that a row stands among
 LIKEWISE = KINDS[:2]  # those that were learned as the rows of 256 neurons were
 SURE = 0.05  # Holm's p of a row that worked is below
 AMONG = 95  # a row of 256 learned neurons has to be above so many percent of the sets that were learned likewise
+ALIKE = {"learned-256": "learned-256-one"}  # what stands for a row among random sets: learned with one seed, as they
 
 Facts = dict[str, Any]
 
@@ -135,8 +136,13 @@ class Results:
         return pooled
 
     def among(self, task: str, row: str, kind: str) -> float | None:
-        """The percentile of a row among the random sets of a kind, on the same folds; None without such sets."""
-        own = self.of(task, row)
+        """The percentile of a row among the random sets of a kind, on the same folds; None without such sets.
+
+        Sets that were learned are compared with what was learned alike.
+        """
+        if kind in LIKEWISE and ALIKE.get(row, row) not in ALIKE.values():
+            return None
+        own = self.of(task, ALIKE.get(row, row) if kind in LIKEWISE else row)
         drawn = [other.accuracy for other in self.sets(task, kind, own.folds)] if own else []
         return percent_of(drawn, own.accuracy) if own and drawn else None
 
@@ -158,8 +164,7 @@ class Results:
             return "harm"
         if own.collapsed:
             return "no"
-        kinds = LIKEWISE if row.startswith("learned-256") else ()
-        places = [self.among(task, row, kind) for kind in kinds]
+        places = [self.among(task, row, kind) for kind in LIKEWISE]
         return "no" if any(place is not None and place < AMONG for place in places) else "yes"
 
     def missing(self, folds: int) -> dict[str, int]:

@@ -23,7 +23,8 @@ from neuronllm.steering.recipe import Recipe
 
 # Of every learned row. margin=None keeps an edit whatever it gains on validation questions: random sets are learned
 # likewise, and none of them may win by "no edit".
-RECIPE: dict[str, Any] = {"steps": 16, "batch": 16, "lr": None, "retain_weight": 1.0, "seeds": 3, "margin": None}
+RECIPE: dict[str, Any] = {"steps": 8, "batch": 8, "lr": None, "retain_weight": 1.0, "seeds": 3, "margin": None}
+ONE = {"seeds": 1}  # of random sets, which are many, and of the row that is compared with them
 K = 256  # neurons of a set, where a row says nothing else
 SETS = 20  # random ones of each kind
 
@@ -154,13 +155,13 @@ def random_ids(number: int, setting: Setting) -> Tensor:
 
 
 def random(number: int, setting: Setting) -> Way:
-    return learned(setting, setting.of(random_ids(number, setting)), settings={"by": "chance", "set": number})
+    return learned(setting, setting.of(random_ids(number, setting)), settings={"by": "chance", "set": number}, **ONE)
 
 
 def matched(number: int, setting: Setting) -> Way:
     given, generator = setting.strongest(K).ids, setting.generator(f"matched {number}")
     ids = matched_like(given, setting.strength, setting.anatomy, generator)
-    return learned(setting, setting.of(ids), settings={"by": "strength", "set": number})
+    return learned(setting, setting.of(ids), settings={"by": "strength", "set": number}, **ONE)
 
 
 def edited_alike(number: int, setting: Setting) -> Way:
@@ -187,6 +188,7 @@ AS_PUBLISHED = "100 + 100 neurons or as many as there are"
 ROWS: dict[str, Row] = {
     "base": Row(lambda setting: Way(), "the model as it is", aim="", side_effects=False),
     "learned-256": Row(partial(by_score, K), "factors learned for the 256 strongest by score", keep=True),
+    "learned-256-one": Row(partial(by_score, K, **ONE), "the same with one seed, as random sets are", "enhance", False),
     "bias": Row(reference.bias, "one learned number for each place or label, and nothing else", "", False),
     **sets("random", random, "256 random neurons of the same layers, learned the same way"),
     "learned-32": Row(partial(by_score, 32), "learned for 32", keep=True),

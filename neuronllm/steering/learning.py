@@ -171,7 +171,7 @@ class Learning:
                 learn = partial(self._seeds, bar, trainer, splits)
                 if rounds == 2:
                     assert k is not None
-                    moved = _mean(learn("many", chosen.ids)) - 1
+                    moved = torch.stack([one.factors for one in learn("many", chosen.ids)]).mean(0) - 1
                     matters = moved.abs() * chosen.score.double().abs()  # what the change is worth, to first order
                     chosen = chosen.take(matters.argsort(descending=True, stable=True)[:k].sort().values)
                 trained = learn("seed", chosen.ids)
@@ -243,12 +243,16 @@ class Learning:
 
     def _decide(self, splits: Sequence[Split], ids: Tensor, trained: Sequence[Trained]) -> dict[str, Any]:
         """What the edit gains on validation questions, and whether it is kept."""
-        weighed = Weighed.of(splits, ids, [one.factors for one in trained], self.recipe.positions)
+        weighed = Weighed.of(splits, ids, [self._found_by(one) for one in trained], self.recipe.positions)
         gain = weighed.accuracy
         deciding = gain._replace(mean=self.goal.sign * gain.mean) if self.goal.by_accuracy else weighed.objective
         moved = any(one.step for one in trained)
         kept = self.margin is None or (deciding.worth(self.margin) and not weighed.collapsed and moved)
         return {"kept": bool(kept), **weighed.to_dict()}
+
+    def _found_by(self, one: Trained) -> Tensor:
+        """The factors of a seed: without a margin also those that do no better than none."""
+        return one.forced if self.margin is None else one.factors
 
     def _controls(self, engine: Engine, learn: Any, ids: Tensor, trained: Sequence[Trained]) -> Controls | None:
         """Random sets learned the same way."""
@@ -264,8 +268,8 @@ class Learning:
 
     def _result(self, found: Learned, digest: str | None) -> NeuronSet:
         chosen, trained = found.chosen, found.trained
-        factors = _mean(trained)
-        stacked = torch.stack([one.factors for one in trained])
+        stacked = torch.stack([self._found_by(one) for one in trained])
+        factors = stacked.mean(0)
         learned = {
             "goal": self.goal.name,
             "objective": self.goal.objective.name,
@@ -353,10 +357,6 @@ class Learning:
         if before.provenance.get("learned", {}).get("run") != digest:
             raise InputError(f"output {self.output}: the set there was learned otherwise: name another folder")
         return before
-
-
-def _mean(trained: Sequence[Trained]) -> Tensor:
-    return torch.stack([one.factors for one in trained]).mean(0)
 
 
 def turned(role: np.ndarray, factors: Tensor) -> dict[str, int]:
