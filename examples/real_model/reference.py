@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from setting import Setting, Way
+from setting import Setting, Way, parted
 from torch import Tensor
 
 import neuronllm as nl
@@ -16,12 +16,10 @@ from neuronllm.data.templates import CLOZES
 from neuronllm.engine.asking import Asker
 from neuronllm.steering.recipe import Recipe
 from neuronllm.steering.training import drawn
-from neuronllm.steering.training import folds as parts_of
 
 SHOTS = 4
 RATES = {"ia3": (0.02, 0.1), "lora": (0.001, 0.005)}
 PART = 4  # questions of a pass
-PARTS = 3  # of the search questions, of which one is held out: as learning does it
 
 
 # ---- a bias ----
@@ -94,11 +92,17 @@ def demonstrations(questions: Sequence[nl.Question], count: int) -> list[nl.Ques
 
 
 def ia3(setting: Setting, recipe: Recipe) -> Way:
-    return trained(setting, "ia3", needed().IA3Config(task_type="CAUSAL_LM"), recipe)
+    where = ["down_proj"]  # what neurons write through, and nothing else
+    return trained(
+        setting,
+        "ia3",
+        needed().IA3Config(task_type="CAUSAL_LM", target_modules=where, feedforward_modules=where),
+        recipe,
+    )
 
 
 def lora(setting: Setting, recipe: Recipe) -> Way:
-    return trained(setting, "lora", needed().LoraConfig(task_type="CAUSAL_LM"), recipe)
+    return trained(setting, "lora", needed().LoraConfig(r=8, task_type="CAUSAL_LM"), recipe)
 
 
 def needed() -> Any:
@@ -111,9 +115,7 @@ def needed() -> Any:
 
 def trained(setting: Setting, name: str, config: Any, recipe: Recipe) -> Way:
     """The best of two rates and of all looks at questions that were held out; merged into a copy of the model."""
-    prompts = setting.prompts(setting.search)
-    held = parts_of([[prompt] for prompt in prompts], PARTS, 0)[0]
-    search = [prompt for n, prompt in enumerate(prompts) if n not in held]
+    search, held = map(setting.prompts, parted(setting.search))
     best: tuple[float, float, int, dict[str, Tensor]] | None = None
     for rate in RATES[name]:
         with torch.random.fork_rng(devices=[]):
@@ -121,7 +123,7 @@ def trained(setting: Setting, name: str, config: Any, recipe: Recipe) -> Way:
             wrapped = needed().get_peft_model(copy.deepcopy(setting.model), copy.copy(config)).eval()
         for step in steps(wrapped, search, rate, recipe):
             with torch.no_grad():
-                value = float(torch.cat([*parts(wrapped, [prompts[n] for n in held])]).mean())
+                value = float(torch.cat([*parts(wrapped, held)]).mean())
             if best is None or value > best[0]:
                 own = {n: p.detach().clone() for n, p in wrapped.named_parameters() if p.requires_grad}
                 best = value, rate, step, own

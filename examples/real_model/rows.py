@@ -13,7 +13,7 @@ from typing import Any
 import reference
 import torch
 from asking import folds, number_of
-from setting import PUBLISHED, Setting, Way
+from setting import PUBLISHED, Setting, Way, parted
 from torch import Tensor
 
 import neuronllm as nl
@@ -92,10 +92,12 @@ def verified(setting: Setting) -> Way:
 def learn(
     setting: Setting, neurons: nl.NeuronSet, questions: Sequence[nl.Question] | None = None, **more: Any
 ) -> nl.NeuronSet:
+    rest, held = parted(setting.search if questions is None else questions)
     return nl.learn(
         setting.model,
         setting.tokenizer,
-        setting.search if questions is None else questions,
+        rest,
+        held,
         neurons=neurons,
         positions="all",
         answers="texts",

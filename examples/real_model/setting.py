@@ -33,6 +33,7 @@ FOLDS = 3
 CLOZE = "cloze"
 TEMPLATES = {"past_tense": "continue"}  # of the other tasks: CLOZE
 PUBLISHED = 12  # search questions that published methods score: each takes many passes
+HELD = 40  # search questions at most that say when learning is to stop
 ELSEWHERE = 120  # test questions of every other task, at most, that side effects are looked for on
 
 
@@ -208,6 +209,12 @@ class Setting:
             raise nl.InputError(f"it needs the row {row} of the same task and fold: do that first")
         facts = read_json(path.parent, path.name, "row")
         return Edit(torch.tensor(facts["ids"]), torch.tensor(facts["factor"]), "all")
+
+
+def parted(questions: Sequence[nl.Question]) -> tuple[list[nl.Question], list[nl.Question]]:
+    """Those that are learned on, and a few that say when to stop; no item is on both sides."""
+    rest, held = folds(questions, 3)[0]
+    return rest, held[:HELD]
 
 
 def asked(ask: Asker, way: Way) -> Answers:
