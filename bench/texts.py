@@ -15,6 +15,7 @@ from torch import Tensor
 import neuronllm as nl
 from neuronllm.engine.asking import Asker
 from neuronllm.engine.quadrature import quadrature
+from neuronllm.engine.vocabulary import NUMBERS
 
 from . import plain_texts as plain
 from .engine import CACHED, STEPS
@@ -23,6 +24,7 @@ from .harness import Bar, Benchmark, Case, Check, Choice, Comparison, Setup, Sid
 
 SHAPE = "small-32k"
 SMALL_BATCH = 4  # prompts, 16 sequences
+COPIES = 224  # of a prompt in a pass, about
 
 
 class TextBench(Bench):
@@ -44,6 +46,33 @@ class TextBench(Bench):
         right = by_hand(*self.tensors(1, count))
         off = relative(ours(self.prompts(1, count)), right)
         return Check(f"{what}: relative difference from the plain way", off, 1e-4)
+
+
+HEAD = "products with the head"
+
+
+def head(bench: TextBench, copies: int, work: float, gradients: bool) -> Side:
+    """What no way can leave out: the later answer tokens of so many copies of a prompt times all rows of the head.
+
+    A later token is read by its probability, so that it takes the logits of the whole vocabulary, and a gradient takes
+    them back through the head.
+    """
+    weight = bench.plain.get_output_embeddings().weight.detach()
+    (prompt,) = bench.prompts(0, 1)
+    rows = copies * (len(prompt.tree.tokens) - 1)
+
+    def inputs(turn: int) -> tuple[Tensor]:
+        return (torch.randn(rows, weight.shape[1], generator=torch.Generator().manual_seed(turn)),)
+
+    def run(states: Tensor) -> Tensor:
+        total = torch.zeros_like(states)
+        for part in weight.split(max(1, NUMBERS // rows)):
+            logits = states @ part.T
+            if gradients:
+                total += logits @ part
+        return total
+
+    return Side(HEAD, inputs, run, work=work)
 
 
 def _first_order(setup: Setup, what: str, positions: str, bars: dict[str, Bar], to_plain: dict[str, Bar]) -> Case:
@@ -106,6 +135,7 @@ def ig(setup: Setup) -> Case:
         bench.by_hand(CACHED, on_prefix, 1),
         bench.ours("ours", ours, 1, times=2),
         bench.floor(),
+        head(bench, STEPS * len(bench.anatomy.blocks), 1, gradients=True),
     ]
     bench.case.check = lambda: [
         bench.agrees(what, ours, by_hand, 1),
@@ -115,6 +145,7 @@ def ig(setup: Setup) -> Case:
         Comparison(what, "plain IG", "plain", "ours", bar=bar_for(setup, {SHAPE: Bar(">=", 15)})),
         Comparison(what, f"plain IG, {CACHED}", CACHED, "ours", bar=bar_for(setup, {SHAPE: Bar(">=", 1.5)})),
         Comparison(what, "inference of all sequences", "inference", "ours", "cost"),
+        Comparison(what, f"{HEAD} alone", HEAD, "ours", "cost"),
     ]
     bench.case.rounds, bench.case.settings = 3, bench.settings(steps=STEPS, answer_tokens=bench.shape.answer_tokens)
     bench.case.peaks = ["ours"]
@@ -159,11 +190,13 @@ def exact(setup: Setup) -> Case:
         Choice("plain", [loop(size, False) for size in bench.shape.copies]),
         Choice(CACHED, [loop(size, True) for size in bench.shape.rows]),
         bench.ours("ours", ours, 1, work=n),
+        head(bench, COPIES, COPIES, gradients=False),
     ]
     bench.case.check = check
     bench.case.views = [
         Comparison(what, "plain loop", "plain", "ours", bar=bar_for(setup, {SHAPE: Bar(">=", 15)})),
         Comparison(what, f"plain loop, {CACHED}", CACHED, "ours", bar=bar_for(setup, {SHAPE: Bar(">=", 1.5)})),
+        Comparison(what, f"{HEAD} alone", HEAD, "ours", "cost"),
     ]
     bench.case.unit, bench.case.peaks = "neuron", ["ours"]
     bench.case.settings = bench.settings(answer_tokens=bench.shape.answer_tokens)
