@@ -210,9 +210,7 @@ ROWS: dict[str, Row] = {
     "learned-256-one": Row(partial(by_score, K, **ONE), "the same with one seed, as random sets are", "enhance", False),
     "bias": Row(reference.bias, "one learned number for each place or label, and nothing else", "", False),
     **sets("random", random, "256 random neurons of the same layers, learned the same way"),
-    "learned-256-free": Row(
-        partial(by_score, K, retain_weight=0.0), "learned without regard to plain texts", keep=True
-    ),
+    "learned-256-free": Row(partial(by_score, K, retain_weight=0.0), "plain texts do not count", keep=True),
     "learned-32": Row(partial(by_score, 32), "learned for 32", keep=True),
     "learned-1024": Row(partial(by_score, 1024), "learned for 1,024", keep=True),
     "learned-all": Row(everywhere, "learned for all neurons"),
