@@ -23,7 +23,7 @@ FOLDER = Path(__file__).resolve().parents[1] / "examples" / "real_model"
 MODULES = ("study", "rows", "setting", "reference", "asking")
 FACTS = {"row", "task", "fold", "settings", "accuracy", "neurons", "parameters", "collapsed", "questions", "right"}
 FACTS |= {"p_right", "seconds", "warnings", "versions", "commit", "machine"}
-SETS = ("random", "matched", "edited")
+SETS = ("random", "matched", "edited", "silenced", "forgetting")
 WIDTH, NEURONS = 800, 1600
 WORDS = "ashen bayou cobra damson elmwood fennel gumbo hayloft inkwell jaybird kindle logbook"
 
@@ -164,7 +164,7 @@ def test_side_effects_are_those_of_the_other_tasks(made: Any) -> None:
         assert sum(answered["before"]) / len(test) == told.accuracy and len(answered["after"]) == len(test)
     assert len(facts["texts"]["before"]) == len(facts["texts"]["after"]) > 10
     assert facts["texts"]["before"] != facts["texts"]["after"]
-    for row in ("base", "bias", "few-shot", "random-00", "matched-00", "edited-00"):
+    for row in ("base", "bias", "few-shot", "random-00", "matched-00", "edited-00", "silenced-00", "forgetting-00"):
         assert not {"elsewhere", "texts"} & read(made, row).keys()
 
 
@@ -191,6 +191,9 @@ def test_sets_of_neurons(here: SimpleNamespace, made: Any) -> None:
         return float((setting.strength[ids].log() - setting.strength[few].log()).abs().mean())
 
     assert off(near) < off(others)
+    kept, drawn = read(made, "verified"), read(made, "silenced-00")
+    assert set(kept["factor"]) == {0.0} and 0 < kept["neurons"] == drawn["neurons"] <= 16
+    assert kept["settings"]["verified"]["kept"] == kept["neurons"]
     edited = read(made, "edited-00")
     assert edited["settings"]["factors of"] == "learned-256" and edited["neurons"] == 256
 

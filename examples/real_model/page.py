@@ -37,14 +37,15 @@ HOW = f"""## How to read it
 
 A row worked ("yes") if McNemar's exact test of the questions that changed, against the model as it is, says p < {SURE}
 by Holm's correction for the five tasks, in the direction that the row is for, and not by always giving the same answer;
-"harm" is as sure in the wrong direction, everything else is "no". `learned-256` also has to stand above {AMONG} % of
-the random sets that were learned, `random` and `matched`, where there are some. With one seed on both sides: it is
-`learned-256-one` that stands among them, and every edit is kept whatever it gained in learning. Intervals are 95 %, by
-bootstrap over questions. A row that is there in part is tested on it, and a missing one counts as p = 1.
+"harm" is as sure in the wrong direction, everything else is "no". A row that random sets were made for, {SETS} of each
+kind at most, also has to stand above {AMONG} % of them, or below as many. Intervals are 95 %, by bootstrap over
+questions. A row that is there in part is tested on it, and a missing one counts as p = 1.
 
-Three kinds of random sets have as many neurons in every layer as `learned-256`: `random` ones are learned the same way,
-`matched` ones too and are about as strong (mean activation times the norm of the output vector), and `edited` ones get
-the factors of `learned-256`. A percentile among them is on the same folds; there are {SETS} sets of each kind at most.
+Random sets have as many neurons in every layer as what they are compared with. `random` ones are learned as
+`learned-256` is, `matched` ones too and are about as strong (mean activation times the norm of the output vector),
+`forgetting` ones as `degraded-256` is; for time with one seed, so that it is `learned-256-one` and `degraded-256-one`
+that stand among them. Every learned edit is kept whatever it gained in learning. `edited` ones get the factors of
+`learned-256` and decide nothing. `silenced` ones are silenced as `verified` is. Percentiles are on the same folds.
 Methods as published score {PUBLISHED} of the search questions, at the answer. Beyond bias: accuracy less that of one
 learned number for each place or label of an option. Side effects: accuracy on up to {ELSEWHERE} test questions of every
 other task, and the log-probability of plain sentences, nats a token, each with the edit less without. Time is CPU time,
@@ -164,8 +165,7 @@ def did(results: Results, task: str, row: str) -> list[str]:
     if row == "base":
         return [*first, *["n/a"] * (len(DID) - 3)]
     tests = [points(own.gain), f"+{own.won} -{own.lost}", show(own.p), show(results.holm(row)[task])]
-    enhances = ROWS[row].aim == "enhance"
-    places = [results.among(task, row, kind) if enhances else None for kind in KINDS]
+    places = [results.among(task, row, kind) for kind in KINDS]
     beyond = beyond_bias(results, task, own) if row != "bias" else None
     verdict = results.verdict(task, row)
     return [

@@ -16,11 +16,19 @@ import neuronllm as nl
 from neuronllm.common.statistics import bootstrap_interval, holm, mcnemar, percent_of
 
 TASKS = ("capitals", "currencies", "past_tense", "populations", "sentiment")
-KINDS = ("random", "matched", "edited")  # of sets that a row stands among
-LIKEWISE = KINDS[:2]  # those that were learned as the rows of 256 neurons were
+# The kinds of random sets, and what stands among them: rows that were made in the same way.
+COMPARED = {
+    "random": ("learned-256-one",),
+    "matched": ("learned-256-one",),
+    "edited": ("learned-256",),
+    "silenced": ("verified", "worst"),
+    "forgetting": ("degraded-256-one",),
+}
+KINDS = tuple(COMPARED)
+# Random sets are learned with one seed, for time: so is the row that stands among them for one of several seeds.
+ONE_SEED = {"learned-256": "learned-256-one", "degraded-256": "degraded-256-one"}
 SURE = 0.05  # Holm's p of a row that worked is below
-AMONG = 95  # a row of 256 learned neurons has to be above so many percent of the sets that were learned likewise
-ALIKE = {"learned-256": "learned-256-one"}  # what stands for a row among random sets: learned with one seed, as they
+AMONG = 95  # a row has to be above so many percent of the random sets that were learned likewise (degraded: below)
 
 Facts = dict[str, Any]
 
@@ -136,13 +144,9 @@ class Results:
         return pooled
 
     def among(self, task: str, row: str, kind: str) -> float | None:
-        """The percentile of a row among the random sets of a kind, on the same folds; None without such sets.
-
-        Sets that were learned are compared with what was learned alike.
-        """
-        if kind in LIKEWISE and ALIKE.get(row, row) not in ALIKE.values():
-            return None
-        own = self.of(task, ALIKE.get(row, row) if kind in LIKEWISE else row)
+        """The percentile of a row among the random sets of a kind, on the same folds; None where there is none."""
+        name = next((name for name in (row, ONE_SEED.get(row, row)) if name in COMPARED[kind]), None)
+        own = None if name is None else self.of(task, name)
         drawn = [other.accuracy for other in self.sets(task, kind, own.folds)] if own else []
         return percent_of(drawn, own.accuracy) if own and drawn else None
 
@@ -164,8 +168,9 @@ class Results:
             return "harm"
         if own.collapsed:
             return "no"
-        places = [self.among(task, row, kind) for kind in LIKEWISE]
-        return "no" if any(place is not None and place < AMONG for place in places) else "yes"
+        places = [self.among(task, row, kind) for kind in KINDS if kind != "edited"]
+        surely = [place >= AMONG if sign > 0 else place <= 100 - AMONG for place in places if place is not None]
+        return "yes" if all(surely) else "no"
 
     def missing(self, folds: int) -> dict[str, int]:
         """How many files of each row are not there; of random sets together."""

@@ -25,6 +25,8 @@ from neuronllm.steering.recipe import Recipe
 # likewise, and none of them may win by "no edit".
 RECIPE: dict[str, Any] = {"steps": 8, "batch": 8, "lr": None, "retain_weight": 1.0, "seeds": 3, "margin": None}
 ONE = {"seeds": 1}  # of random sets, which are many, and of the row that is compared with them
+BAD = 16  # neurons that are silenced
+VERIFIED = 48  # search questions that effects are measured on
 K = 256  # neurons of a set, where a row says nothing else
 SETS = 20  # random ones of each kind
 
@@ -78,12 +80,22 @@ def tuned(setting: Setting) -> Way:
     return edited(setting, found, "tuned", ks=ks, margin=0.0, validation=len(validation), **chosen)
 
 
+def silenced(setting: Setting, ids: Tensor, **settings: Any) -> Way:
+    edit = Edit(ids, torch.zeros(len(ids)), "all") if len(ids) else None
+    return Way({"edited at": "all", "factor": 0.0, **settings}, edit)
+
+
+def worst(setting: Setting) -> Way:
+    return silenced(setting, setting.scores("gradient").find(0, BAD).ids, method="gradient", find=[0, BAD])
+
+
 def verified(setting: Setting) -> Way:
-    """Neurons whose effect was measured, doubled and silenced."""
-    scores, some = setting.scores("gradient"), setting.search[:PUBLISHED]
-    how = {"answers": "texts", "template": setting.template, "progress": False}
-    found = nl.verify(setting.model, setting.tokenizer, scores, some, good=16, bad=16, positions="all", **how)
-    return edited(setting, found, "enhance", find=[16, 16], measured=len(some))
+    """Neurons that hurt when they are really run, and go on doing so together."""
+    scores, some = setting.scores("gradient"), setting.search[:VERIFIED]
+    how = {"answers": "texts", "template": setting.template, "progress": False, "positions": "all"}
+    found = nl.verify(setting.model, setting.tokenizer, scores, some, good=0, bad=BAD, joint=True, margin=0.0, **how)
+    told = found.provenance["verified"]["bad"]
+    return silenced(setting, found.ids, find=[0, BAD], measured=len(some), margin=0.0, joint=True, verified=told)
 
 
 # ---- learned ----
@@ -116,13 +128,6 @@ def learned(setting: Setting, neurons: nl.NeuronSet, *, settings: dict[str, Any]
 
 def by_score(k: int, setting: Setting, **more: Any) -> Way:
     return learned(setting, setting.strongest(k), settings={"by": "gradient"}, **more)
-
-
-def retaining(weight: float, setting: Setting) -> Way:
-    """With more or less care for plain texts than in the recipe."""
-    if weight == RECIPE["retain_weight"]:
-        return Way({"same as": f"learned-{K}", **RECIPE}, setting.learned_in(f"learned-{K}"))
-    return by_score(K, setting, retain_weight=weight)
 
 
 def by_score_and_contrast(setting: Setting) -> Way:
@@ -172,6 +177,18 @@ def edited_alike(number: int, setting: Setting) -> Way:
     return Way({"factors of": f"learned-{K}", "set": number}, edit._replace(ids=random_ids(number, setting)))
 
 
+def silenced_alike(number: int, setting: Setting) -> Way:
+    """As many random neurons as are silenced in the verified row, in the same layers."""
+    generator = setting.generator(f"silenced {number}")
+    ids = random_like(setting.learned_in("verified").ids, setting.anatomy, generator)
+    return silenced(setting, ids, by="chance", set=number)
+
+
+def forgetting(number: int, setting: Setting) -> Way:
+    neurons = setting.of(random_ids(number, setting))
+    return learned(setting, neurons, settings={"by": "chance", "set": number}, goal="degrade", **ONE)
+
+
 # ---- the table ----
 
 
@@ -193,24 +210,27 @@ ROWS: dict[str, Row] = {
     "learned-256-one": Row(partial(by_score, K, **ONE), "the same with one seed, as random sets are", "enhance", False),
     "bias": Row(reference.bias, "one learned number for each place or label, and nothing else", "", False),
     **sets("random", random, "256 random neurons of the same layers, learned the same way"),
+    "learned-256-free": Row(partial(by_score, K, retain_weight=0.0), "plain texts do not count", keep=True),
     "learned-32": Row(partial(by_score, 32), "learned for 32", keep=True),
     "learned-1024": Row(partial(by_score, 1024), "learned for 1,024", keep=True),
     "learned-all": Row(everywhere, "learned for all neurons"),
     "degraded-256": Row(partial(by_score, K, goal="degrade"), "learned to forget", aim="degrade", keep=True),
+    "degraded-256-one": Row(partial(by_score, K, goal="degrade", **ONE), "the same with one seed", "degrade", False),
     **modes("gradient", gradient, "16 + 16 neurons by gradient"),
     "few-shot": Row(reference.few_shot, "no edit: 4 demonstrations in front of the question", side_effects=False),
     "shuffled-256": Row(shuffled, "learned on drawn answers", aim="", keep=True),
     "ia3": Row(partial(peft, reference.ia3), "PEFT's IA3 on the same questions"),
     "lora": Row(partial(peft, reference.lora), "PEFT's LoRA on the same questions"),
-    "learned-256-free": Row(partial(retaining, 0.0), "plain texts do not count", keep=True),
-    "learned-256-retained": Row(partial(retaining, 1.0), "plain texts are to stay as they are", keep=True),
     "learned-256-both": Row(by_score_and_contrast, "half of the neurons by contrast of activity", keep=True),
     "learned-256-signed": Row(partial(by_score, K, signed=True), "factors below 0 allowed", keep=True),
     "tuned": Row(tuned, "one factor for good and one for bad neurons, chosen on validation questions"),
-    "verified": Row(verified, "16 + 16 neurons of measured effect: good doubled, bad silenced"),
+    "verified": Row(verified, f"{BAD} bad neurons of measured effect, together too: silenced", keep=True),
+    "worst": Row(worst, f"the {BAD} neurons with the lowest scores: silenced"),
+    **sets("silenced", silenced_alike, "as many random neurons of the layers of `verified`: silenced"),
     **modes("ace", partial(published, "ace"), AS_PUBLISHED),
     **modes("qrnca", partial(published, "qrnca"), AS_PUBLISHED),
     **modes("knowledge", partial(published, "knowledge"), AS_PUBLISHED),
     **sets("matched", matched, "256 random neurons of the same layers and about as strong, learned the same way"),
     **sets("edited", edited_alike, "256 random neurons under the factors of learned-256"),
+    **sets("forgetting", forgetting, "256 random neurons of the same layers, learned to forget"),
 }

@@ -208,6 +208,8 @@ class Setting:
         if not path.is_file():
             raise nl.InputError(f"it needs the row {row} of the same task and fold: do that first")
         facts = read_json(path.parent, path.name, "row")
+        if "ids" not in facts:
+            raise nl.InputError(f"the row {row} has no neurons, so that there is nothing to compare with it")
         return Edit(torch.tensor(facts["ids"]), torch.tensor(facts["factor"]), "all")
 
 

@@ -16,15 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..common.errors import InputError
 from ..data.prompts import Questions
 from ..engine.objectives import AnyObjective
-from ..judging.gains import check_margin
 from ..results.neurons import NeuronSet
 from ..runs.checkpoint import Interrupted
 from ..runs.processes import Ranks
 from .learning import Learning
 from .recipe import Goal, Recipe
+from .request import LearnRequest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -93,60 +92,44 @@ def learn(
     >>> learned = nl.learn(model, tokenizer, questions, neurons=scores.find(128, 128))   # doctest: +SKIP
     >>> nl.evaluate(model, tokenizer, test, learned)                                     # doctest: +SKIP
     """
-    if neurons is not None and not isinstance(neurons, NeuronSet):
-        raise InputError(
-            f"neurons: give a neuron set, such as scores.find(128, 128) or NeuronSet.from_pretrained(folder), not "
-            f"{type(neurons).__name__}"
-        )
     recipe = Recipe(
-        positions=positions or (neurons.positions if neurons is not None else None) or "all",
+        positions=positions or (neurons.positions if isinstance(neurons, NeuronSet) else None) or "all",
         steps=steps,
         batch=batch,
         lr=lr,
         l1=l1,
         signed=signed,
         retain_weight=retain_weight,
-    ).checked()
-    if margin is not None:
-        check_margin(margin)
-    _check_whole("seeds", seeds)
-    _check_whole("seed", seed, least=0)
-    _check_whole("controls", controls, least=0)
-    if isinstance(cache_gib, bool) or not isinstance(cache_gib, (int, float)) or not cache_gib >= 0:
-        raise InputError(f"cache_gib={cache_gib!r}: give a number of GiB, 0 or more")
-    if k is not None:
-        _check_whole("k", k)
+    )
     with Ranks.here() as ranks:
         with ranks.together():
-            learning = Learning(
-                model,
-                tokenizer,
-                questions,
-                validation,
-                Goal.of(goal, objective),
-                recipe,
+            request = LearnRequest(
+                goal=Goal.of(goal, objective),
+                recipe=recipe,
+                neurons=neurons,
+                k=k,
+                orders=orders,
+                template=template,
+                answers=answers,
+                length=length,
+                retain=retain,
                 seeds=seeds,
                 seed=seed,
                 margin=margin,
                 controls=controls,
                 shuffled=bool(shuffled),
-                neurons=neurons,
-                wording=(orders, template, answers, length),
-                retain=retain,
-                ranks=ranks,
                 batch_size=batch_size,
                 backend=backend,
-                cache=int(cache_gib * 2**30),
-                output=(output, resume, overwrite),
-            )
+                cache_gib=cache_gib,
+                output=output,
+                resume=resume,
+                overwrite=overwrite,
+                progress=progress,
+            ).checked()
+            learning = Learning(model, tokenizer, questions, validation, request, ranks)
         try:
-            return learning.run(k, progress and ranks.first)
+            return learning.run()
         except KeyboardInterrupt as stop:
             if isinstance(stop, Interrupted) or output is None:
                 raise
             raise Interrupted("interrupted; go on with resume=True (--resume)") from None
-
-
-def _check_whole(name: str, value: Any, least: int = 1) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise InputError(f"{name}={value!r}: give a whole number, {least} or more")

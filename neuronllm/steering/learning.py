@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
@@ -30,12 +27,12 @@ from ..judging.bias import Bias
 from ..model.anatomy import Anatomy
 from ..results.learned import Controls
 from ..results.neurons import CONFIG, NeuronSet
-from ..runs.checkpoint import check_output, partial_folder, undisturbed
+from ..runs.checkpoint import partial_folder, undisturbed
 from ..runs.processes import Ranks
 from ..runs.provenance import identity, prompt_hash, versions, weights_hash, wording
 from .controls import check_controls, check_shuffled, learned_controls, shuffled, strengths
 from .deciding import Split, Weighed
-from .recipe import Goal, Recipe
+from .request import LearnRequest, hashed
 from .retained import retained
 from .training import Judge, Trainer, folds
 from .trainings import Trained, Trainings
@@ -82,49 +79,29 @@ class Learning:
         tokenizer: PreTrainedTokenizerBase | None,
         questions: Questions,
         validation: Questions | None,
-        goal: Goal,
-        recipe: Recipe,
-        *,
-        seeds: int,
-        seed: int,
-        margin: float | None,
-        controls: int,
-        shuffled: bool,
-        neurons: NeuronSet | None,
-        wording: tuple[str, Any, str | None, str | None],
-        retain: Sequence[Any] | None,
+        request: LearnRequest,
         ranks: Ranks,
-        batch_size: int | str,
-        backend: str,
-        cache: int,
-        output: tuple[str | os.PathLike[str] | None, bool, bool],
     ) -> None:
-        self.model, self.tokenizer, self.goal, self.recipe = model, tokenizer, goal, recipe
-        self.seeds, self.seed, self.margin, self.neurons, self.ranks = seeds, seed, margin, neurons, ranks
-        self.controls, self.shuffled = controls, shuffled
-        self.batch_size, self.backend, self.cache = batch_size, backend, cache
-        self.output, self.resume, overwrite = output
-        if self.output is not None:
-            check_output(self.output, self.resume, overwrite, CONFIG)
+        self.model, self.tokenizer, self.questions, self.asked, self.ranks = model, tokenizer, questions, request, ranks
+        self.goal, self.recipe, self.neurons = request.goal, request.recipe, request.neurons
         self.anatomy = Anatomy.of(model)
-        if neurons is not None:
-            if not len(neurons):
-                raise InputError("neurons: the set is empty, there are no factors to learn")
-            neurons.edits(model, neurons.steering(good=1.0, bad=1.0))  # refuses a set of another model
-        orders, template, answers, length = wording
-        self.asking = Asking.of(questions, neurons, orders, template, answers, length)
-        self.questions = questions
+        if self.neurons is not None:
+            # refuses a set of another model
+            self.neurons.edits(model, self.neurons.steering(good=1.0, bad=1.0))
+        words = request.orders, request.template, request.answers, request.length
+        self.asking = Asking.of(questions, self.neurons, *words)
         self.groups = self._groups(questions)
         warn_if_one_sided([prompt for group in self.groups for prompt in group])
         self.validation = None if validation is None else self._groups(validation)
         _warn_if_shared(self.groups, self.validation or [])
-        least = 2 * max(LEAST_FOLDS, seeds)
+        least = 2 * max(LEAST_FOLDS, request.seeds)
         if validation is None and len(self.groups) < least:
             raise InputError(
                 f"questions: {len(self.groups)} are too few to hold some out for validation: "
                 f"give {least} or more, or validation= (--validation)"
             )
-        self.texts = retained(tokenizer, retain, recipe.positions, self.asking) if recipe.retain_weight else []
+        retain, where = request.retain, self.recipe.positions
+        self.texts = retained(tokenizer, retain, where, self.asking) if self.recipe.retain_weight else []
 
     def _groups(self, questions: Questions) -> list[list[Prompt]]:
         prompts = self.asking.prompts(self.model, self.tokenizer, questions, self.goal.objective.least > 1)
@@ -133,30 +110,31 @@ class Learning:
 
     # ---- the work ----
 
-    def run(self, k: int | None, show: bool) -> NeuronSet:
-        candidates = self.anatomy.n_neurons if self.neurons is None else len(self.neurons)
-        check_controls(self.controls, min(candidates, k or candidates), self.anatomy)
-        if self.shuffled:
+    def run(self) -> NeuronSet:
+        output, candidates = self.asked.output, self.anatomy.n_neurons if self.neurons is None else len(self.neurons)
+        check_controls(self.asked.controls, min(candidates, self.asked.k or candidates), self.anatomy)
+        if self.asked.shuffled:
             check_shuffled([*self.groups, *(self.validation or [])])
-        digest = self._digest(k)
-        trainings = Trainings(self.ranks, None if self.output is None else partial_folder(self.output))
+        digest = self._digest()
+        trainings = Trainings(self.ranks, None if output is None else partial_folder(output))
         if (before := self._finished(digest)) is not None:
             trainings.discard()
-            clear_aside(Path(str(self.output)))
+            clear_aside(Path(str(output)))
             return before
-        trainings.open(self._settings(k) if self.output is not None else {}, self.resume)
+        trainings.open(self._settings() if output is not None else {}, self.asked.resume)
         try:
-            found = self._learned(trainings, k, show)
+            found = self._learned(trainings)
         except BaseException:
             trainings.discard(work=False)
             raise
         learned = self._result(found, digest)
-        if self.output is not None:
+        if output is not None:
             with self.ranks.together(), undisturbed():
-                trainings.replace(Path(self.output), learned.save_pretrained)
+                trainings.replace(Path(output), learned.save_pretrained)
         return learned
 
-    def _learned(self, trainings: Trainings, k: int | None, show: bool) -> Learned:
+    def _learned(self, trainings: Trainings) -> Learned:
+        asked, k = self.asked, self.asked.k
         with self._engine() as engine:
             judge = self._judges(engine)
             splits = self._splits(judge, self.groups, self.validation)
@@ -165,9 +143,11 @@ class Learning:
             trainer = train(self.groups, trainings=trainings)
             chosen = self._candidates(trainer, k)
             rounds = 1 if k is None or len(chosen.ids) <= k else 2
-            sets = rounds + 2 * self.controls + self.shuffled
-            total = sets * self.seeds * self.recipe.steps
-            with tqdm(total=total, desc="learning", disable=not show, unit="step") as bar:
+            sets = rounds + 2 * asked.controls + asked.shuffled
+            total = sets * asked.seeds * self.recipe.steps
+            with tqdm(
+                total=total, desc="learning", disable=not (asked.progress and self.ranks.first), unit="step"
+            ) as bar:
                 learn = partial(self._seeds, bar, trainer, splits)
                 if rounds == 2:
                     assert k is not None
@@ -177,9 +157,9 @@ class Learning:
                 trained = learn("seed", chosen.ids)
                 told = self._decide(splits, chosen.ids, trained)
                 controls = self._controls(engine, learn, chosen.ids, trained)
-                if self.shuffled:
-                    groups, held = shuffled(self.groups, self.seed), self.validation
-                    held = held and shuffled(held, self.seed + 1)
+                if asked.shuffled:
+                    groups, held = shuffled(self.groups, asked.seed), self.validation
+                    held = held and shuffled(held, asked.seed + 1)
                     trainer, others = train(groups, trainings=trainings), self._splits(judge, groups, held)
                     misled = self._seeds(bar, trainer, others, "shuffled-seed", chosen.ids)
                     factors = [one.forced for one in misled]
@@ -192,7 +172,8 @@ class Learning:
     def _engine(self) -> Iterator[Engine]:
         prompts = [prompt for group in self.groups for prompt in group]
         objective, where = self.goal.objective, self.recipe.positions
-        with open_engine(self.model, self.anatomy, prompts, self.backend, batch_size=self.batch_size) as engine:
+        backend, size = self.asked.backend, self.asked.batch_size
+        with open_engine(self.model, self.anatomy, prompts, backend, batch_size=size) as engine:
             some = torch.arange(self.anatomy.n_neurons) if self.neurons is None else self.neurons.ids
             ones = torch.ones(len(some), dtype=torch.float64)
             engine.fit(
@@ -205,7 +186,7 @@ class Learning:
         if self.recipe.positions == "all":
             return None
         prompts = [prompt for group in [*self.groups, *(self.validation or [])] for prompt in group]
-        return engine.keep_prefixes(prompts, self.cache)
+        return engine.keep_prefixes(prompts, self.asked.cache)
 
     def _candidates(self, trainer: Trainer, k: int | None) -> Chosen:
         if self.neurons is not None:
@@ -220,13 +201,13 @@ class Learning:
 
     def _judges(self, engine: Engine) -> Judges:
         kept = self._kept(engine)
-        return lambda groups: Judge(self.model, groups, self.goal, self.ranks, self.batch_size, kept)
+        return lambda groups: Judge(self.model, groups, self.goal, self.ranks, self.asked.batch_size, kept)
 
     def _splits(self, judge: Judges, groups: Groups, validation: Groups | None) -> list[Split]:
         every = range(len(groups))
         if validation is not None:
-            return [Split(every, judge(validation))] * self.seeds
-        parts = folds(groups, max(LEAST_FOLDS, self.seeds), self.seed)[: self.seeds]
+            return [Split(every, judge(validation))] * self.asked.seeds
+        parts = folds(groups, max(LEAST_FOLDS, self.asked.seeds), self.asked.seed)[: self.asked.seeds]
         return [Split([n for n in every if n not in part], judge([groups[n] for n in part])) for part in parts]
 
     def _seeds(self, bar: Any, trainer: Trainer, splits: Sequence[Split], name: str, ids: Tensor) -> list[Trained]:
@@ -235,7 +216,7 @@ class Learning:
             bar.set_postfix({what: f"{value:.3f}" for what, value in facts.items()}, refresh=False)
 
         return [
-            trainer.train(f"{name}-{number}", ids, APART * self.seed + number, split.search, split.judge, told)
+            trainer.train(f"{name}-{number}", ids, APART * self.asked.seed + number, split.search, split.judge, told)
             for number, split in enumerate(splits)
         ]
 
@@ -247,20 +228,21 @@ class Learning:
         gain = weighed.accuracy
         deciding = gain._replace(mean=self.goal.sign * gain.mean) if self.goal.by_accuracy else weighed.objective
         moved = any(one.step for one in trained)
-        kept = self.margin is None or (deciding.worth(self.margin) and not weighed.collapsed and moved)
+        margin = self.asked.margin
+        kept = margin is None or (deciding.worth(margin) and not weighed.collapsed and moved)
         return {"kept": bool(kept), **weighed.to_dict()}
 
     def _found_by(self, one: Trained) -> Tensor:
         """The factors of a seed: without a margin also those that do no better than none."""
-        return one.forced if self.margin is None else one.factors
+        return one.forced if self.asked.margin is None else one.factors
 
     def _controls(self, engine: Engine, learn: Any, ids: Tensor, trained: Sequence[Trained]) -> Controls | None:
         """Random sets learned the same way."""
-        if not self.controls:
+        if not self.asked.controls:
             return None
         prompts = [prompt for group in self.groups for prompt in group]
         strength = strengths(engine, prompts, self.ranks)
-        return learned_controls(learn, ids, trained, self.anatomy, strength, self.controls)
+        return learned_controls(learn, ids, trained, self.anatomy, strength, self.asked.controls)
 
     def _bias(self, judge: Judge) -> Bias | None:
         """One number for each option and nothing else, learned on the same questions; it can only help."""
@@ -274,9 +256,9 @@ class Learning:
             "goal": self.goal.name,
             "objective": self.goal.objective.name,
             "questions": len(self.groups),
-            "seeds": self.seeds,
-            "seed": self.seed,
-            "margin": self.margin,
+            "seeds": self.asked.seeds,
+            "seed": self.asked.seed,
+            "margin": self.asked.margin,
             "neurons": len(factors),
             **self.recipe.to_dict(len(factors)),
             **found.told,
@@ -308,8 +290,7 @@ class Learning:
 
     # ---- what decides every byte ----
 
-    def _settings(self, k: int | None) -> dict[str, Any]:
-        neurons = self.neurons
+    def _settings(self) -> dict[str, Any]:
         flat = [prompt for group in self.groups for prompt in group]
         held = [prompt for group in self.validation or [] for prompt in group]
         return {
@@ -318,44 +299,31 @@ class Learning:
             "prompts": prompt_hash(flat),
             "grouping": [len(group) for group in self.groups],
             "validation": prompt_hash(held),
-            "neurons": None
-            if neurons is None
-            else _hash([neurons.ids.tolist(), neurons.role.tolist(), neurons.score.tolist()]),
-            "k": k,
-            "goal": self.goal.name,
-            "objective": self.goal.objective.name,
-            "seeds": self.seeds,
-            "seed": self.seed,
-            "margin": self.margin,
-            "controls": self.controls,
-            "shuffled": self.shuffled,
-            "recipe": self.recipe.to_dict(1),
-            "retain": _hash([[text.tokens, text.start] for text in self.texts]),
+            **self.asked.settings(),
+            "retain": hashed([[text.tokens, text.start] for text in self.texts]),
             "attention": self.model.config._attn_implementation,
-            "backend": self.backend,
-            "batch_size": self.batch_size,
-            "cache": self.cache,
             "device": self.model.device.type,
             "processes": self.ranks.size,
             **versions("torch"),
         }
 
-    def _digest(self, k: int | None) -> str | None:
+    def _digest(self) -> str | None:
         """Of the settings, where anybody asks for them."""
-        if self.output is None:
-            self.ranks.agree(partial(self._settings, k))
+        if self.asked.output is None:
+            self.ranks.agree(self._settings)
             return None
-        settings = self._settings(k)
+        settings = self._settings()
         self.ranks.agree(lambda: settings)
-        return _hash(settings)
+        return hashed(settings)
 
     def _finished(self, digest: str | None) -> NeuronSet | None:
         """The result of the same run, where it ended before."""
-        if self.output is None or not self.resume or not (Path(self.output) / CONFIG).is_file():
+        output = self.asked.output
+        if output is None or not self.asked.resume or not (Path(output) / CONFIG).is_file():
             return None
-        before = NeuronSet.from_pretrained(self.output)
+        before = NeuronSet.from_pretrained(output)
         if before.provenance.get("learned", {}).get("run") != digest:
-            raise InputError(f"output {self.output}: the set there was learned otherwise: name another folder")
+            raise InputError(f"output {output}: the set there was learned otherwise: name another folder")
         return before
 
 
@@ -379,10 +347,6 @@ def _warn_if_shared(groups: Groups, validation: Groups) -> None:
             "stop: give others",
             stacklevel=6,
         )
-
-
-def _hash(data: Any) -> str:
-    return sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 
 
 def _plain(template: Any) -> Any:
