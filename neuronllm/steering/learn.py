@@ -20,6 +20,7 @@ from ..common.errors import InputError
 from ..data.prompts import Questions
 from ..engine.objectives import AnyObjective
 from ..judging.gains import check_margin
+from ..model.wrapped import own_model
 from ..results.neurons import NeuronSet
 from ..runs.checkpoint import Interrupted
 from ..runs.processes import Ranks
@@ -119,7 +120,7 @@ def learn(
     with Ranks.here() as ranks:
         with ranks.together():
             learning = Learning(
-                model,
+                own_model(model),
                 tokenizer,
                 questions,
                 validation,
