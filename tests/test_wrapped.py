@@ -89,9 +89,10 @@ def test_the_map_is_that_of_the_model_underneath(name, kind):
 # ---- attribution ----
 
 
+ALPHAS = torch.tensor([0.1, 0.5, 1.0], dtype=torch.float64), torch.tensor([0.2, 0.5, 0.3], dtype=torch.float64)
 VERBS = {
     "gradient": lambda engine, prompts: engine.gradients(prompts, "logp_options"),
-    "integral": lambda engine, prompts: engine.integrated_gradients(prompts, "logp_options", steps=3),
+    "integral": lambda engine, prompts: engine.integrate(prompts, "logp_options", *ALPHAS),
     "exact": lambda engine, prompts: engine.effects(prompts, "logp_options", torch.arange(56)),
     "direct": lambda engine, prompts: engine.direct(prompts, "logp_options"),
 }
@@ -118,10 +119,6 @@ def test_peft_s_own_model_is_attributed_as_the_merged_one_is(kind, method):
     plain = copy.deepcopy(model).merge_and_unload()
     merged = nl.attribute(plain, None, prompts, method=method, progress=False)
     assert "adapters" not in merged.provenance
-    if kind == LORA:
-        assert near(scores.values.double(), merged.values.double(), 1e-6)
-        return
-    # h of the merged model is the same, and it writes what it wrote behind the factor
     assert near(scores.values.double(), merged.values.double(), 1e-6)
 
 
@@ -160,8 +157,6 @@ def test_merged_and_switched_off_adapters(kind):
     with model.disable_adapter():
         assert torch.equal(vectors(model, site), tiny("llama").model.layers[0].mlp.down_proj.weight.T)
     assert near(on, vectors(model, site))
-    unmerged = {verb: ask(FastEngine(model.get_base_model()), prompts) for verb, ask in {}.items()}
-    assert not unmerged
     model.merge_adapter()
     assert near(vectors(model, site), on)
     inside = model.get_base_model()
