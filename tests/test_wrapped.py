@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -67,6 +69,13 @@ def logits(model: Any) -> torch.Tensor:
         return model(ids).logits
 
 
+@contextmanager
+def engines(model: Any) -> Iterator[tuple[ReferenceEngine, FastEngine]]:
+    """The judge and the fast engine, in float64 throughout."""
+    with ReferenceEngine(model, dtype=torch.float64) as judge, FastEngine(model, dtype=torch.float64) as fast:
+        yield judge, fast
+
+
 def near(a: torch.Tensor, b: torch.Tensor, limit: float = 1e-9) -> bool:
     return bool((a - b).abs().max() <= limit * b.abs().max()) and bool(b.abs().max() > 0)
 
@@ -102,7 +111,7 @@ VERBS = {
 @pytest.mark.parametrize("name", NAMES)
 def test_the_fast_engine_gives_what_the_reference_gives(name, kind):
     model, prompts = wrapped(name, kind).get_base_model(), random_prompts()
-    with untouched(model), ReferenceEngine(model) as judge, FastEngine(model) as fast:
+    with untouched(model), engines(model) as (judge, fast):
         for verb, ask in VERBS.items():
             assert near(ask(fast, prompts), ask(judge, prompts)), verb
 
@@ -160,7 +169,7 @@ def test_merged_and_switched_off_adapters(kind):
     model.merge_adapter()
     assert near(vectors(model, site), on)
     inside = model.get_base_model()
-    with ReferenceEngine(inside) as judge, FastEngine(inside) as fast:
+    with engines(inside) as (judge, fast):
         for verb, ask in VERBS.items():
             assert near(ask(fast, prompts), ask(judge, prompts)), verb
 
@@ -177,7 +186,7 @@ def test_an_ia3_around_a_lora_and_two_adapters_at_once():
     with torch.no_grad():
         assert near(vectors(stacked, site), module(torch.eye(site.width, dtype=torch.float64)))
     prompts = random_prompts()
-    with ReferenceEngine(stacked) as judge, FastEngine(stacked) as fast:
+    with engines(stacked) as (judge, fast):
         assert near(VERBS["exact"](fast, prompts), VERBS["exact"](judge, prompts))
 
 
@@ -209,7 +218,7 @@ def test_a_wrapped_head_is_read_as_it_is():
     both = peft.LoraConfig(r=3, target_modules=["lm_head", "down_proj"])
     model = filled(peft.get_peft_model(model, both).eval()).get_base_model()
     prompts = random_prompts()
-    with ReferenceEngine(model) as judge, FastEngine(model) as fast:
+    with engines(model) as (judge, fast):
         assert near(VERBS["gradient"](fast, prompts), VERBS["gradient"](judge, prompts))
 
 
@@ -290,7 +299,7 @@ def test_stacked_experts_under_a_lora():
     inside, prompts = model.get_base_model(), random_prompts()
     neurons = some_neurons(model)
     assert Anatomy.of(inside).same_layout(Anatomy.of(tiny("mixtral")))
-    with ReferenceEngine(inside) as judge, FastEngine(inside) as fast:
+    with engines(inside) as (judge, fast):
         for verb in ("gradient", "exact"):
             assert near(VERBS[verb](fast, prompts), VERBS[verb](judge, prompts)), verb
     clean = logits(model)
