@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -62,10 +63,8 @@ def live(model, neurons, **how) -> torch.Tensor:
 
 def loaded(model, folder) -> Any:
     """As somebody loads it who knows PEFT only; what it warns about would be a fault of ours."""
-    import warnings
-
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", UserWarning)
         return peft.PeftModel.from_pretrained(copy.deepcopy(model), folder).eval()
 
 

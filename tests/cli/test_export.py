@@ -85,7 +85,10 @@ def test_what_cannot_be_exported(model_folder, neurons, tmp_path, capsys):
     for kind in ("ia3", "lora", "nnsight", "transformer-lens", "baked"):
         assert "--positions all" in refused(capsys, *asked(tmp_path / "answer", "--kind", kind))
     assert "no neuron set there" in refused(capsys, *asked(tmp_path / "nowhere", "--kind", "ia3"))
-    for flags, part in ((("--kind", "ia3", "--good", "much"), "--good"), (("--kind", "gguf"), "invalid choice: 'gguf'")):
+    for flags, part in (
+        (("--kind", "ia3", "--good", "much"), "--good"),
+        (("--kind", "gguf"), "invalid choice: 'gguf'"),
+    ):
         with pytest.raises(SystemExit) as stopped:
             run(*asked(neurons, *flags))
         assert stopped.value.code == 2 and part in capsys.readouterr().err
