@@ -70,7 +70,8 @@ def switches(module: Any) -> tuple[Hashable, ...]:
 
 def adapters_on(model: nn.Module) -> list[str]:
     """The adapters of PEFT that are at work in a model, such as "default (lora)"."""
-    layers = [m for m in model.modules() if is_wrapped(m) and not m.disable_adapters] if _peft() else []
+    modules: list[Any] = list(model.modules()) if _peft() else []
+    layers = [module for module in modules if is_wrapped(module) and not module.disable_adapters]
     return sorted({f"{name} ({_kind(layer).partition('.')[0]})" for layer in layers for name in layer.active_adapters})
 
 

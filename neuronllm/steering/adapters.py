@@ -106,10 +106,8 @@ def turned_sites(model: PreTrainedModel, ids: Tensor, factors: Tensor) -> list[T
 
 def _live_type(model: Any, site: Site) -> torch.dtype:
     """The type of h, in which a live edit multiplies."""
-    weight = getattr(model.get_submodule(site.down), "weight", None)
-    unpacked = weight is not None and weight.is_floating_point() and weight.dtype.itemsize > 1
-    dtype: torch.dtype = weight.dtype if unpacked else model.dtype
-    return dtype
+    dtype: torch.dtype = getattr(getattr(model.get_submodule(site.down), "weight", None), "dtype", model.dtype)
+    return dtype if dtype.is_floating_point and dtype.itemsize > 1 else model.dtype  # else the weight is packed
 
 
 def _stored(x: Tensor) -> Tensor:
@@ -134,7 +132,7 @@ def _ia3(model: PreTrainedModel, turned: Sequence[Turned]) -> tuple[dict[str, An
 
 def _lora(model: PreTrainedModel, turned: Sequence[Turned]) -> tuple[dict[str, Any], dict[str, Tensor]]:
     rank = _rank(turned)
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     for site, factors in turned:
         down = model.get_submodule(site.down)
         if why := unreadable(down):

@@ -74,15 +74,16 @@ def to_hooks(
     check_positions(neurons, positions, "these hooks")
     model = own_model(model)
     how = neurons.steering(mode, good, bad)
-    tensors = {}
+    tensors: dict[str, torch.Tensor] = {}
     for site, factors in turned_sites(model, *neurons.edits(model, how)):
         layer = site.block.rpartition(".")[2]
         name = f"blocks.{layer}.mlp.out.hook_in" if kind == "transformer-lens" else site.down
         tensors[name] = factors.to(torch.promote_types(factors.dtype, torch.float32))
     told = neurons.steered_by(how) | {"kind": kind, "positions": "all", "positions_of_the_set": neurons.positions}
-    told |= {"for": identity(model), "provenance": neurons.provenance}
+    told = told | {"for": identity(model), "provenance": neurons.provenance}
     counted, *facts = neurons.describe().split("\n")
-    snippet = SNIPPETS[kind].format(model=told["for"]["model"])
+    name = told["for"]["model"]
+    snippet = SNIPPETS[kind].format(model=name if "/" in name else "MODEL")
     with new_folder(folder, MARK) as temporary:
         write_json(temporary / MARK, told)
         write_tensors(temporary / TENSORS, tensors)

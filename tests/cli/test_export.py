@@ -92,5 +92,7 @@ def test_what_cannot_be_exported(model_folder, neurons, tmp_path, capsys):
         with pytest.raises(SystemExit) as stopped:
             run(*asked(neurons, *flags))
         assert stopped.value.code == 2 and part in capsys.readouterr().err
-    assert "no neuron is edited" in refused(capsys, *asked(neurons, "--kind", "ia3", "--good", 1, "--bad", 1))
+    assert "no neuron is edited" in refused(
+        capsys, *asked(neurons, "--kind", "ia3", "--good", 1, "--bad", 1, "--quiet")
+    )
     assert not (tmp_path / "out").exists()
