@@ -204,6 +204,30 @@ def test_what_was_found_out_about_a_model_does_not_outlive_a_switch():
     assert torch.equal(nl.attribute(model, None, prompts, progress=False).values, on.values)
 
 
+def both(model: Any, **asked: Any) -> list[torch.Tensor]:
+    """Scores of the fast engine, with what it remembers of the model, and of the judge."""
+    more = {"dtype": torch.float64, "progress": False, **asked}
+    return [nl.attribute(model, None, quiz(2), backend=backend, **more).values for backend in ("fast", "reference")]
+
+
+def test_blocks_are_tried_again_where_another_adapter_is_chosen():
+    model = wrapped("llama", LORA)
+    model.add_adapter("second", config("llama", DORA))
+    filled(model, seed=8)
+    for adapter in ("default", "second", "default"):
+        model.set_adapter(adapter)
+        assert near(*both(model, method="exact"), 1e-6), adapter
+
+
+def test_a_head_is_not_cut_for_what_it_was_before_it_learned():
+    inside = tiny("llama", tie_word_embeddings=False)
+    model = peft.get_peft_model(inside, peft.LoraConfig(r=3, target_modules=["lm_head"])).eval()
+    before = both(model)  # B is zero, and the head's weight all there is
+    filled(model)
+    after = both(model)
+    assert near(*before, 1e-6) and near(*after, 1e-6) and not near(after[0], before[0], 1e-3)
+
+
 @pytest.mark.parametrize("kind", [LORA, IA3])
 @pytest.mark.parametrize("autocast", [True, False])
 def test_exact_effects_of_16_bit_models_run_in_float32(kind, autocast):

@@ -168,8 +168,7 @@ def _outside_attention(name: str, module: nn.Module) -> Iterator[tuple[str, nn.M
     yield name, module
     for child_name, child in module.named_children():
         words = f"{child_name} {type(child).__name__}".lower()
-        linear = is_wrapped(child) and _dims(inner(child)) is not None  # what PEFT has put beside it is no block
-        if not linear and not any(word in words for word in ("attn", "attention", "norm")):
+        if not any(word in words for word in ("attn", "attention", "norm")):
             yield from _outside_attention(f"{name}.{child_name}" if name else child_name, child)
 
 
