@@ -37,6 +37,7 @@ _PUBLIC = {
     "tune": "steering.tune",
     "distractors": "judging.distractors",
     "bake": "steering.bake",
+    "to_peft": "steering.adapters",
     "InputError": "common.errors",
 }
 _MODULES = {

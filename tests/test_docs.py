@@ -31,6 +31,21 @@ def test_python_blocks_run_in_order(document, tmp_path, monkeypatch, capsys):
     assert "nl" in names and capsys.readouterr().out
 
 
+def doors() -> list[object]:
+    """The sections of the page about other libraries that hold Python."""
+    sections = re.split(r"^## ", (ROOT / "docs" / "doors.md").read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]
+    return [pytest.param(text, id=text.splitlines()[0]) for text in sections if "```python" in text]
+
+
+@pytest.mark.parametrize("section", doors())
+def test_every_door_opens(section, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for block in re.findall(r"```python\n(.*?)```", section, re.DOTALL):
+        for library in re.findall(r"^(?:import|from) (\w+)", block, re.MULTILINE):
+            pytest.importorskip(library)
+        exec(compile(block, "docs/doors.md", "exec"), {})
+
+
 def test_shell_commands_of_the_readme_run(tmp_path, monkeypatch, capsys):
     from neuronllm.cli.main import main
 

@@ -7,8 +7,10 @@ import json
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 import neuronllm as nl
+from neuronllm.model.identity import identity, other_model
 from neuronllm.runs import provenance
 from neuronllm.runs.provenance import weights_hash
 from tests.checks import quiz
@@ -99,3 +101,61 @@ def test_dry_run_says_in_words_why_the_reference_has_no_figures():
     assert "at most 3" in memory(batch_size=3)
     fallen_back = nl.dry_run(tiny("gptj"), None, quiz(2), "gradient")
     assert "engine reference (" in fallen_back and "answer tokens" in fallen_back
+
+
+# ---- which model it is ----
+
+
+def named(model, name, revision=None):
+    model.config._name_or_path, model.config._commit_hash = name, revision
+    return model
+
+
+def test_a_model_of_a_folder_is_known_by_its_configuration(tmp_path):
+    model = tiny("llama", torch.float32)
+    one = identity(model)
+    assert one["model"] == f"llama (config {one['config'][:12]})" and len(one["config"]) == 64
+    for folder in ("first", "second"):
+        model.save_pretrained(tmp_path / folder)
+        for dtype in (torch.float32, torch.bfloat16):
+            again = AutoModelForCausalLM.from_pretrained(tmp_path / folder, dtype=dtype, attn_implementation="eager")
+            now = identity(again)
+            assert {**now, "dtype": one["dtype"]} == one and other_model(one, again) is None
+            assert str(folder) not in json.dumps(now) and str(tmp_path) not in json.dumps(now)
+    assert identity(tiny("llama", torch.float32, rope_theta=500.0))["config"] != one["config"]
+
+
+def test_a_model_of_a_hub_is_known_by_id_and_revision():
+    known = identity(named(tiny("llama"), "somebody/theirs", "0123456789abcdef"))
+    assert (known["model"], known["revision"]) == ("somebody/theirs", "0123456789abcdef")
+    assert identity(nl.load_model("demo")[0])["model"] == "demo"
+    gone = identity(named(tiny("llama"), "/home/somebody/secret/model", None))
+    assert "secret" not in json.dumps(gone) and gone["revision"] is None
+
+
+@pytest.mark.parametrize(
+    ("other", "parts"),
+    [
+        (named(tiny("llama"), "somebody/theirs", "0123456789abcdef"), None),
+        (named(tiny("llama"), "somebody/theirs", None), None),  # from a hub that tells no revision
+        (tiny("llama"), None),  # saved and loaded from a folder
+        (
+            named(tiny("llama"), "somebody/theirs", "fedcba9876543210"),
+            ["revision 0123456789ab", "revision fedcba987654"],
+        ),
+        (named(tiny("llama"), "somebody/others", None), ["somebody/theirs", "somebody/others"]),
+        (tiny("llama", rope_theta=500.0), ["somebody/theirs", "llama (config "]),
+        (tiny("mistral"), ["found on a llama, this is a mistral"]),
+    ],
+)
+def test_a_set_says_where_it_does_not_belong(other, parts, recwarn):
+    model = named(tiny("llama"), "somebody/theirs", "0123456789abcdef")
+    neurons = nl.attribute(model, None, quiz(2), progress=False).find(2, 2)
+    recwarn.clear()
+    with neurons.enhance(other):
+        pass
+    warned = [str(warning.message) for warning in recwarn]
+    assert len(warned) == (parts is not None)
+    for part in parts or []:
+        assert part in warned[0]
+    assert not warned or "of the same shape: its neurons may do something else" in warned[0]

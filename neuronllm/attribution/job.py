@@ -17,8 +17,10 @@ from ..engine.borrowed import check_prompts
 from ..engine.unconditional import with_offsets
 from ..methods import Method
 from ..model.anatomy import Anatomy
+from ..model.identity import identity
+from ..model.wrapped import own_model
 from ..results.per_prompt import PROMPTS, top_of
-from ..runs.provenance import identity, prompt_hash, question_hash, type_name, versions, weights_hash, wording
+from ..runs.provenance import prompt_hash, question_hash, type_name, versions, weights_hash, wording
 from .request import Request
 
 if TYPE_CHECKING:
@@ -48,11 +50,11 @@ class Job:
         request: Request,
     ) -> Job:
         """The job, after refusing what cannot be done: in the request, then with this model and these questions."""
-        job = cls(model, tokenizer, questions, request.checked(questions))
+        job = cls(own_model(model), tokenizer, questions, request.checked(questions))
         if request.items != "all" or job.how.needs_answers:
             needs = f"method {job.how.name!r}" if job.how.needs_answers else f'items="{request.items}"'
             check_choice(questions, needs)
-        check_prompts(model, job.prompts)
+        check_prompts(job.model, job.prompts)
         for line in job.remarks():
             _say(line)
         return job

@@ -12,6 +12,7 @@ from ..common.env import first_process, launched, package_version
 from .values import batch_size, count, margin, positive
 
 DTYPES = ("auto", "float32", "float16", "bfloat16", "float64")
+EXPORTS = ("ia3", "lora", "baked", "transformer-lens", "nnsight")
 Command = Callable[[argparse.Namespace], None]
 
 SELECT_OUTPUT = (
@@ -134,6 +135,17 @@ def parser(run: Mapping[str, Command], attribute: bool = False) -> argparse.Argu
     where = "all bakes a set that was found or tuned at the answer position for every token"
     sub.add_argument("--positions", choices=("answer", "all"), help=where)
     sub.add_argument("--output", required=True, metavar="DIR", help="a new folder for the model")
+    _overwrite_flag(sub)
+
+    sub = command("export", "Write a neuron set as an adapter, a model or hooks, for other tools.")
+    sub.add_argument("neurons", metavar="NEURONS", help="a folder that find, tune or learn wrote")
+    what = "an adapter for PEFT (ia3), also for vLLM and SGLang (lora), a whole model (baked), or factors for hooks"
+    sub.add_argument("--kind", required=True, choices=EXPORTS, help=what)
+    _model_flags(sub)
+    _factor_flags(sub)
+    where = "all writes a set that was found or tuned at the answer position for every token"
+    sub.add_argument("--positions", choices=("answer", "all"), help=where)
+    sub.add_argument("--output", required=True, metavar="DIR", help="a new folder for what is written")
     _overwrite_flag(sub)
 
     sub = command("select", "The largest and smallest numbers of .safetensors and .npy files, however large.")

@@ -1,4 +1,4 @@
-"""The command line: neuronllm attribute | find | tune | learn | evaluate | bake, and what stands beside these.
+"""The command line: neuronllm attribute | find | tune | learn | evaluate | bake | export, and what stands beside these.
 
 Exit codes: 0 done, 2 bad input (one line, nothing written), 130 interrupted, 141 nobody reads what is printed (as in
 `| head`), 1 anything else. Of several processes under a launcher such as torchrun the first one speaks for all.
@@ -73,6 +73,7 @@ def _run(argv: Sequence[str] | None) -> int:
         "learn": _learn,
         "distractors": _distractors,
         "bake": _bake,
+        "export": _export,
         "select": _select,
         "demo": _demo,
         "env": _env,
@@ -247,22 +248,15 @@ def _evaluate(args: argparse.Namespace) -> None:
 
 
 def _bake(args: argparse.Namespace) -> None:
-    from ..common.files import check_new_folder, new_folder, write_json
-    from ..results.neurons import NeuronSet
-    from ..steering.bake import bake, check_positions
+    from .export import run_bake
 
-    check_new_folder(args.output, "neuronllm_bake.json", args.overwrite)
-    neurons = NeuronSet.from_pretrained(args.neurons)
-    check_positions(neurons, args.positions)
-    with new_folder(args.output, "neuronllm_bake.json") as temporary:
-        model, tokenizer = _model(args)
-        bake(model, neurons, args.good, args.bad, mode=args.mode, positions=args.positions)
-        model.save_pretrained(temporary)
-        tokenizer.save_pretrained(temporary)
-        made = neurons.steered_by(neurons.steering(args.mode, args.good, args.bad))
-        made |= {"positions": "all", "positions_of_the_set": neurons.positions, "provenance": neurons.provenance}
-        write_json(temporary / "neuronllm_bake.json", made)
-    print(f"{args.output}: {len(neurons)} neurons folded into the weights")
+    run_bake(args, _model)
+
+
+def _export(args: argparse.Namespace) -> None:
+    from .export import run
+
+    run(args, _model)
 
 
 def _demo(args: argparse.Namespace) -> None:

@@ -23,6 +23,8 @@ MARKS: dict[str, tuple[str, ...] | None] = {
     "scores.json": ("scores.safetensors", "run.json", "part-*.safetensors"),
     "neuron_config.json": ("neurons.safetensors", "controls.safetensors", "README.md"),
     "neuronllm_bake.json": None,
+    "neuronllm_adapter.json": ("adapter_config.json", "adapter_model.safetensors", "README.md"),
+    "neuronllm_hooks.json": ("factors.safetensors", "README.md"),
     "neuronllm-demo.json": None,
 }
 OVERWRITE = "overwrite=True (--overwrite) to replace it"

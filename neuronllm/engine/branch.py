@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from ..model.hooks import visiting
 from ..model.sites import Site
+from ..model.wrapped import written
 from .answer import answer_pass
 from .attention import branch_attention
 from .head import wide
@@ -178,11 +179,7 @@ def residuals(batch: Batch, sites: Sequence[Site], count: int, edit: EditCopies)
 
 def vectors(model: PreTrainedModel, site: Site, ids: Tensor | None = None) -> Tensor:
     """What each neuron of a dense site writes when its h is 1: (neurons, D), in float32 or better; all without ids."""
-    weight: Any = model.get_submodule(site.down).weight
-    if ids is None:
-        return wide(weight if site.transposed else weight.T)
-    index = ids.to(weight.device)
-    return wide(weight.index_select(0, index) if site.transposed else weight.index_select(1, index).T)
+    return wide(written(model.get_submodule(site.down), site.transposed, ids))
 
 
 @contextmanager

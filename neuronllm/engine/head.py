@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ..common.errors import InputError
+from ..model.wrapped import is_wrapped
 from .objectives import NEVER, AnyObjective, Objective, Readout, get_objective
 
 if TYPE_CHECKING:
@@ -202,6 +203,8 @@ def only_options(model: PreTrainedModel, ids: Tensor) -> Iterator[None]:
     The head's weight is cut, so whatever the model does to logits (scale, cap, bias) it goes on doing itself.
     """
     head: Any = model.get_output_embeddings()
+    if is_wrapped(head):
+        raise RuntimeError("what PEFT has added to the head's weight is not in it")
     index = ids.to(head.weight.device)
     weight = wide(head.weight[index])  # few rows: float32 costs nothing and rounds no difference away
     bias = None if getattr(head, "bias", None) is None else wide(head.bias[index])

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..model.discovery import decoder_layers
 from ..model.sites import Site
+from ..model.wrapped import unreadable
 from .answer import answer_pass
 from .attention import branch_attention
 from .borrowed import DRIVING_ERRORS, tolerance
@@ -93,15 +94,8 @@ def _trials(batch: Batch) -> Trials:
 
 
 def _readable(batch: Batch, site: Site) -> bool:
-    """Whether a site's down projection is one plain matrix at hand."""
-    weight = getattr(batch.model.get_submodule(site.down), "weight", None)
-    return (
-        not site.experts
-        and weight is not None
-        and weight.is_floating_point()
-        and weight.ndim == 2
-        and not weight.is_meta
-    )
+    """Whether it can be told what the neurons of a site write: a dense one whose weights are at hand."""
+    return not site.experts and unreadable(batch.model.get_submodule(site.down)) is None
 
 
 def tried(batch: Batch, trials: Trials) -> tuple[Tensor, Blocks]:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..model.discovery import decoder_layers
+from ..model.wrapped import adapter_modules, is_wrapped
 from .head import is_cut
 
 if TYPE_CHECKING:
@@ -34,9 +35,11 @@ def float32_stream(model: PreTrainedModel) -> Iterator[None]:
     # Behind the embedding, so that rotary angles, which take their type from there, are not rounded either.
     first = model.get_input_embeddings().register_forward_hook(lambda module, args, output: _float(output))
     try:
+        # PEFT rounds what goes into an adapter to the adapter's type: its layers widen all that is theirs.
+        adapters = {part for module in model.modules() if is_wrapped(module) for part in adapter_modules(module)}
         for module in model.modules():
-            halved = any(p.dtype in HALVES for p in module.parameters(recurse=False))
-            if not halved or isinstance(module, nn.Embedding) or is_cut(module):
+            halved = any(p.dtype in HALVES for p in _own(module))
+            if not halved or isinstance(module, nn.Embedding) or is_cut(module) or module in adapters:
                 continue
             # accelerate brings weights from elsewhere inside the forward that it put there, and then calls the old one.
             name = "_old_forward" if hasattr(module, "_hf_hook") else "forward"
@@ -49,6 +52,12 @@ def float32_stream(model: PreTrainedModel) -> Iterator[None]:
             delattr(module, name) if own is None else setattr(module, name, own)
 
 
+def _own(module: nn.Module) -> list[nn.Parameter]:
+    """The parameters that a module's forward uses itself; a layer of PEFT, those of its adapters."""
+    modules = adapter_modules(module) if is_wrapped(module) else [module]
+    return [p for part in modules for p in part.parameters(recurse=False)]
+
+
 def _float(value: Any) -> Any:
     return value.float() if isinstance(value, Tensor) and value.dtype in HALVES else value
 
@@ -58,7 +67,7 @@ def _widening(module: nn.Module, name: str) -> Callable[..., Any]:
     forward = getattr(module, name)
 
     def widened(*args: Any, **kwargs: Any) -> Any:
-        narrow = [(p, p.data) for p in module.parameters(recurse=False) if p.dtype in HALVES]
+        narrow = [(p, p.data) for p in _own(module) if p.dtype in HALVES]
         try:
             for parameter, data in narrow:
                 parameter.data = data.float()

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from torch.nn.modules import module as torch_module
 
+from ..model.wrapped import switches
 from .borrowed import attention_names
 
 if TYPE_CHECKING:
@@ -64,10 +65,14 @@ def _description(model: Any, modules: list[nn.Module]) -> Any:
 
 
 def _of_module(module: nn.Module) -> tuple[Any, ...]:
-    """Which object it is, and what runs when it is called: its class's forward, or one that was put before it."""
+    """Which object it is, and what runs when it is called: its class's forward, or one that was put before it.
+
+    Of a layer of PEFT, which of its adapters are on.
+    """
     own = vars(module).get("forward")
     kind = type(module)
-    return (_weakly(module), kind, _weakly(kind.forward), None if own is None else _weakly(own))
+    forward = None if own is None else _weakly(own)
+    return (_weakly(module), kind, _weakly(kind.forward), forward, switches(module))
 
 
 def _weakly(thing: Any) -> Any:

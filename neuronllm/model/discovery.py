@@ -7,6 +7,8 @@ because it fits the same shapes.
 A mixture of experts keeps its experts' weights stacked in one module. Modules that follow transformers' common
 interface for experts are recognised by it, and are one site that spans all experts of the layer; others are refused by
 name.
+
+A layer of PEFT is seen as the module that it has taken the place of, under the name of that one.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from torch import nn
 
 from ..common.errors import InputError
 from .sites import DENSE, SHARED, Site
+from .wrapped import inner, is_wrapped
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -126,7 +129,9 @@ def _routed_site(model: nn.Module, number: int, block: str, name: str, module: A
 def _refuse_foreign_experts(
     model: Any, number: int, layer: nn.Module, hidden: int, routed: list[tuple[str, Any]]
 ) -> None:
-    known = {inner for _, module in routed for inner in module.modules()}
+    known = {part for _, module in routed for part in module.modules()}
+    around = [module for module in layer.modules() if is_wrapped(module) and inner(module) in known]
+    known |= {part for module in around for part in module.modules()}
     family = getattr(model.config, "model_type", "") or type(model).__name__
     for name, module in layer.named_modules():
         kind = type(module).__name__
@@ -152,7 +157,7 @@ def _groups(layer: nn.Module) -> Iterator[tuple[str, list[tuple[str, nn.Module, 
     for parent_name, parent in _outside_attention("", layer):
         group = []
         for name, child in parent.named_children():
-            dims = _dims(child)
+            dims = _dims(inner(child))
             if dims:
                 group.append((f"{parent_name}.{name}" if parent_name else name, child, *dims))
         if group and not any(isinstance(child, nn.Conv1d) for child in parent.children()):

@@ -13,6 +13,7 @@ from .anatomy import Anatomy
 from .answer_tokens import answer_tokens, checked_start
 from .hooks import visiting
 from .sites import Site
+from .wrapped import own_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -40,6 +41,7 @@ def edit(
     >>> with edit(model, ids=[3, 17], factors=0.0):   # doctest: +SKIP
     ...     model.generate(**inputs)
     """
+    given, model = model, own_model(model)
     anatomy = anatomy or Anatomy.of(model)
     _check_positions(positions, answer_start)
     by_site = factors_by_site(anatomy, ids, factors)
@@ -57,7 +59,7 @@ def edit(
     sites = [site for site in anatomy.sites if site.down in by_site]
     answer = isinstance(positions, str) and positions == "answer"
     with answer_tokens(model, answer_start) if answer else nullcontext() as of_answer, visiting(model, sites, scale):
-        yield model
+        yield given
 
 
 def _scaled_where(h: torch.Tensor, factor: torch.Tensor, of_answer: Callable[[], torch.Tensor]) -> torch.Tensor:

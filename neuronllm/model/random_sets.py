@@ -10,6 +10,8 @@ from torch import Tensor
 
 from ..common.errors import InputError
 from .anatomy import Anatomy
+from .sites import Site
+from .wrapped import unreadable, wrapped_around, written
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -53,12 +55,22 @@ def output_norms(model: PreTrainedModel, anatomy: Anatomy) -> Tensor:
     norms = []
     for site in anatomy.sites:
         module: Any = model.get_submodule(site.down)
-        weight: Tensor = module.down_proj if site.experts else module.weight
-        if not weight.is_floating_point() or weight.ndim != (3 if site.experts else 2):
-            raise InputError(f"{site.down}: what its neurons write cannot be read off quantised weights")
-        dim = -1 if site.transposed else -2
-        norms.append(torch.linalg.vector_norm(weight.detach(), dim=dim, dtype=torch.float64).flatten().cpu())
+        if why := _unreadable_experts(model, site) if site.experts else unreadable(module):
+            raise InputError(f"{site.down}: what its neurons write cannot be told: {why}")
+        if site.experts:
+            rows = module.down_proj if site.transposed else module.down_proj.transpose(-1, -2)
+        else:
+            rows = written(module, site.transposed)
+        norms.append(torch.linalg.vector_norm(rows.detach(), dim=-1, dtype=torch.float64).flatten().cpu())
     return torch.cat(norms)
+
+
+def _unreadable_experts(model: PreTrainedModel, site: Site) -> str | None:
+    weight: Any = model.get_submodule(site.down)
+    if not weight.down_proj.is_floating_point() or weight.down_proj.ndim != 3:
+        return "its weights are quantised"
+    kind = wrapped_around(model, site.down)
+    return kind and f"PEFT has wrapped its experts ({kind}): merge the adapter first (merge_and_unload)"
 
 
 def _blocks(ids: Tensor, anatomy: Anatomy) -> Iterator[tuple[int, int, Tensor]]:

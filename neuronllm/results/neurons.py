@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import warnings
 from collections.abc import Iterator
@@ -19,7 +18,9 @@ from ..common.errors import InputError
 from ..common.files import new_folder, read_json, read_tensors, write_json
 from ..model.anatomy import Anatomy
 from ..model.edit import Positions, edit
-from ..model.sites import DENSE
+from ..model.identity import identity, other_model
+from ..model.wrapped import own_model
+from .adapters import ia3_factors
 from .factors import (
     ROLES,
     Steering,
@@ -31,6 +32,7 @@ from .factors import (
     steering_of,
 )
 from .learned import CONTROLS, Controls, learned_lines
+from .qrnca import key_neurons
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -269,12 +271,10 @@ class NeuronSet:
         anatomy = Anatomy.of(model)
         if not anatomy.same_layout(self.anatomy):
             raise InputError(f"the neuron set is of a {self.anatomy.describe()}, the model is a {anatomy.describe()}")
-        if anatomy.model_type != self.anatomy.model_type:
-            warnings.warn(
-                f"the neuron set was found on a {self.anatomy.model_type}, this is a {anatomy.model_type} of the same "
-                "shape: its neurons do something else",
-                stacklevel=2,
-            )
+        known = {"model_type": self.anatomy.model_type} | self.provenance
+        if found := other_model(known, own_model(model)):
+            other = f"the neuron set was {found} of the same shape: its neurons may do something else"
+            warnings.warn(other, stacklevel=2)
         factors = factors_of(self.role, self.factor, how)
         return self.ids[factors != 1], factors[factors != 1]
 
@@ -327,27 +327,23 @@ class NeuronSet:
         All of them are good; a neuron named for several questions gets the sum of its scores. A line of common
         neurons is passed over.
         """
-        totals: dict[tuple[int, int], float] = {}
         anatomy = Anatomy.of(model)
-        for number, line in _lines(path):
-            try:
-                row = json.loads(line)
-                if "common_neuron" in row:
-                    continue
-                layers, indices = [neuron[0] for neuron in row["neurons"]], [neuron[1] for neuron in row["neurons"]]
-                anatomy.flat(layers, [DENSE] * len(layers), indices)  # refuses what is not in the model
-                for (layer, index), score in zip(row["neurons"], row["scores"], strict=True):
-                    totals[layer, index] = totals.get((layer, index), 0.0) + float(score)
-            except (ValueError, TypeError, KeyError) as error:
-                raise InputError(
-                    f'{path}:{number}: not a line of QRNCA\'s key neurons ({{"neurons": [[layer, index], ...], '
-                    f'"scores": [...]}}): {type(error).__name__} {error}'
-                ) from error
-        ranked = sorted(totals, key=lambda neuron: -totals[neuron])
-        layers, indices = [neuron[0] for neuron in ranked], [neuron[1] for neuron in ranked]
-        ids = anatomy.flat(layers, [DENSE] * len(ranked), indices)
-        score = torch.tensor([totals[neuron] for neuron in ranked], dtype=torch.float32)
+        ids, score = key_neurons(path, anatomy)
         return cls(ids, np.full(len(ids), "good"), score, anatomy, {"method": "qrnca", "source": Path(path).name})
+
+    @classmethod
+    def from_peft(cls, folder: str | os.PathLike[str], model: PreTrainedModel) -> NeuronSet:
+        """Read an IA3 on down projections (`nl.to_peft`, or one that PEFT has learned), with the factors that it holds.
+
+        Neurons that it strengthens are good, and those that it weakens bad; the score is the factor less 1.
+
+        >>> neurons = NeuronSet.from_peft("adapter", model)   # doctest: +SKIP
+        """
+        model = own_model(model)
+        anatomy = Anatomy.of(model)
+        ids, factor = ia3_factors(folder, model, anatomy)
+        role, provenance = np.where(factor > 1, "good", "bad"), {"method": "ia3", "source": Path(folder).name}
+        return cls(ids, role, factor - 1, anatomy, provenance | {"positions": "all"} | identity(model), factor)
 
     def _card(self, name: str) -> str:
         counted, *facts = self.describe().split("\n")
@@ -380,14 +376,3 @@ def check_counts(**counts: Any) -> None:
     for name, k in counts.items():
         if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 0:
             raise InputError(f"{name}={k!r}: give a whole number, 0 or more")
-
-
-def _lines(path: str | os.PathLike[str]) -> list[tuple[int, str]]:
-    """The lines that are not blank, with their numbers as an editor counts them."""
-    if not os.path.isfile(path):
-        raise InputError(f"{path}: no such file")
-    try:
-        lines = enumerate(Path(path).read_text(encoding="utf-8").split("\n"), 1)
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 text") from error
-    return [(number, line) for number, line in lines if line.strip()]

@@ -17,23 +17,13 @@ from ..common.errors import InputError
 from ..data.prompts import Prompt
 from ..data.questions import Question, fingerprint
 from ..data.templates import template_hash
-from ..model.loading import public_name
+from ..model.wrapped import is_wrapped, switches
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 CHUNK = 2**26  # values that are hashed, and brought from their device, at once
 HASHERS = 8  # threads; a tensor's hash is its own, so their number decides nothing
-
-
-def identity(model: PreTrainedModel) -> dict[str, Any]:
-    """Which model it is, by its name."""
-    return {
-        "model": public_name(model.config._name_or_path),
-        "revision": getattr(model.config, "_commit_hash", None),
-        "model_type": model.config.model_type,
-        "dtype": type_name(model.dtype),
-    }
 
 
 def wording(tokenizer: Any, questions: Sequence[Question | Prompt], template: Any) -> dict[str, Any]:
@@ -72,6 +62,8 @@ def question_hash(groups: Sequence[Sequence[Prompt]]) -> str:
 def weights_hash(model: PreTrainedModel) -> str:
     """SHA-256 of the name, shape, type and bytes of every parameter and buffer: an edit of one value shows.
 
+    Adapters of PEFT that are switched on or off show too.
+
     >>> model, _ = nl.load_model("demo")
     >>> weights_hash(model) == weights_hash(model)
     True
@@ -79,7 +71,9 @@ def weights_hash(model: PreTrainedModel) -> str:
     tensors = dict(model.named_parameters()) | dict(model.named_buffers())
     with ThreadPoolExecutor(min(HASHERS, os.cpu_count() or 1)) as pool:  # hashing lets other threads run
         hashes = list(pool.map(_tensor_hash, tensors.values()))
-    return sha256(repr(list(zip(tensors, hashes, strict=True))).encode()).hexdigest()
+    adapters = [(name, switches(module)) for name, module in model.named_modules() if is_wrapped(module)]
+    told = [*zip(tensors, hashes, strict=True), *adapters]
+    return sha256(repr(told).encode()).hexdigest()
 
 
 def _tensor_hash(tensor: Tensor) -> str:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..common.errors import InputError
 from ..model.anatomy import Anatomy
+from ..model.wrapped import own_model, wrapped_around
 from ..results.neurons import POSITIONS, NeuronSet
 
 if TYPE_CHECKING:
@@ -72,6 +73,7 @@ def bake(
     >>> handle.undo()                                   # doctest: +SKIP
     """
     check_positions(neurons, positions)
+    model = own_model(model)
     neurons.warn_if_empty()
     ids, factors = neurons.edits(model, neurons.steering(mode, good, bad))
     anatomy = Anatomy.of(model)
@@ -82,6 +84,11 @@ def bake(
         site = anatomy.sites[n]
         module: Any = model.get_submodule(site.down)
         weight = module.down_proj if site.experts else module.weight
+        if kind := wrapped_around(model, site.down):
+            raise InputError(
+                f"{site.down}: PEFT has wrapped it ({kind}), and a baked weight would lie under the adapter: merge "
+                "it first (model = model.merge_and_unload()), or steer live"
+            )
         if weight.dtype not in DTYPES or weight.ndim != (3 if site.experts else 2):
             raise InputError(
                 f"{site.down}: quantised weights cannot be baked, use the live edit or unquantised weights"
@@ -97,13 +104,13 @@ def bake(
     return handle
 
 
-def check_positions(neurons: NeuronSet, positions: str | None) -> None:
-    """Weights hold an edit at every token, which is another edit than one at the answer position."""
+def check_positions(neurons: NeuronSet, positions: str | None, holder: str = "weights") -> None:
+    """Weights and adapters hold an edit at every token, which is another edit than one at the answer position."""
     if positions not in (None, *POSITIONS):
         raise InputError(f"positions={positions!r}: known values are {', '.join(POSITIONS)}")
     if (positions or neurons.positions) == "answer":
         whose = "positions='answer'" if positions else "the set is for edits at the answer position"
         raise InputError(
-            f'{whose}, which weights cannot hold: steer live, or bake it for every token with positions="all" '
+            f'{whose}, which {holder} cannot hold: steer live, or ask for an edit at every token with positions="all" '
             "(--positions all)"
         )

@@ -25,11 +25,12 @@ from ..engine.kept_prefixes import KeptPrefixes
 from ..judging.asking import Asking, warn_if_leaning, warn_if_one_sided
 from ..judging.bias import Bias
 from ..model.anatomy import Anatomy
+from ..model.identity import identity
 from ..results.learned import Controls
 from ..results.neurons import CONFIG, NeuronSet
 from ..runs.checkpoint import partial_folder, undisturbed
 from ..runs.processes import Ranks
-from ..runs.provenance import identity, prompt_hash, versions, weights_hash, wording
+from ..runs.provenance import prompt_hash, versions, weights_hash, wording
 from .controls import check_controls, check_shuffled, learned_controls, shuffled, strengths
 from .deciding import Split, Weighed
 from .request import LearnRequest, hashed

@@ -27,6 +27,7 @@ from ..data.prompts import Questions
 from ..engine.asking import Asker, Edit
 from ..judging.asking import Asking, warn_if_leaning, warn_if_one_sided
 from ..judging.gains import Gain, check_margin
+from ..model.wrapped import own_model
 from ..results.answers import Answers
 from ..results.factors import ROLES, Steering
 from ..results.neurons import POSITIONS, NeuronSet
@@ -93,6 +94,7 @@ def tune(
     _check(ks, factors, positions, criterion)
     check_margin(margin)
     asking = Asking.of(questions, neurons, orders, template, answers, length)
+    model = own_model(model)
     prompts = asking.prompts(model, tokenizer, questions)
     warn_if_one_sided(prompts)
     search = _Search(Asker(model, prompts, batch_size), neurons, criterion, progress)

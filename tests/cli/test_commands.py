@@ -166,7 +166,9 @@ def test_what_is_written_can_be_read_by_others_and_names_no_folder(model_folder,
     for path in [*scores.iterdir(), *neurons.iterdir()]:
         assert path.stat().st_mode & 0o444 == 0o444
         assert str(model_folder).encode() not in path.read_bytes()
-    assert NeuronSet.from_pretrained(neurons).provenance["model"] == model_folder.name
+        assert model_folder.name.encode() not in path.read_bytes()
+    provenance = NeuronSet.from_pretrained(neurons).provenance
+    assert provenance["model"] == f"llama (config {provenance['config'][:12]})"
     assert len(repr(NeuronSet.from_pretrained(neurons))) < 100
 
 
