@@ -37,6 +37,8 @@ _PUBLIC = {
     "tune": "steering.tune",
     "distractors": "judging.distractors",
     "bake": "steering.bake",
+    "to_transformer_lens": "bridges.transformer_lens",
+    "steer_trace": "bridges.nnsight",
     "InputError": "common.errors",
 }
 _MODULES = {
@@ -44,6 +46,7 @@ _MODULES = {
     "methods": "methods",
     "objectives": "objectives",
     "transform": "data.transform",
+    "captum": "bridges.captum",
 }
 __all__ = [*_PUBLIC, *_MODULES, "__version__"]
 

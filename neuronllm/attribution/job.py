@@ -17,6 +17,7 @@ from ..engine.borrowed import check_prompts
 from ..engine.unconditional import with_offsets
 from ..methods import Method
 from ..model.anatomy import Anatomy
+from ..model.bridged import plain_model
 from ..results.per_prompt import PROMPTS, top_of
 from ..runs.provenance import identity, prompt_hash, question_hash, type_name, versions, weights_hash, wording
 from .request import Request
@@ -48,6 +49,7 @@ class Job:
         request: Request,
     ) -> Job:
         """The job, after refusing what cannot be done: in the request, then with this model and these questions."""
+        model = plain_model(model)
         job = cls(model, tokenizer, questions, request.checked(questions))
         if request.items != "all" or job.how.needs_answers:
             needs = f"method {job.how.name!r}" if job.how.needs_answers else f'items="{request.items}"'

@@ -20,6 +20,7 @@ from ..data.matching import abstains, includes, matches, normalise
 from ..data.prompts import group_by_question
 from ..data.questions import Question
 from ..engine.writing import Sampled, Writer, Written
+from ..model.bridged import plain_model
 from .wording import prompts_to_write, warn_if_silent
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ def distractors(
     >>> nl.distractors(model, tokenizer, [nl.Question("Capital of France?", answer="Paris")])   # doctest: +SKIP
     """
     _check(questions, n, samples, temperature)
+    model = plain_model(model)
     prompts = prompts_to_write(tokenizer, questions, "none", template)
     of_question = [number for number, group in enumerate(group_by_question(prompts)) for _ in group]
     write = Writer(model, tokenizer, prompts, max_new_tokens, batch_size)

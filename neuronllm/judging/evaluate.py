@@ -19,6 +19,7 @@ from ..common.statistics import bootstrap_interval, holm, mcnemar, relative_chan
 from ..data.forms import ANSWERS, check_known, one_option_each
 from ..data.prompts import Questions
 from ..engine.asking import Asker, Edit
+from ..model.bridged import plain_model
 from ..results.answers import Answers
 from ..results.neurons import POSITIONS, NeuronSet
 from .asking import Asking, warn_if_leaning, warn_if_one_sided
@@ -76,6 +77,7 @@ def evaluate(
 
     >>> nl.evaluate(model, tokenizer, questions, neurons, mode="degrade")   # doctest: +SKIP
     """
+    model = plain_model(model)
     if positions is not None and positions not in POSITIONS:
         raise InputError(f"positions={positions!r}: known values are {', '.join(POSITIONS)}")
     check_known("answers", answers, (*ANSWERS, "generate"))

@@ -28,6 +28,7 @@ from ..engine.kept_prefixes import KeptPrefixes
 from ..judging.asking import Asking, warn_if_leaning, warn_if_one_sided
 from ..judging.bias import Bias
 from ..model.anatomy import Anatomy
+from ..model.bridged import plain_model
 from ..results.learned import Controls
 from ..results.neurons import CONFIG, NeuronSet
 from ..runs.checkpoint import check_output, partial_folder, undisturbed
@@ -99,6 +100,7 @@ class Learning:
         cache: int,
         output: tuple[str | os.PathLike[str] | None, bool, bool],
     ) -> None:
+        model = plain_model(model)
         self.model, self.tokenizer, self.goal, self.recipe = model, tokenizer, goal, recipe
         self.seeds, self.seed, self.margin, self.neurons, self.ranks = seeds, seed, margin, neurons, ranks
         self.controls, self.shuffled = controls, shuffled
