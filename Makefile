@@ -24,7 +24,7 @@ help:
 	@echo "make test        the tests, extension required (installs first)"
 	@echo "make test-all    with the slow ones: kernels interpreted and compiled, builds, kills (test-slow: these alone)"
 	@echo "make test-noext  a short run without the extension"
-	@echo "make test-doors  what is handed to other libraries: captum, nnsight, TransformerLens (installs them)"
+	@echo "make test-doors  what is handed to other libraries: captum, Inspect, nnsight, TransformerLens (installs them)"
 	@echo "make test-gpu    the tests that need a CUDA device"
 	@echo "make gpu         everything that needs a GPU, checked and measured in MINUTES=8 (docs/gpu.md)"
 	@echo "make sanitize    the C++ tests under AddressSanitizer, UBSan and ThreadSanitizer"
