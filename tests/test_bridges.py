@@ -248,6 +248,9 @@ def test_edits_that_other_libraries_cannot_make() -> None:
         nl.to_transformer_lens(neurons, mode="enhance", positions="everywhere")
     with refused("good=nan: a factor must be a finite number"):
         nl.to_transformer_lens(neurons, good=float("nan"))
+    (_, hook), _ = nl.to_transformer_lens(neurons, mode="enhance")
+    with refused("the neuron set is of a model with 28 neurons in layer 0, this one has 27"):
+        hook(torch.ones(1, 2, 27), hook=None)
     assert nl.to_transformer_lens(neurons, good=1.0) == []  # nothing is turned
     mixture = nl.attribute(tiny("olmoe"), None, PROMPTS, "gradient", progress=False).find(good=2, bad=2)
     with refused("TransformerLens does not show the neurons of a mixture's experts (layer "):

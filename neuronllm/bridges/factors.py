@@ -19,6 +19,11 @@ class LayerEdit:
         self._placed = factors  # on the device and in the type of the last pass
 
     def __call__(self, h: torch.Tensor) -> torch.Tensor:
+        if h.shape[-1] != self.site.width:
+            raise InputError(
+                f"the neuron set is of a model with {self.site.width} neurons in layer {self.site.layer}, this one has "
+                f"{h.shape[-1]}"
+            )
         if self._placed.device != h.device or self._placed.dtype != h.dtype:
             self._placed = self.factors.to(h)
         return scaled(h, self._placed, self.positions)

@@ -100,7 +100,7 @@ def _in_one_line(repo_id: str, revision: str | None, before: str = "") -> Iterat
     """What the Hub's client raises, as one line about the repository."""
     from huggingface_hub import errors
 
-    of_client = errors.HfHubHTTPError.__bases__[0]  # of whichever HTTP library it uses
+    of_client: Any = errors.HfHubHTTPError.__bases__[0]  # of whichever HTTP library it uses
     try:
         yield
     except errors.RevisionNotFoundError as error:
