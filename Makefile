@@ -16,7 +16,7 @@ CXX_SOURCES := $(wildcard csrc/*.h csrc/*.cpp csrc/cuda/* tests/csrc/*.cpp bench
 TEST_ENV := OMP_NUM_THREADS=1
 PYTEST := NEURONLLM_BUILD_EXT=1 $(TEST_ENV) $(BIN)/python -m pytest -n $(JOBS) --durations=15 --durations-min=1
 
-.PHONY: help demo real real-study test test-slow test-all test-noext test-gpu gpu sanitize fuzz bench bench-full style format env clean
+.PHONY: help demo real real-study test test-slow test-all test-noext test-doors test-gpu gpu sanitize fuzz bench bench-full style format env clean
 help:
 	@echo "make demo        find, steer and judge neurons of the bundled model (installs first)"
 	@echo "make real        a small real model, SmolLM2-135M-Instruct, as a folder: $(REAL)"
@@ -24,6 +24,7 @@ help:
 	@echo "make test        the tests, extension required (installs first)"
 	@echo "make test-all    with the slow ones: kernels interpreted and compiled, builds, kills (test-slow: these alone)"
 	@echo "make test-noext  a short run without the extension"
+	@echo "make test-doors  what is handed to other libraries: captum, Inspect, nnsight, TransformerLens (installs them)"
 	@echo "make test-gpu    the tests that need a CUDA device"
 	@echo "make gpu         everything that needs a GPU, checked and measured in MINUTES=8 (docs/gpu.md)"
 	@echo "make sanitize    the C++ tests under AddressSanitizer, UBSan and ThreadSanitizer"
@@ -113,6 +114,15 @@ bench: $(VENV)/.dev-stamp
 	$(NINJA_BUILD)
 	$(BIN)/python -m bench run quick --threads 2 --rounds 2 --no-peaks
 	$(MICRO) $(COMPARE)
+
+# What is handed to other libraries, by the libraries themselves, and the examples of it.
+$(VENV)/.doors-stamp: $(VENV)/.dev-stamp
+	$(PIP) install -c constraints.txt --no-build-isolation -e '.[dev,doors]'
+	touch $@
+
+test-doors: $(VENV)/.doors-stamp
+	NEURONLLM_BUILD_EXT=1 $(NINJA_BUILD)
+	$(PYTEST) -m doors
 
 # The libraries to compare with are installed too. What fails does not keep the rest from running: make fails at the end.
 $(VENV)/.peers-stamp: $(VENV)/.dev-stamp

@@ -38,6 +38,8 @@ _PUBLIC = {
     "distractors": "judging.distractors",
     "bake": "steering.bake",
     "to_peft": "steering.adapters",
+    "to_transformer_lens": "bridges.transformer_lens",
+    "steer_trace": "bridges.nnsight",
     "InputError": "common.errors",
 }
 _MODULES = {
@@ -45,6 +47,7 @@ _MODULES = {
     "methods": "methods",
     "objectives": "objectives",
     "transform": "data.transform",
+    "captum": "bridges.captum",
 }
 __all__ = [*_PUBLIC, *_MODULES, "__version__"]
 

@@ -17,8 +17,8 @@ from ..engine.borrowed import check_prompts
 from ..engine.unconditional import with_offsets
 from ..methods import Method
 from ..model.anatomy import Anatomy
+from ..model.bridged import plain_model
 from ..model.identity import identity
-from ..model.wrapped import own_model
 from ..results.per_prompt import PROMPTS, top_of
 from ..runs.provenance import prompt_hash, question_hash, type_name, versions, weights_hash, wording
 from .request import Request
@@ -50,7 +50,7 @@ class Job:
         request: Request,
     ) -> Job:
         """The job, after refusing what cannot be done: in the request, then with this model and these questions."""
-        job = cls(own_model(model), tokenizer, questions, request.checked(questions))
+        job = cls(plain_model(model), tokenizer, questions, request.checked(questions))
         if request.items != "all" or job.how.needs_answers:
             needs = f"method {job.how.name!r}" if job.how.needs_answers else f'items="{request.items}"'
             check_choice(questions, needs)

@@ -24,8 +24,8 @@ from ..engine import open_engine
 from ..engine.asking import check_batch_size
 from ..engine.borrowed import check_prompts
 from ..model.anatomy import Anatomy
+from ..model.bridged import plain_model
 from ..model.sites import DENSE
-from ..model.wrapped import own_model
 from ..results.neurons import NeuronSet
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def letter_neurons(
     if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share <= 1:
         raise InputError(f"share={share!r}: give a number between 0 and 1")
     check_batch_size(batch_size)
-    model = own_model(model)
+    model = plain_model(model)
     anatomy = Anatomy.of(model)
     ids = torch.arange(anatomy.n_neurons) if neurons is None else neurons
     if isinstance(neurons, NeuronSet):

@@ -16,7 +16,7 @@ from ..engine.asking import check_batch_size
 from ..engine.borrowed import check_prompts
 from ..engine.unconditional import with_offsets
 from ..model.anatomy import Anatomy
-from ..model.wrapped import own_model
+from ..model.bridged import plain_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -49,7 +49,7 @@ def pushes(
     >>> found[0].argmax(0)   # the choice that each neuron lifts most in the first question   # doctest: +SKIP
     """
     check_batch_size(batch_size)
-    model = own_model(model)
+    model = plain_model(model)
     anatomy = Anatomy.of(model)
     form = form_of(questions, answers, length)
     prompts = as_prompts(tokenizer, questions, orders, wording_of(form.answers, template), **form.rendered)

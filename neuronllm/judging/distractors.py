@@ -20,7 +20,7 @@ from ..data.matching import abstains, includes, matches, normalise
 from ..data.prompts import group_by_question
 from ..data.questions import Question
 from ..engine.writing import Sampled, Writer, Written
-from ..model.wrapped import own_model
+from ..model.bridged import plain_model
 from .wording import prompts_to_write, warn_if_silent
 
 if TYPE_CHECKING:
@@ -52,9 +52,10 @@ def distractors(
     >>> nl.distractors(model, tokenizer, [nl.Question("Capital of France?", answer="Paris")])   # doctest: +SKIP
     """
     _check(questions, n, samples, temperature)
+    model = plain_model(model)
     prompts = prompts_to_write(tokenizer, questions, "none", template)
     of_question = [number for number, group in enumerate(group_by_question(prompts)) for _ in group]
-    write = Writer(own_model(model), tokenizer, prompts, max_new_tokens, batch_size)
+    write = Writer(model, tokenizer, prompts, max_new_tokens, batch_size)
     drawn: list[list[Written]] = [[] for _ in questions]
     for draw in range(samples + 1):
         sampled = Sampled(temperature, seed, draw) if draw else None

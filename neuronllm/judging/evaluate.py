@@ -19,7 +19,7 @@ from ..common.statistics import bootstrap_interval, holm, mcnemar, relative_chan
 from ..data.forms import ANSWERS, check_known, one_option_each
 from ..data.prompts import Questions
 from ..engine.asking import Asker, Edit
-from ..model.wrapped import own_model
+from ..model.bridged import plain_model
 from ..results.answers import Answers
 from ..results.neurons import POSITIONS, NeuronSet
 from .asking import Asking, warn_if_leaning, warn_if_one_sided
@@ -77,12 +77,12 @@ def evaluate(
 
     >>> nl.evaluate(model, tokenizer, questions, neurons, mode="degrade")   # doctest: +SKIP
     """
+    model = plain_model(model)
     if positions is not None and positions not in POSITIONS:
         raise InputError(f"positions={positions!r}: known values are {', '.join(POSITIONS)}")
     check_known("answers", answers, (*ANSWERS, "generate"))
     if isinstance(controls, bool) or not isinstance(controls, int) or controls < 0:
         raise InputError(f"controls={controls!r}: give a whole number, 0 or more")
-    model = own_model(model)
     change: Edit | None = None
     edit: dict[str, Any] = {}
     if neurons is not None:

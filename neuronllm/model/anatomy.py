@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from ..common.errors import InputError
+from .bridged import is_bridged
 from .discovery import find_sites
 from .sites import Site
 
@@ -38,6 +39,11 @@ class Anatomy:
         """Find the neurons of a Hugging Face decoder."""
         if not isinstance(model, nn.Module) or not hasattr(model, "config"):
             raise InputError(f"model: give a loaded Hugging Face model (nl.load_model), not {type(model).__name__}")
+        if is_bridged(model):
+            raise InputError(
+                "model: a TransformerLens bridge is edited by its own hooks, bridge.hooks(fwd_hooks="
+                "nl.to_transformer_lens(neurons)); weights are changed in the Hugging Face model, before it is bridged"
+            )
         return cls(tuple(find_sites(model)), getattr(model.config, "model_type", ""))
 
     @cached_property

@@ -43,7 +43,7 @@ def edit(
     """
     given, model = model, own_model(model)
     anatomy = anatomy or Anatomy.of(model)
-    _check_positions(positions, answer_start)
+    check_positions(positions, answer_start)
     by_site = factors_by_site(anatomy, ids, factors)
     # The factors move to a site's device and dtype at the first pass and stay there.
     placed: dict[str, torch.Tensor] = {}
@@ -53,7 +53,7 @@ def edit(
         if factor is None or factor.device != h.device or factor.dtype != h.dtype:
             factor = placed[site.down] = by_site[site.down].to(h)
         factor = factor if routes is None else factor[routes]
-        return _scaled(h, factor, positions) if of_answer is None else _scaled_where(h, factor, of_answer)
+        return scaled(h, factor, positions) if of_answer is None else _scaled_where(h, factor, of_answer)
 
     of_answer: Callable[[], torch.Tensor] | None
     sites = [site for site in anatomy.sites if site.down in by_site]
@@ -67,7 +67,8 @@ def _scaled_where(h: torch.Tensor, factor: torch.Tensor, of_answer: Callable[[],
     return torch.where(chosen.reshape(*chosen.shape, *[1] * (h.ndim - 2)), h * factor, h)
 
 
-def _scaled(h: torch.Tensor, factor: torch.Tensor, positions: Positions) -> torch.Tensor:
+def scaled(h: torch.Tensor, factor: torch.Tensor, positions: Positions) -> torch.Tensor:
+    """h, (rows, tokens, width) in front of a down projection, with its neurons times their factors at positions."""
     if isinstance(positions, str):
         return h * factor
     if isinstance(positions, torch.Tensor) and positions.dtype == torch.bool:
@@ -86,7 +87,8 @@ def _scaled(h: torch.Tensor, factor: torch.Tensor, positions: Positions) -> torc
     return out
 
 
-def _check_positions(positions: Any, answer_start: Any) -> None:
+def check_positions(positions: Any, answer_start: Any = None) -> None:
+    """Refuse positions that no live edit can have."""
     if answer_start is not None:
         checked_start(answer_start)
         if not (isinstance(positions, str) and positions == "answer"):

@@ -31,6 +31,7 @@ from .factors import (
     show_factor,
     steering_of,
 )
+from .hub import OnHub, folder_of
 from .learned import CONTROLS, Controls, learned_lines
 from .qrnca import key_neurons
 
@@ -42,7 +43,7 @@ POSITIONS = ("answer", "all")  # where a set is found, tuned, judged and lived w
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class NeuronSet:
+class NeuronSet(OnHub):
     """Neurons of one model, each good (it helps) or bad (it hurts); strongest first within a role.
 
     A neuron may have a factor of its own: `factor` is None or one number a neuron, NaN where that of its role applies.
@@ -304,11 +305,14 @@ class NeuronSet:
             if self.controls is not None:
                 save_file(self.controls.tensors(), temporary / CONTROLS)
             write_json(temporary / CONFIG, config)
-            (temporary / "README.md").write_text(self._card(Path(folder).name), encoding="utf-8")
+            (temporary / "README.md").write_text(self.card(Path(folder).name), encoding="utf-8")
 
     @classmethod
-    def from_pretrained(cls, folder: str | os.PathLike[str]) -> NeuronSet:
-        """Read what `save_pretrained` wrote."""
+    def from_pretrained(
+        cls, folder: str | os.PathLike[str], revision: str | None = None, token: str | bool | None = None
+    ) -> NeuronSet:
+        """Read what `save_pretrained` wrote, or `push_to_hub` uploaded: a folder, or "user/name" of the Hub."""
+        folder = folder_of(folder, revision, token, (CONFIG, TENSORS, CONTROLS))
         config = read_json(folder, CONFIG, "neuron set")
         tensors = read_tensors(folder, TENSORS, "neuron set")
         try:
@@ -345,7 +349,8 @@ class NeuronSet:
         role, provenance = np.where(factor > 1, "good", "bad"), {"method": "ia3", "source": Path(folder).name}
         return cls(ids, role, factor - 1, anatomy, provenance | {"positions": "all"} | identity(model), factor)
 
-    def _card(self, name: str) -> str:
+    def card(self, name: str) -> str:
+        """The README.md of a set that is called `name`."""
         counted, *facts = self.describe().split("\n")
         steer = "enhance" if self.tuned is None and self.factor is None else "apply"
         return (

@@ -18,7 +18,7 @@ import torch
 
 from ..data.prompts import Questions
 from ..engine.objectives import AnyObjective
-from ..model.wrapped import own_model
+from ..model.bridged import plain_model
 from ..results.neurons import NeuronSet
 from ..runs.checkpoint import Interrupted
 from ..runs.processes import Ranks
@@ -127,7 +127,7 @@ def learn(
                 overwrite=overwrite,
                 progress=progress,
             ).checked()
-            learning = Learning(own_model(model), tokenizer, questions, validation, request, ranks)
+            learning = Learning(plain_model(model), tokenizer, questions, validation, request, ranks)
         try:
             return learning.run()
         except KeyboardInterrupt as stop:

@@ -27,7 +27,7 @@ from ..data.prompts import Questions
 from ..engine.asking import Asker, Edit
 from ..judging.asking import Asking, warn_if_leaning, warn_if_one_sided
 from ..judging.gains import Gain, check_margin
-from ..model.wrapped import own_model
+from ..model.bridged import plain_model
 from ..results.answers import Answers
 from ..results.factors import ROLES, Steering
 from ..results.neurons import POSITIONS, NeuronSet
@@ -89,12 +89,12 @@ def tune(
     >>> tuned = nl.tune(model, tokenizer, neurons, validation)              # doctest: +SKIP
     >>> nl.evaluate(model, tokenizer, test, tuned, mode="tuned")            # doctest: +SKIP
     """
+    model = plain_model(model)
     positions = (neurons.positions or "all",) if positions is None else positions
     positions = (positions,) if isinstance(positions, str) else positions
     _check(ks, factors, positions, criterion)
     check_margin(margin)
     asking = Asking.of(questions, neurons, orders, template, answers, length)
-    model = own_model(model)
     prompts = asking.prompts(model, tokenizer, questions)
     warn_if_one_sided(prompts)
     search = _Search(Asker(model, prompts, batch_size), neurons, criterion, progress)
