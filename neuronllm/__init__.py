@@ -37,6 +37,8 @@ _PUBLIC = {
     "tune": "steering.tune",
     "distractors": "judging.distractors",
     "bake": "steering.bake",
+    "load_task": "bridges.lm_eval_tasks",
+    "evaluate_tasks": "bridges.lm_eval_table",
     "InputError": "common.errors",
 }
 _MODULES = {

@@ -40,7 +40,7 @@ FLOORS = (
     ("engine", "runs"),
     ("methods", "objectives", "judging"),
     ("attribution", "steering"),
-    ("demo",),
+    ("demo", "bridges"),
     ("cli",),
     ("__main__", "bench"),
 )
