@@ -96,10 +96,10 @@ class TaskTable:
     def _notes(self) -> list[str]:
         if not self.sets:
             return []
-        least = 1 / (1 + self.sets)
         return [
-            f"random sets: {self.sets} of as many neurons in every block, edited the same way, 95 % of them; p: how "
-            f"many move a number as far as the edit, at least {show(least)}; {len(self.rows)} numbers corrected together"
+            f"random sets: {self.sets} of as many neurons in every block, edited the same way, 95 % of them",
+            f"p: how many move a number as far as the edit does, {show(1 / (1 + self.sets))} at the least; "
+            f"{len(self.rows)} numbers are corrected together",
         ]
 
     def to_dict(self) -> dict[str, Any]:
