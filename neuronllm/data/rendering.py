@@ -108,8 +108,8 @@ def render(
     cloze_brief, cloze_options; chat for the tokenizer's chat template around the default, chat:NAME for another wording
     in it), a text with {question} and if wished {subject}, {options}, which letters need, {letters} and {choices}, or a
     list of these. `length` says by what the log-probability of a text is divided: sum (by nothing), tokens,
-    characters or bytes; the offsets of unconditional are the model's to give. A prompt longer than `max_length` (None: what the
-    tokenizer says), with its answer if that is a text, is an error. The tokenizer is left as it was.
+    characters or bytes; the offsets of unconditional are the model's to give. A prompt longer than `max_length` (None:
+    what the tokenizer says), with its answer if that is a text, is an error. The tokenizer is left as it was.
 
     >>> prompts = render(tokenizer, questions, orders="rotate", template="plain")  # doctest: +SKIP
     >>> prompts = render(tokenizer, questions, answers="texts", length="tokens")  # doctest: +SKIP
