@@ -77,8 +77,9 @@ def load_task(
         warnings.warn(f"left out {len(bad)} documents that are no valid questions, the first: {bad[0]}", stacklevel=2)
     if not questions:
         raise InputError(f"{', '.join(loaded)}: no document is a valid question: {bad[0] if bad else 'there is none'}")
-    named = split is not None
-    if judged := [name for name, task in loaded.items() if named and _split(name, task, split) == _judged(task)]:
+    if split is not None and (
+        judged := [name for name, task in loaded.items() if _split(name, task, split) == _judged(task)]
+    ):
         warnings.warn(
             f"{', '.join(judged)}: lm-eval evaluates on the split {split!r}; a search needs another one, and for a "
             "judgement split=None says that it is meant",
