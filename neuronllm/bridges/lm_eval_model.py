@@ -35,8 +35,8 @@ Request = tuple[Any, list[int], list[int]]  # its texts, and the tokens of conte
 class NeuronLM(HFLM):
     """HFLM with a neuron set applied: `neurons` is its folder, and mode, good, bad and positions are as in `apply`.
 
-    At positions="answer" the edit begins at the last token of the context, as it does inside `generate`. A text that is
-    only read (loglikelihood_rolling) has no context but the token that lm-eval puts in front, and is edited from there.
+    At positions="answer" the edit begins at the last token of the context, as it does inside `generate`; a text that is
+    only read (loglikelihood_rolling) is all answer.
 
     >>> import neuronllm.bridges.lm_eval_model                                      # doctest: +SKIP
     >>> told = "pretrained=HuggingFaceTB/SmolLM2-135M,neurons=my-neurons"           # doctest: +SKIP
@@ -97,7 +97,7 @@ class NeuronLM(HFLM):
         told: dict[int, tuple[float, bool]] = {}
         for first in tqdm(range(0, len(order), size), disable=disable_tqdm, desc="batches"):
             rows = order[first : first + size]
-            self._starts = [self._answer_start(*requests[n][1:]) for n in rows]
+            self._starts = [self._answer_start(*requests[n]) for n in rows]
             try:
                 batch = super()._loglikelihood_tokens([requests[n] for n in rows], True, len(rows))
             finally:
@@ -105,8 +105,13 @@ class NeuronLM(HFLM):
             told.update(zip(rows, batch, strict=True))
         return [told[n] for n in range(len(requests))]
 
-    def _answer_start(self, context: list[int], continuation: list[int]) -> int:
-        """The place of the token behind which the continuation's first one is read; long contexts lose their front."""
+    def _answer_start(self, texts: Any, context: list[int], continuation: list[int]) -> int:
+        """The place of the token behind which the continuation's first one is read; long contexts lose their front.
+
+        A window of a text that is only read comes without texts, and may begin with what an earlier one has read.
+        """
+        if texts is None:
+            return 0
         read = min(len(context) + len(continuation) - 1, self.max_length)
         return read - len(continuation)
 
