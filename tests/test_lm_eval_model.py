@@ -53,8 +53,8 @@ def model(tokenizer: Any) -> Any:
 @pytest.fixture(scope="module")
 def neurons(model: Any, tokenizer: Any) -> nl.NeuronSet:
     questions = nl.load_questions([{"question": r["question"], "choices": r["choices"], "answer": 0} for r in rows(4)])
-    how = {"positions": "all", "template": "plain", "orders": "none"}
-    return nl.attribute(model, tokenizer, questions, "gradient", **how, progress=False).find(good=16, bad=16)
+    scores = nl.attribute(model, tokenizer, questions, "gradient", positions="all", answers="texts", progress=False)
+    return scores.find(good=16, bad=16)
 
 
 @pytest.fixture(scope="module")
@@ -327,4 +327,4 @@ def test_the_command_prints_the_table(saved: Path, folder: Path, tmp_path: Path,
     assert [row["metric"] for row in report["rows"]] == ["acc", "acc_norm", "acc_bytes"]
     assert (report["sets"], report["edit"]["mode"], report["rows"][0]["num_fewshot"]) == (2, "enhance", 1)
     assert report["rows"][0]["edited"].keys() == {"value", "stderr"}
-    assert "--mode" not in refused(capsys, "evaluate", *where, "--mode", "enhance")
+    assert "mode, good, bad and positions need a neuron set" in refused(capsys, "evaluate", *where, "--mode", "enhance")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -224,6 +225,8 @@ def test_their_words_are_kept_in_files_and_count(folder: Path, tmp_path: Path) -
         assert nl.load_questions(tmp_path / f"{name}.jsonl") == questions
         bare = [nl.Question(q.stem, q.choices, q.answer, q.subject, q.id) for q in questions]
         assert bare != questions and fingerprint(bare) != fingerprint(questions)
+        other = [replace(q, wording=replace(q.wording, delimiter="\t")) for q in questions if q.wording]
+        assert fingerprint(other) != fingerprint(questions)
 
 
 def test_what_does_not_fit_their_words_is_refused(folder: Path) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, redirect_stderr
 from dataclasses import asdict, dataclass, field
 from os import PathLike
@@ -114,7 +114,7 @@ def _plain(row: TaskRow) -> dict[str, Any]:
 def evaluate_tasks(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    tasks: str | Sequence[str],
+    tasks: str | Sequence[str] | Mapping[str, Any],
     neurons: NeuronSet | None = None,
     mode: str | None = None,
     good: float | None = None,
@@ -131,17 +131,19 @@ def evaluate_tasks(
 ) -> TaskTable:
     """lm-eval's numbers of tasks; with `neurons`, of the edited model beside the base model and random controls.
 
-    Tasks are names of lm-eval's, of any kind that it gives text; `num_fewshot`, `limit` (documents of a task) and
-    `include_path` are as in its command line, mode, good, bad and positions as in `nl.evaluate`.
+    Tasks are names of lm-eval's (or what its TaskManager loads), of any kind that it gives text. `num_fewshot`, `limit`
+    (documents of a task) and `include_path` are as in its command line, mode, good, bad and positions as in
+    `nl.evaluate`.
 
     >>> print(nl.evaluate_tasks(model, tokenizer, ["arc_easy", "piqa"], neurons))   # doctest: +SKIP
     """
     need_lm_eval("evaluate_tasks")
     if integer(controls) is None or controls < 0:
         raise InputError(f"controls={controls!r}: give a whole number, 0 or more")
-    if neurons is None and (mode is not None or good is not None or bad is not None):
-        raise InputError("neurons=None: mode, good and bad need a neuron set")
-    run = _Run(find_tasks(tasks, include_path), num_fewshot, limit)
+    if neurons is None and (mode, good, bad, positions) != (None, None, None, None):
+        raise InputError("neurons=None: mode, good, bad and positions need a neuron set")
+    loaded = dict(tasks) if isinstance(tasks, Mapping) else find_tasks(tasks, include_path)
+    run = _Run(loaded, num_fewshot, limit)
     # lm-eval gives a tokenizer a padding token where it has none, and puts the model into eval mode.
     settings: dict[str, Any] = {"tokenizer": copy.deepcopy(tokenizer), "batch_size": batch_size}
     with borrowed(model, attention=None):

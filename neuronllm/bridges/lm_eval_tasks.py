@@ -99,7 +99,7 @@ def need_lm_eval(what: str) -> None:
 
 def find_tasks(names: str | Sequence[str], include_path: str | PathLike[str] | None = None) -> dict[str, Any]:
     """What lm-eval loads of these names: "tasks" by name, groups and what is in them."""
-    need_lm_eval("tasks=")
+    need_lm_eval("load_task (--tasks)")
     from datasets.exceptions import DatasetsError
     from lm_eval.tasks import TaskManager
 

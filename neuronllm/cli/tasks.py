@@ -42,20 +42,20 @@ def read(args: argparse.Namespace) -> list[Any]:
 def judge(args: argparse.Namespace, load: Callable[..., Any]) -> None:
     """lm-eval's table of the tasks; `load` gets the model, as in every command."""
     from ..bridges.lm_eval_table import BATCH, evaluate_tasks
-    from ..bridges.lm_eval_tasks import need_lm_eval
+    from ..bridges.lm_eval_tasks import find_tasks
     from ..results.neurons import NeuronSet
 
-    need_lm_eval("--tasks")
     _quiet()
     _refuse(args, WORDS + COUNTED, "lm-eval judges --tasks in words and by counts of its own, leave it out")
     if args.output:
         check_new_file(args.output)
     neurons = NeuronSet.from_pretrained(args.neurons) if args.neurons else None
+    tasks = find_tasks(_names(args.tasks), args.include_path)
     model, tokenizer = load(args)
     table = evaluate_tasks(
         model,
         tokenizer,
-        _names(args.tasks),
+        tasks,
         neurons,
         mode=args.mode,
         good=args.good,
@@ -64,7 +64,6 @@ def judge(args: argparse.Namespace, load: Callable[..., Any]) -> None:
         controls=args.controls,
         num_fewshot=args.num_fewshot,
         limit=args.limit,
-        include_path=args.include_path,
         batch_size=BATCH if args.batch_size == "auto" else args.batch_size,
         progress=not args.quiet,
     )
