@@ -96,10 +96,10 @@ class TaskTable:
     def _notes(self) -> list[str]:
         if not self.sets:
             return []
+        together = f"; {len(self.rows)} numbers are corrected together" * (len(self.rows) > 1)
         return [
             f"random sets: {self.sets} of as many neurons in every block, edited the same way, 95 % of them",
-            f"p: how many move a number as far as the edit does, {show(1 / (1 + self.sets))} at the least; "
-            f"{len(self.rows)} numbers are corrected together",
+            f"p: how many move a number as far as the edit does, {show(1 / (1 + self.sets))} at the least{together}",
         ]
 
     def to_dict(self) -> dict[str, Any]:
