@@ -40,6 +40,8 @@ _PUBLIC = {
     "to_peft": "steering.adapters",
     "to_transformer_lens": "bridges.transformer_lens",
     "steer_trace": "bridges.nnsight",
+    "load_task": "bridges.lm_eval_tasks",
+    "evaluate_tasks": "bridges.lm_eval_table",
     "InputError": "common.errors",
 }
 _MODULES = {

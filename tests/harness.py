@@ -49,6 +49,17 @@ def write_task(folder: Path, name: str, rows: Sequence[dict[str, Any]], choices:
     }
 
 
+def write_yaml(folder: Path, name: str, splits: dict[str, Sequence[dict[str, Any]]], **config: Any) -> None:
+    """A task of lm-eval in files: the rows of every split as JSON Lines, and a YAML file for --include_path."""
+    files = {}
+    for split, rows in splits.items():
+        files[split] = str(folder / f"{name}-{split}.jsonl")
+        Path(files[split]).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = {"data_files": files, "cache_dir": str(folder / "cache")}
+    task = {"task": name, "dataset_path": "json", "dataset_kwargs": data, **config}
+    (folder / f"{name}.yaml").write_text(json.dumps(task))  # JSON is YAML
+
+
 def evaluated(model: Any, tokenizer: Any, task: dict[str, Any], batch_size: int) -> tuple[dict[str, float], list[Any]]:
     """lm-eval's metrics, and every sample's log-likelihoods in the order of the file; `model` may be a path."""
     lm = harness(model, tokenizer, batch_size)

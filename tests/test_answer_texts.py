@@ -203,11 +203,13 @@ def test_lengths() -> None:
     (tokens,), (characters,) = rendered("tokens", SKY), rendered("characters", SKY)
     assert tokens.lengths == [[float(len(tokenizer(f" {text}")["input_ids"]))] for text in SKY.choices]
     assert characters.lengths == [[3.0], [9.0], [11.0], [4.0]]  # without the space in front
+    (written,) = rendered("bytes", Question("Which?", ("café", "北京", "tea"), 0, id="written"))
+    assert written.lengths == [[5.0], [6.0], [3.0]]
     assert rendered("sum", SKY) == rendered("unconditional", SKY) == [replace(tokens, lengths=[])]
     one = Question("Which?", ("A", "B"), 0, id="one")
     assert rendered("tokens", one) == rendered("characters", one) == rendered("sum", one)
     assert rendered("tokens", one)[0].one_token and rendered("tokens", one)[0].form == "texts"
-    assert "sum, tokens, characters, unconditional" in bad(lambda: rendered("words", SKY))
+    assert "sum, tokens, characters, bytes, unconditional" in bad(lambda: rendered("words", SKY))
 
 
 def test_bare_prompts_ask_nothing() -> None:

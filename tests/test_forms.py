@@ -63,7 +63,7 @@ def test_what_is_asked_for_wins():
     ("questions", "answers", "length", "parts"),
     [
         (CLOSED, "words", None, ["answers='words'", "letters, texts"]),
-        (CLOSED, None, "long", ["length='long'", "sum, tokens, characters, unconditional"]),
+        (CLOSED, None, "long", ["length='long'", "sum, tokens, characters, bytes, unconditional"]),
         (CLOSED, "letters", "tokens", ['length="tokens"', 'answers="texts"']),
         (CLOSED, None, "tokens", ['length="tokens"', 'answers="texts"']),
         ([*CLOSED, *OPEN], "letters", None, ['answers="letters"', "question 1", "nl.distractors"]),

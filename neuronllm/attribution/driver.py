@@ -76,8 +76,8 @@ def attribute(
     positions that is "all" where the method can ("exact", which is dear there: "answer"), else "answer".
     answers: "letters", or "texts" to explain the answers in words; by default the form of given prompts, else texts for
     questions without choices, and letters. length: what a text's log-probability is divided by, "sum" (nothing),
-    "tokens" or "characters", or "unconditional" for what it gains over the text alone. Questions with nothing but their
-    right answer are explained by its own log-probability, objective "logp_vocab"; `nl.distractors` finds wrong ones.
+    "tokens", "characters" or "bytes", or "unconditional" for what it gains over it alone. Questions with nothing but
+    their right answer are explained by its log-probability, objective "logp_vocab"; `nl.distractors` finds wrong ones.
     items: "wrong" or "right" scores only the questions that the model answers so. dtype: judge a copy of the model in
     this type. Further keywords are options of the method.
 

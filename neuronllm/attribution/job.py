@@ -121,7 +121,8 @@ class Job:
     @property
     def config(self) -> dict[str, Any]:
         """What provenance and settings both say of the request."""
-        rendered = not isinstance(self.questions[0], Prompt)  # of given prompts, the caller chose the order
+        first = self.questions[0]  # of given prompts, and of questions in words of their own, the order is settled
+        rendered = not isinstance(first, Prompt) and first.wording is None
         return {
             "method": self.how.name,
             "options": {name: getattr(self.how, name) for name in self.how.options()},

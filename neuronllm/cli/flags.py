@@ -67,7 +67,7 @@ def parser(run: Mapping[str, Command], attribute: bool = False) -> argparse.Argu
 
     sub = command("attribute", "Score every neuron on the questions of a file.")
     _model_flags(sub)
-    _question_flags(sub)
+    _question_flags(sub, tasks=True)
     if attribute:
         from .request_flags import add_request_flags
 
@@ -92,7 +92,7 @@ def parser(run: Mapping[str, Command], attribute: bool = False) -> argparse.Argu
 
     sub = command("tune", "Choose how many neurons, factors and positions on validation questions.")
     _model_flags(sub)
-    _question_flags(sub)
+    _question_flags(sub, tasks=True)
     _wording_flags(sub)
     _form_flags(sub)
     _neurons_flag(sub)
@@ -103,7 +103,7 @@ def parser(run: Mapping[str, Command], attribute: bool = False) -> argparse.Argu
 
     sub = command("learn", "Learn how hard to turn every neuron, by gradient descent on questions.")
     _model_flags(sub)
-    _question_flags(sub)
+    _question_flags(sub, tasks=True)
     _wording_flags(sub)
     _form_flags(sub)
     _learn_flags(sub)
@@ -111,7 +111,7 @@ def parser(run: Mapping[str, Command], attribute: bool = False) -> argparse.Argu
 
     sub = command("evaluate", "Judge the model, with a neuron set beside random controls.")
     _model_flags(sub)
-    _question_flags(sub)
+    _question_flags(sub, tasks=True, split=False)
     _wording_flags(sub)
     _form_flags(sub, "generate")
     _neurons_flag(sub, required=False)
@@ -161,6 +161,9 @@ def parser(run: Mapping[str, Command], attribute: bool = False) -> argparse.Argu
     # Only to be listed: everything behind this word goes to bench/ of the source tree.
     commands.add_parser("bench", help="Benchmarks: list, run, report (in a source tree; see neuronllm bench --help).")
 
+    handed = "lm-eval's own command line, with the model neuronllm (neurons=DIR,mode=,good=,bad=,positions=)."
+    commands.add_parser("lm-eval", help=handed)
+
     sub = command("demo", "The whole way on the bundled tiny model: find, tune, steer, judge.")
     where = "an earlier demonstration there is replaced (default: ./neuronllm-demo)"
     sub.add_argument("--output", default="neuronllm-demo", metavar="DIR", help=where)
@@ -198,15 +201,35 @@ def _model_flags(sub: argparse._ActionsContainer, required: bool = True) -> None
 
 
 def _question_flags(
-    sub: argparse._ActionsContainer, flag: str = "--questions", required: bool = True, help: str = ""
+    sub: argparse._ActionsContainer,
+    flag: str = "--questions",
+    required: bool = True,
+    help: str = "",
+    tasks: bool = False,
+    split: bool = True,
 ) -> None:
     source = f"{help}; " * bool(help) + 'JSONL or CSV, or "demo:TASK/SPLIT"'
-    sub.add_argument(flag, dest="questions", required=required, metavar="FILE", help=source)
+    one = sub.add_mutually_exclusive_group(required=required) if tasks else sub
+    one.add_argument(flag, dest="questions", required=required and not tasks, metavar="FILE", help=source)
+    if tasks:
+        _task_flags(sub, one, split)
     sub.add_argument("--limit", type=positive, metavar="N", help="only the first N questions")
     names = "what the labels 0, 1, ... of a file of text and label mean"
     sub.add_argument("--labels", nargs="+", metavar="NAME", help=names)
     chat = "ask through the tokenizer's chat template"
     sub.add_argument("--apply-chat-template", "--apply_chat_template", action="store_true", help=chat)
+
+
+def _task_flags(sub: argparse._ActionsContainer, one: argparse._ActionsContainer, split: bool) -> None:
+    judged = "; lm-eval judges them, on a split of its own" * (not split)
+    one.add_argument("--tasks", nargs="+", metavar="NAME", help=f"tasks of lm-eval in place of a file{judged}")
+    if split:
+        which = "of --tasks: train (default), validation, test, or another that the data set has"
+        sub.add_argument("--split", metavar="NAME", help=which)
+    shots = "of --tasks: demonstrations in front of a question (default: as many as the task says)"
+    sub.add_argument("--num-fewshot", "--num_fewshot", type=count, metavar="N", help=shots)
+    folder = "of --tasks: a folder with tasks of your own"
+    sub.add_argument("--include-path", "--include_path", metavar="DIR", help=folder)
 
 
 def _wording_flags(sub: argparse._ActionsContainer, orders: bool = True) -> None:
@@ -223,7 +246,7 @@ def _form_flags(sub: argparse._ActionsContainer, *more: str) -> None:
     known = ("letters", "texts", *more)
     sub.add_argument("--answers", choices=known, help=f"{form} (default: as the neurons were found)")
     counted = "of texts: what their log-probability is divided by (sum: nothing), or what a text alone has taken off"
-    sub.add_argument("--length", choices=("sum", "tokens", "characters", "unconditional"), help=counted)
+    sub.add_argument("--length", choices=("sum", "tokens", "characters", "bytes", "unconditional"), help=counted)
 
 
 def _neurons_flag(sub: argparse.ArgumentParser, required: bool = True) -> None:

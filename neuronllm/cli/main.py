@@ -68,6 +68,8 @@ def _run(argv: Sequence[str] | None) -> int:
     given = list(sys.argv[1:] if argv is None else argv)
     if given[:1] == ["bench"]:
         return _bench(given[1:])  # its flags are those of bench/, which parses them itself
+    if given[:1] == ["lm-eval"]:
+        return _lm_eval(given[1:])
     commands = {"attribute": _attribute, "find": _find, "tune": _tune, "evaluate": _evaluate}
     commands |= {
         "learn": _learn,
@@ -215,7 +217,11 @@ def _evaluate(args: argparse.Namespace) -> None:
     from ..common.files import check_new_file, write_json
     from ..judging.evaluate import evaluate
     from ..results.neurons import NeuronSet
+    from .tasks import judge
 
+    if args.tasks:
+        judge(args, _model)
+        return
     if args.output:
         check_new_file(args.output)
     neurons = NeuronSet.from_pretrained(args.neurons) if args.neurons else None
@@ -286,6 +292,18 @@ def _bench(given: Sequence[str]) -> int:
     return int(bench.main(given, "neuronllm bench"))
 
 
+def _lm_eval(given: Sequence[str]) -> int:
+    """lm-eval's own flags, which it parses itself."""
+    from .tasks import lm_eval
+
+    try:
+        lm_eval(given)
+    except InputError as error:
+        print(f"neuronllm lm-eval: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
 def _env(args: argparse.Namespace) -> None:
     from ..common.env import describe
 
@@ -313,10 +331,14 @@ def _model(args: argparse.Namespace) -> tuple[Any, Any]:
 
 
 def _questions(
-    args: argparse.Namespace, source: str, labels: Sequence[str] | None = None, whole: bool = False
+    args: argparse.Namespace, source: str | None, labels: Sequence[str] | None = None, whole: bool = False
 ) -> list[Any]:
     from ..data.loading import load_questions
+    from .tasks import read, refuse_without
 
+    if source is None:
+        return read(args)
+    refuse_without(args)
     if source.startswith(DEMO):
         from ..demo import demo_task
 

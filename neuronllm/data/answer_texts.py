@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from ..common.checks import short
@@ -59,8 +60,8 @@ def prompts_to_write(encoder: Encoder, variants: list[Variant], limit: int | Non
     for variant, ids in zip(variants, encoded, strict=True):
         if limit is not None and len(ids) > limit:
             raise InputError(
-                f"question {variant.id!r} makes a prompt of {len(ids)} tokens with template "
-                f"{short(variant.template.name)}, more than the context of {limit}: shorten it or leave it out"
+                f"question {variant.id!r} makes a prompt of {len(ids)} tokens with {variant.words}, more than the "
+                f"context of {limit}: shorten it or leave it out"
             )
     return [
         Prompt(
@@ -76,11 +77,28 @@ def prompts_to_write(encoder: Encoder, variants: list[Variant], limit: int | Non
     ]
 
 
+def as_letters(encoder: Encoder, prompts: list[Prompt]) -> list[Prompt]:
+    """Prompts in words of their own whose answers are letters: each is its one token, and nothing has a length."""
+    for prompt in prompts:
+        if prompt.span > 1:
+            raise InputError(
+                f"question {prompt.question_id!r}: a letter of its own words is not a single token with tokenizer "
+                f"{tokenizer_name(encoder.tokenizer)}: ask with answers='texts' (--answers texts)"
+            )
+    return [replace(prompt, texts=(), lengths=[]) for prompt in prompts]
+
+
 def _places(encoder: Encoder, variants: list[Variant]) -> list[_Place]:
-    """Behind white space nothing is put before an answer, and a space elsewhere; a chat template says itself what."""
+    """Behind white space nothing is put before an answer, and a space elsewhere.
+
+    A chat template says itself what, and so do questions in words of their own.
+    """
     said: dict[str, str | None] = {}
     places = []
     for variant in variants:
+        if variant.wording is not None:
+            places.append(_Place(variant.wording.prompt, variant.wording.delimiter))
+            continue
         name = variant.template.name
         if variant.template.chat and name not in said:
             said[name] = before_an_answer(encoder.tokenizer, variant)
@@ -112,7 +130,7 @@ def _check(
 ) -> None:
     """InputError for answers that cannot be told apart, from each other or from `nothing`: a prompt with none."""
     where = f"question {variant.id!r}"
-    how = f"with template {short(variant.template.name)} and tokenizer {tokenizer_name(encoder.tokenizer)}"
+    how = f"with {variant.words} and tokenizer {tokenizer_name(encoder.tokenizer)}"
     owner: dict[tuple[int, ...], str] = {}
     for text, ids in zip(variant.shown, options, strict=True):
         if limit is not None and len(ids) > limit:
@@ -158,4 +176,6 @@ def _lengths(texts: list[str], sequences: list[list[int]], length: str) -> list[
         counted = [len(ids) for ids in sequences]
     if length == "characters":
         counted = [len(text) for text in texts]  # without the delimiter, as lm-eval counts
+    if length == "bytes":
+        counted = [len(text.encode()) for text in texts]
     return [] if set(counted) <= {1} else [[float(count)] for count in counted]

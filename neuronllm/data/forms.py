@@ -15,7 +15,7 @@ from .questions import Question
 from .sources import LETTERS
 
 ANSWERS = ("letters", "texts")
-LENGTHS = ("sum", "tokens", "characters", "unconditional")
+LENGTHS = ("sum", "tokens", "characters", "bytes", "unconditional")
 TEXT_TEMPLATE = "cloze"  # of texts, where nobody asks for another
 
 
@@ -36,7 +36,8 @@ def form_of(
 ) -> Form:
     """The form that is asked for; None is that of given prompts, else of `found`, a neuron set's provenance.
 
-    Where that says nothing either, questions without choices are answered in texts, and others in letters.
+    Where that says nothing either, questions without choices are answered in texts, and others in letters. Questions
+    with words of their own say themselves which it is.
 
     >>> form_of([Question("Capital of France?", answer="Paris")])
     Form(answers='texts', length='sum')
@@ -53,7 +54,8 @@ def form_of(
             'ask for texts (answers="texts"), or draw wrong answers with nl.distractors (neuronllm distractors)'
         )
     before = _said(found or {}, "answers")
-    form = answers or ("texts" if free is not None else before) or "letters"
+    own = worded_form(listed, answers)
+    form = answers or own or ("texts" if free is not None else before) or "letters"
     if form == "letters":
         if length not in (None, "sum"):
             raise InputError(f'length="{length}": a letter has no length; it counts for answers="texts"')
@@ -64,6 +66,26 @@ def form_of(
             )
         return Form(form, "sum")
     return Form(form, length or (_said(found or {}, "length") if before == form else None) or "sum")
+
+
+def worded_form(questions: Sequence[Question | Prompt], answers: str | None = None) -> str | None:
+    """The form of questions that come in words of their own, None of others; they are not asked together.
+
+    >>> worded_form([Question("Which is warm?", ("ice", "fire"), 1)]) is None
+    True
+    """
+    wordings = [question.wording for question in questions if isinstance(question, Question)]
+    worded = [wording for wording in wordings if wording is not None]
+    if worded and len(worded) < len(wordings):
+        raise InputError(
+            "questions: some come in words of their own (nl.load_task) and some do not: ask one kind at a time"
+        )
+    form = "letters" if all(wording.letters for wording in worded) else "texts"
+    if worded and answers == "letters" and form == "texts":
+        raise InputError(
+            'answers="letters": the questions come in words of their own, which ask for texts; leave it out'
+        )
+    return form if worded else None
 
 
 def _form_of_prompts(prompts: Sequence[Prompt], answers: str | None, length: str | None) -> Form:

@@ -10,6 +10,7 @@ import json
 import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, fields
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from ..common.checks import integer
 from ..common.errors import InputError
 from .labels import dataset_names, distinct, label_names
 from .layouts import LABELLED, check_columns, layout_of, read_parts
-from .questions import Question
+from .questions import Question, Wording
 from .sources import Row, is_csv, is_path, pick_split, read_rows, row_id
 
 
@@ -121,7 +122,18 @@ def _name(source: Any) -> str:
 def _question(row: Row, columns: Mapping[str, Any] | None, names: Mapping[Any, str] | None) -> Question:
     parts = read_parts(row.fields, columns, names)
     name = row_id(row, "id" if columns is None else columns.get("id", "id"))
-    return Question(parts.stem, parts.choices, parts.answer, parts.subject or None, name, tuple(parts.answers))
+    own = _wording(row.fields.get("wording")) if columns is None else None
+    return Question(parts.stem, parts.choices, parts.answer, parts.subject or None, name, tuple(parts.answers), own)
+
+
+def _wording(value: Any) -> Wording | None:
+    """The words of its own that `save_questions` wrote of a question; a field of other rows may have that name too."""
+    names = {part.name for part in fields(Wording)}
+    if not isinstance(value, Mapping) or value.keys() != names:
+        return None
+    if not isinstance(value["answers"], Sequence) or isinstance(value["answers"], str):
+        raise InputError("wording: answers must be a list of texts")
+    return Wording(**value)
 
 
 def save_questions(path: str | os.PathLike[str], questions: Iterable[Question]) -> None:
@@ -147,4 +159,5 @@ def _row(question: Question) -> dict[str, Any]:
     choices, answer = ((), question.choices[0]) if question.open else (question.choices, question.answer)
     row: dict[str, Any] = {"id": question.id, "question": question.stem, "choices": choices, "answer": answer}
     row |= {"answers": question.answers or None, "subject": question.subject}
+    row["wording"] = None if question.wording is None else asdict(question.wording)
     return {name: value for name, value in row.items() if value not in ("", None)}

@@ -5,11 +5,35 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ..common.checks import integer, short
 from ..common.errors import InputError
+
+
+@dataclass(frozen=True)
+class Wording:
+    """How a question is shown to the letter, where it comes in words of its own, such as those of a benchmark.
+
+    A model reads `prompt`, then `delimiter` and one of `answers`, one for each choice: nothing is stripped, and no
+    template or order of the choices has a say. `letters` tells that the prompt shows the options with the letters that
+    are its answers.
+
+    >>> Wording("Which is warm?\\nA. ice\\nB. fire\\nAnswer:", " ", ("A", "B"), letters=True).answers[1]
+    'B'
+    """
+
+    prompt: str
+    delimiter: str
+    answers: tuple[str, ...]
+    letters: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "answers", tuple(self.answers))
+        for text in (self.prompt, self.delimiter, *self.answers):
+            if not isinstance(text, str):
+                raise InputError(f"wording: prompt, delimiter and answers are texts, got {short(text)}")
 
 
 @dataclass(frozen=True)
@@ -18,6 +42,8 @@ class Question:
 
     An open question has a right answer and no choices: `answer` is then its text, and becomes the only choice.
     `answers` are further texts that count as right where the model writes its answer.
+
+    `wording` is how the question is shown where that is settled, as for `nl.load_task`.
 
     >>> Question("Which is a colour?", ("red", "seven"), answer=0).choices[0]
     'red'
@@ -31,6 +57,7 @@ class Question:
     subject: str | None = None
     id: str = ""
     answers: tuple[str, ...] = ()
+    wording: Wording | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if isinstance(self.choices, str) or not isinstance(self.choices, Sequence):
@@ -65,6 +92,10 @@ class Question:
         if wrong := next((choice for n, choice in enumerate(choices) if n != answer and choice in accepted), None):
             raise InputError(f"answers holds {short(wrong)}, which is a wrong choice")
         object.__setattr__(self, "answers", accepted)
+        if self.wording is not None and len(self.wording.answers) != len(choices):
+            raise InputError(
+                f"wording: it has answers for {len(self.wording.answers)} choices, and the question has {len(choices)}"
+            )
 
     @property
     def open(self) -> bool:
@@ -92,8 +123,12 @@ def fingerprint(questions: Iterable[Question]) -> str:
     True
     """
     content = [
-        # Accepted answers only where there are some: fingerprints of other questions stay what they always were.
-        [question.stem, question.choices, question.answer, question.subject, *([q] if (q := question.answers) else [])]
-        for question in questions
+        [question.stem, question.choices, question.answer, question.subject, *_more(question)] for question in questions
     ]
     return hashlib.sha256(json.dumps(content, separators=(",", ":")).encode()).hexdigest()
+
+
+def _more(question: Question) -> list[Any]:
+    """What only some questions have: fingerprints of the others stay what they always were."""
+    more: list[Any] = [question.answers] if question.answers else []
+    return [*more, asdict(question.wording)] if question.wording else more

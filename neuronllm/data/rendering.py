@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 from ..common.checks import short
 from ..common.errors import InputError
-from .answer_texts import prompts_to_write, text_prompts
+from .answer_texts import as_letters, prompts_to_write, text_prompts
 from .encoding import Encoder, backend_kept
-from .forms import ANSWERS, LENGTHS
+from .forms import ANSWERS, LENGTHS, worded_form
 from .letters import letter_prompts
 from .prompts import Prompt, Questions
 from .questions import Question, fingerprint
@@ -76,7 +76,8 @@ def answer_form(questions: Sequence[Any], answers: str | None = None) -> str:
     if answers is not None and answers not in ANSWERS:
         raise InputError(f"answers={answers!r} is not known; known are {', '.join(ANSWERS)}")
     asked = [question for question in questions if isinstance(question, Question)]
-    form = answers or ("texts" if any(question.open for question in asked) else "letters")
+    own = worded_form(asked, answers)
+    form = answers or own or ("texts" if any(question.open for question in asked) else "letters")
     for question in asked if form == "letters" else ():
         if question.open or len(question.choices) > len(LETTERS):
             why = "is open" if question.open else f"has {len(question.choices)} choices"
@@ -106,9 +107,9 @@ def render(
     repeat it. `template` is a name (for letters default (None), plain, brief; for texts cloze (None), cloze_plain,
     cloze_brief, cloze_options; chat for the tokenizer's chat template around the default, chat:NAME for another wording
     in it), a text with {question} and if wished {subject}, {options}, which letters need, {letters} and {choices}, or a
-    list of these. `length` says by what the log-probability of a text is divided: sum (by nothing), tokens or
-    characters; the offsets of unconditional are the model's to give. A prompt longer than `max_length` (None: what the
-    tokenizer says), with its answer if that is a text, is an error. The tokenizer is left as it was.
+    list of these. `length` says by what the log-probability of a text is divided: sum (by nothing), tokens,
+    characters or bytes; the offsets of unconditional are the model's to give. A prompt longer than `max_length` (None:
+    what the tokenizer says), with its answer if that is a text, is an error. The tokenizer is left as it was.
 
     >>> prompts = render(tokenizer, questions, orders="rotate", template="plain")  # doctest: +SKIP
     >>> prompts = render(tokenizer, questions, answers="texts", length="tokens")  # doctest: +SKIP
@@ -127,11 +128,13 @@ def render(
         variants = _variants(tokenizer, questions, orders, templates, form, seed)
         encoder = Encoder(tokenizer, sample=variants[0].text)
         limit = encoder.limit(max_length)
-        if form == "letters":
+        worded = variants[0].wording is not None
+        if form == "letters" and not worded:
             return letter_prompts(encoder, variants, limit)
         if answers == "generate":
             return prompts_to_write(encoder, variants, limit)
-        return text_prompts(encoder, variants, length, limit)
+        prompts = text_prompts(encoder, variants, length, limit)
+        return as_letters(encoder, prompts) if form == "letters" else prompts
 
 
 def bare_prompts(tokenizer: PreTrainedTokenizerBase, questions: Sequence[Question]) -> list[Prompt]:
@@ -184,6 +187,9 @@ def _variants(
     variants: list[Variant] = []
     for name, question in _named(questions):
         count = len(question.choices)
+        if question.wording is not None:
+            variants.append(Variant.own(question, name, question.wording))
+            continue
         asked = option_orders(count, question.answer, orders, seed=seed, question_id=name)
         for template in templates:
             unseen = form == "texts" and not template.shows_options

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..common.checks import short
 from ..common.errors import InputError
-from .questions import Question
+from .questions import Question, Wording
 from .sources import LETTERS
 
 if TYPE_CHECKING:
@@ -202,7 +202,7 @@ class Worded(NamedTuple):
 
 
 class Variant(NamedTuple):
-    """A question in one template and one order, worded; `tail` is as in `Worded`."""
+    """A question in one template and one order, worded; `tail` is as in `Worded`, `wording` the question's own."""
 
     question: Question
     id: str
@@ -210,11 +210,24 @@ class Variant(NamedTuple):
     order: tuple[int, ...]
     text: str
     tail: str
+    wording: Wording | None = None
+
+    @classmethod
+    def own(cls, question: Question, name: str, wording: Wording) -> Variant:
+        """A question in its own words, which is no template's."""
+        order = tuple(range(len(question.choices)))
+        return cls(question, name, Template("", "", [], chat=False), order, wording.prompt, "", wording)
 
     @property
     def shown(self) -> list[str]:
-        """The choices in their order."""
-        return [self.question.choices[choice] for choice in self.order]
+        """The answers in their order."""
+        answers = self.question.choices if self.wording is None else self.wording.answers
+        return [answers[choice] for choice in self.order]
+
+    @property
+    def words(self) -> str:
+        """Whose words these are, for a message."""
+        return f"template {short(self.template.name)}" if self.wording is None else "the question's own words"
 
 
 def word(tokenizer: PreTrainedTokenizerBase, template: Template, question: Question, order: Sequence[int]) -> Worded:

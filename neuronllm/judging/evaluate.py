@@ -69,7 +69,7 @@ def evaluate(
 
     answers: "letters", or "texts" to score the answers in words; by default the form of given prompts, else that of the
     neuron set, else texts for questions without choices, and letters. length: what a text's log-probability is divided
-    by, "sum" (nothing), "tokens" or "characters", or "unconditional" for what it gains over the text alone.
+    by, "sum" (nothing), "tokens", "characters" or "bytes", or "unconditional" for what it gains over the text alone.
     answers="generate" lets the model write its answers, `max_new_tokens` at most each, and counts which hold an
     accepted one, which are one, and which decline (see WrittenReport); `abstentions` are further phrases that decline.
     It is the default for questions without choices, and asks with demonstrations of short answers unless `template`

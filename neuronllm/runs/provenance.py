@@ -29,8 +29,9 @@ HASHERS = 8  # threads; a tensor's hash is its own, so their number decides noth
 def wording(tokenizer: Any, questions: Sequence[Question | Prompt], template: Any) -> dict[str, Any]:
     """Which questions, and in which words."""
     plain = [q for q in questions if isinstance(q, Question)]
-    if not plain:
-        return {"question_fingerprint": prompt_hash(questions), "template": None, "template_hash": None}
+    if not plain or plain[0].wording is not None:  # no template worded them
+        own = fingerprint(plain) if plain else prompt_hash(questions)
+        return {"question_fingerprint": own, "template": None, "template_hash": None}
     return {
         "question_fingerprint": fingerprint(plain),
         "template": list(template) if isinstance(template, tuple) else template,
