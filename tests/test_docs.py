@@ -37,13 +37,15 @@ def doors() -> list[object]:
     return [pytest.param(text, id=text.splitlines()[0]) for text in sections if "```python" in text]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("section", doors())
 def test_every_door_opens(section, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
     for block in re.findall(r"```python\n(.*?)```", section, re.DOTALL):
         for library in re.findall(r"^(?:import|from) (\w+)", block, re.MULTILINE):
             pytest.importorskip(library)
-        exec(compile(block, "docs/doors.md", "exec"), {})
+        exec(compile(block, "docs/doors.md", "exec"), names)
 
 
 def test_shell_commands_of_the_readme_run(tmp_path, monkeypatch, capsys):
