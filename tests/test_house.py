@@ -46,7 +46,7 @@ FLOORS = (
 )
 MOST_ROOMS, MOST_FLOORS = 20, 9
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
-IMPORT_NAMES = {"lm-eval": "lm_eval"}  # where a distribution is imported under another name
+IMPORT_NAMES = {"lm-eval": "lm_eval", "scikit-learn": "sklearn"}  # where a distribution is imported under another name
 
 needs_extension = pytest.mark.skipif(env.extension()[0] is None, reason=env.extension()[1])
 
