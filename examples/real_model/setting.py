@@ -31,7 +31,7 @@ from neuronllm.steering.retained import LONGEST
 
 FOLDS = 3
 CLOZE = "cloze"
-TEMPLATES = {"past_tense": "continue"}  # of the other tasks: CLOZE
+TEMPLATES = {"past_tense": "continue", "politeness": "chat:continue"}  # of the other tasks: CLOZE
 PUBLISHED = 12  # search questions that published methods score: each takes many passes
 HELD = 40  # search questions at most that say when learning is to stop
 ELSEWHERE = 120  # test questions of every other task, at most, that side effects are looked for on
@@ -68,12 +68,13 @@ class Study:
         tasks: Mapping[str, Sequence[nl.Question]],
         output: str | Path,
         scores: str | Path | None = None,
+        count: int = FOLDS,
     ) -> None:
         """`scores` is a folder for scores that rows share; without it every process finds them anew."""
         self.model, self.tokenizer, self.output = model, tokenizer, Path(output)
         self.scores = None if scores is None else Path(scores)
         self.anatomy = nl.Anatomy.of(model)
-        self.folds = {task: folds(questions, FOLDS) for task, questions in tasks.items()}
+        self.folds = {task: folds(questions, count) for task, questions in tasks.items()}
         self._settings: dict[tuple[str, int], Setting] = {}
 
     def at(self, task: str, fold: int) -> Setting:
