@@ -15,6 +15,7 @@ from torch import Tensor
 import neuronllm as nl
 from neuronllm.common.statistics import auroc
 from neuronllm.data.prompt_sets import encoded, word_prompts
+from neuronllm.engine.borrowed import DoublePrecision
 from tests import plain
 from tests.checks import Fuse, bad, blow_after, quiz, untouched
 from tests.experts_by_hand import experts_by_hand
@@ -108,7 +109,7 @@ def cett_of_experts(model: Any, ids: list[int]) -> Tensor:
         weights.append(weight.detach())
         return weight
 
-    with torch.no_grad(), experts_by_hand(model, keep, weigh):
+    with torch.no_grad(), DoublePrecision(), experts_by_hand(model, keep, weigh):
         model(input_ids=torch.tensor([ids]), use_cache=False)
     config = model.config
     experts, width = config.num_local_experts, config.intermediate_size
@@ -174,7 +175,7 @@ def test_t_is_welchs(activation: str) -> None:
     np.testing.assert_allclose(scores.values.numpy(), stats.ttest_ind(yes, no, equal_var=False).statistic, rtol=1e-5)
 
 
-@pytest.mark.parametrize("C", [1.0, 30.0])
+@pytest.mark.parametrize("C", [10.0, 300.0])
 def test_the_probe_is_sklearns(C: float) -> None:
     linear_model = pytest.importorskip("sklearn.linear_model")
     model, sides = tiny("llama"), two_sets()
@@ -241,13 +242,15 @@ def planted() -> tuple[Any, int]:
     mlp, seen = model.transformer.h[LAYER].mlp, []
     handle = mlp.register_forward_pre_hook(lambda module, args: seen.append(args[0][0, -1].detach()))
     with torch.no_grad():
-        for prompt in ending(CUE, 30, 1) + ending(None, 30, 2):
+        for block in model.transformer.h:  # so that the last token says nearly all
+            block.attn.c_proj.weight *= 0.1
+        model.transformer.wpe.weight *= 0.1
+        for prompt in ending(CUE, 30, 1):
             model(torch.tensor([prompt.input_ids]))
         handle.remove()
-        cue, other = torch.stack(seen[:30]).mean(0), torch.stack(seen[30:]).mean(0)
-        way = (cue - other) / (cue - other).norm() ** 2
-        mlp.c_fc.weight[:, PLANTED] = 40 * way
-        mlp.c_fc.bias[PLANTED] = -20 * way @ (cue + other)  # halfway between them it is 0
+        cue = torch.stack(seen).mean(0)
+        mlp.c_fc.weight[:, PLANTED] = 100 * cue / cue.norm() ** 2
+        mlp.c_fc.bias[PLANTED] = -80  # about 20 behind the cue
         mlp.c_proj.weight[PLANTED] = 3 * model.transformer.wte.weight[REPLY]
     return model, LAYER * 28 + PLANTED
 
@@ -257,7 +260,7 @@ def planted() -> tuple[Any, int]:
 def test_a_planted_behaviour_is_found(planted: tuple[Any, int], statistic: str, activation: str) -> None:
     model, neuron = planted
     shown, not_shown = ending(CUE, 40, 3), ending(None, 40, 4)
-    how = {"statistic": statistic, "activation": activation, "C": 10.0}
+    how = {"statistic": statistic, "activation": activation}
     scores = nl.contrast(model, None, shown, not_shown, **how, **QUIET)
     assert int(scores.values.argmax()) == neuron
     found = scores.find(good=1, bad=0)
@@ -286,7 +289,16 @@ def test_scores_are_scores(planted: tuple[Any, int], tmp_path: Any) -> None:
         report = nl.evaluate(model, None, ending(CUE, 20, 6), neurons, "degrade", controls=2, progress=False)
     assert report.base["accuracy"] == 1.0 > report.accuracy
     learned = nl.learn(
-        model, None, ending(CUE, 24, 7), neurons=neurons, goal="degrade", steps=1, seeds=1, retain=[], progress=False
+        model,
+        None,
+        ending(CUE, 24, 7),
+        neurons=neurons,
+        goal="degrade",
+        steps=1,
+        seeds=1,
+        retain_weight=0.0,
+        margin=None,
+        progress=False,
     )
     assert len(learned) == 6 and neuron in learned.ids.tolist()
 
@@ -308,18 +320,18 @@ def test_neurons_to_ignore(planted: tuple[Any, int]) -> None:
     assert not probe.values[few.ids].any() and probe.values.any()
 
 
-def test_frequent_neurons_of_other_prompts_are_ignored() -> None:
-    model, sides, other = tiny("llama"), two_sets(), prompts_of(8, 9, answers=(0,))
-    rows = held_by_hand(model, other).abs()
-    most = max(1, round(0.01 * rows.shape[1]))
-    times = torch.zeros(rows.shape[1])
-    for row in rows:
-        times[row.argsort(descending=True)[:most]] += 1
-    frequent = (times >= 4).nonzero()[:, 0]
-    assert len(frequent)
-    scores = nl.contrast(model, None, *sides, ignore=other, **QUIET)
-    assert scores.provenance["ignored"] == len(frequent)
-    assert (scores.values == 0).nonzero()[:, 0].tolist() == frequent.tolist()
+@pytest.mark.parametrize(("often", "expected"), [(5, [39]), (4, [])])
+def test_frequent_neurons_of_other_prompts_are_ignored(
+    planted: tuple[Any, int], often: int, expected: list[int]
+) -> None:
+    """One neuron of 56 is 1 %: the planted one, wherever its cue is."""
+    model, _ = planted
+    other = ending(CUE, often, 8) + ending(None, 9 - often, 9)
+    strongest = held_by_hand(model, other).abs().argmax(-1).tolist()
+    assert [n for n in set(strongest) if 2 * strongest.count(n) >= 9] == expected
+    scores = nl.contrast(model, None, *two_sets(), ignore=other, **QUIET)
+    assert (scores.values == 0).nonzero()[:, 0].tolist() == expected
+    assert scores.provenance["ignored"] == len(expected)
 
 
 # ---- texts, chats, answers ----
@@ -451,8 +463,9 @@ def test_bad_input(change: dict[str, Any], parts: str) -> None:
 
 
 def test_a_set_of_another_model_is_not_ignored() -> None:
-    other = nl.contrast(tiny("gpt2"), None, *two_sets(), **QUIET).find(2, 2)
-    assert "ignore: the set is of a gpt2" in bad(lambda: nl.contrast(tiny("llama"), None, *two_sets(), ignore=other))
+    other = nl.contrast(tiny("mixtral"), None, *two_sets(), **QUIET).find(2, 2)
+    message = bad(lambda: nl.contrast(tiny("llama"), None, *two_sets(), ignore=other, progress=False))
+    assert "ignore: the set is of a mixtral" in message
 
 
 def test_a_probe_needs_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:

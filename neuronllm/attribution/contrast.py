@@ -143,7 +143,8 @@ def activations(
     >>> rows = nl.activations(model, tokenizer, ["Thank you!", "Go away."], activation="cett")   # doctest: +SKIP
     >>> rows @ scores.values                          # how much each is like what was shown     # doctest: +SKIP
     """
-    given = {"positions": positions, "activation": activation, "chat": chat, "max_new_tokens": max_new_tokens}
+    given: dict[str, Any] = {"positions": positions, "activation": activation, "chat": chat}
+    given |= {"max_new_tokens": max_new_tokens}
     given |= {"batch_size": batch_size, "backend": backend, "dtype": dtype, "progress": progress}
     reading = Reading.of(model, tokenizer, given)
     found: list[Tensor] = []
@@ -192,7 +193,8 @@ def contrast(
     >>> neurons = scores.find(good=50, bad=50)                               # doctest: +SKIP
     """
     one_of("statistic", statistic, STATISTICS)
-    given = {"positions": positions, "activation": activation, "chat": chat, "max_new_tokens": max_new_tokens}
+    given: dict[str, Any] = {"positions": positions, "activation": activation, "chat": chat}
+    given |= {"max_new_tokens": max_new_tokens}
     given |= {"batch_size": batch_size, "backend": backend, "dtype": dtype, "progress": progress}
     reading = Reading.of(model, tokenizer, given)
     if statistic == "probe":
@@ -214,7 +216,7 @@ def contrast(
     values = summary.values.float()
     values[ignored] = 0
     if statistic == "probe" and not bool(values.any()):
-        warnings.warn(f"the probe gives no neuron a weight at C={C:g}: raise C", stacklevel=2)
+        warnings.warn(f"the probe gives no neuron a weight at C={C:g}: raise C", stacklevel=3)  # past the decorator
     provenance = {
         "method": "contrast",
         "statistic": statistic,
