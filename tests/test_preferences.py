@@ -124,13 +124,11 @@ def test_preferences(here: SimpleNamespace, model_folder: Path, tmp_path: Path, 
 @pytest.mark.slow
 def test_h_neurons(here: SimpleNamespace, tmp_path: Path, capsys: Any) -> None:
     """On the bundled model: it knows some of the facts that it is asked, and makes up others."""
-    rows = [json.loads(line) for line in nl.demo_task("facts", "search").read_text().splitlines()]
     questions = nl.load_questions(nl.demo_task("facts", "search"))[:60]
     asked = [
         nl.Question(q.stem, answer=q.choices[q.answer], id=f"facts/{n}", answers=q.answers)
         for n, q in enumerate(questions)
     ]
-    assert len(rows) >= 60
     nl.save_questions(tmp_path / "facts.jsonl", asked)
     output = tmp_path / "results"
     told = ["--model", "demo", "--task", "facts", "--questions", tmp_path / "facts.jsonl", "--output", output]
