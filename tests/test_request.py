@@ -63,7 +63,8 @@ def flags_of(name: str, value: object) -> list[str]:
 
 def parsed(*flags: str) -> argparse.Namespace:
     commands = dict.fromkeys(
-        ("attribute", "find", "tune", "learn", "evaluate", "distractors", "bake", "select", "demo", "env"), print
+        ("attribute", "find", "tune", "learn", "contrast", "evaluate", "distractors", "bake", "select", "demo", "env"),
+        print,
     )
     return parser(commands, attribute=True).parse_args(["attribute", "--model", "m", "--questions", "q", *flags])
 

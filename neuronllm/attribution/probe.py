@@ -28,7 +28,7 @@ def l1_weights(values: np.ndarray, shown: np.ndarray, C: float) -> np.ndarray:
 
     As H-Neurons fits it: scikit-learn's liblinear, columns as they are, the intercept penalised like a weight.
 
-    >>> l1_weights(np.array([[0.0, 5.0], [0.0, 4.0], [0.0, -4.0]]), np.array([True, True, False]), C=1.0)[0]
+    >>> float(l1_weights(np.array([[0.0, 5.0], [0.0, 4.0], [0.0, -4.0]]), np.array([True, True, False]), C=1.0)[0])
     0.0
     """
     from sklearn import __version__
