@@ -101,10 +101,12 @@ def test_preferences(here: SimpleNamespace, model_folder: Path, tmp_path: Path, 
         facts = {kind: json.loads((output / "politeness" / f"{fold}-{kind}.json").read_text()) for kind in kinds}
         test = [q for q in nl.load_questions(told[1]) if q.id in facts["base"]["questions"]]
         seen += [question.id for question in test]
-        report = nl.evaluate(model, tokenizer, test, answers="texts", template="chat:continue", progress=False)
+        report = nl.evaluate(
+            model, tokenizer, test, answers="texts", length="tokens", template="chat:continue", progress=False
+        )
         assert report.accuracy == facts["base"]["accuracy"]
         weight = facts["length"]["settings"]["a token"]
-        prompts = nl.render(tokenizer, test, "none", "chat:continue", answers="texts")
+        prompts = nl.render(tokenizer, test, "none", "chat:continue", answers="texts", length="tokens")
         before = here.setting.Asker(model, prompts).scores()
         sizes = torch.tensor([[len(ids) for (ids,) in prompt.option_ids] for prompt in prompts])
         picked = (before + weight * sizes).argmax(-1).tolist()

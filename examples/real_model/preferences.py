@@ -4,11 +4,12 @@
     make real
     .venv/bin/python examples/real_model/preferences.py --minutes 60
 
-politeness.jsonl has a prompt, a chosen (polite) and a rejected (curt) reply a line. A fold's search pairs score the
-neurons (`gradient`, in words, in the chat template) and learn factors for the 256 strongest; of how many of the
-other pairs is the chosen reply likelier then? Beside the edit stand random neurons learned the same way, one learned
-number for each displayed place, and one times the length of a reply, which has nothing to do with manners. Every row is
-a file of its own, as in study.py; a run that was stopped goes on.
+politeness.jsonl has a prompt, a chosen (polite) and a rejected (curt) reply a line. Likelihoods are means over
+tokens: by sums, a model prefers short replies above all. A fold's search pairs score the neurons (`gradient`, in words,
+in the chat template) and learn factors for the 256 strongest; of how many of the other pairs is the chosen reply
+likelier then? Beside the edit stand random neurons learned the same way, one learned number for each displayed place,
+and one times the length of a reply, which has nothing to do with manners. Every row is a file of its own, as
+in study.py; a run that was stopped goes on.
 """
 
 from __future__ import annotations

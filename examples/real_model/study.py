@@ -130,7 +130,7 @@ def done(setting: Setting, name: str, rows: Mapping[str, Row] = ROWS) -> dict[st
             "row": name,
             "task": setting.task,
             "fold": setting.fold,
-            "settings": way.settings | {"template": setting.template, "searched": len(setting.search)},
+            "settings": way.settings | setting.asked,
             "accuracy": answers.accuracy,
             "neurons": way.neurons,
             "parameters": way.parameters,
