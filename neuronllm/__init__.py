@@ -24,6 +24,8 @@ _PUBLIC = {
     "render": "data.rendering",
     "Anatomy": "model.anatomy",
     "attribute": "attribution.driver",
+    "contrast": "attribution.contrast",
+    "activations": "attribution.contrast",
     "dry_run": "attribution.dry_run",
     "pushes": "attribution.pushes",
     "letter_neurons": "attribution.letters",

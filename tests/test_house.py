@@ -46,7 +46,8 @@ FLOORS = (
 )
 MOST_ROOMS, MOST_FLOORS = 20, 9
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
-IMPORT_NAMES = {"lm-eval": "lm_eval", "inspect-ai": "inspect_ai"}  # where a distribution is imported under another name
+# where a distribution is imported under another name
+IMPORT_NAMES = {"lm-eval": "lm_eval", "inspect-ai": "inspect_ai", "scikit-learn": "sklearn"}
 
 needs_extension = pytest.mark.skipif(env.extension()[0] is None, reason=env.extension()[1])
 

@@ -63,7 +63,10 @@ def flags_of(name: str, value: object) -> list[str]:
 
 def parsed(*flags: str) -> argparse.Namespace:
     commands = dict.fromkeys(
-        ("attribute", "find", "tune", "learn", "evaluate", "distractors", "bake", "export", "select", "demo", "env"),
+        (
+            *("attribute", "find", "tune", "learn", "contrast", "evaluate", "distractors"),
+            *("bake", "export", "select", "demo", "env"),
+        ),
         print,
     )
     return parser(commands, attribute=True).parse_args(["attribute", "--model", "m", "--questions", "q", *flags])

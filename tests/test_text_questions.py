@@ -177,6 +177,8 @@ def test_saved_and_loaded_without_loss(name: str, tmp_path: Path) -> None:
         ({"statement": "S.", "label": "maybe"}, "label must be true or false"),
         ({"statement": "S.", "label": -1}, "unlabelled"),
         ({"chosen": "x", "rejected": "y"}, "no field prompt"),
+        ({"prompt": "P", "chosen": "x"}, "no field rejected: a pair has a better and a worse answer"),
+        ({"prompt": "P", "rejected": "x"}, "no field chosen: a pair has a better and a worse answer"),
         ({"prompt": "P", "chosen": "x", "rejected": "x "}, "choices 0 and 1 are both 'x'"),
         ({"prompt": "P", "chosen": "x", "rejected": ""}, "rejected must be a text or a list of messages, and not"),
         ({"prompt": "P", "chosen": [], "rejected": "x"}, "chosen must be a text or a list of messages, and not empty"),

@@ -113,6 +113,7 @@ def learn(
         neurons=neurons,
         positions="all",
         answers="texts",
+        length=setting.length,
         template=setting.template,
         progress=False,
         **(RECIPE | more),

@@ -31,7 +31,8 @@ from neuronllm.steering.retained import LONGEST
 
 FOLDS = 3
 CLOZE = "cloze"
-TEMPLATES = {"past_tense": "continue"}  # of the other tasks: CLOZE
+TEMPLATES = {"past_tense": "continue", "politeness": "chat:continue"}  # of the other tasks: CLOZE
+LENGTHS = {"politeness": "tokens"}  # a mean over tokens, or the shorter reply would win; of the other tasks: a sum
 PUBLISHED = 12  # search questions that published methods score: each takes many passes
 HELD = 40  # search questions at most that say when learning is to stop
 ELSEWHERE = 120  # test questions of every other task, at most, that side effects are looked for on
@@ -68,12 +69,13 @@ class Study:
         tasks: Mapping[str, Sequence[nl.Question]],
         output: str | Path,
         scores: str | Path | None = None,
+        count: int = FOLDS,
     ) -> None:
         """`scores` is a folder for scores that rows share; without it every process finds them anew."""
         self.model, self.tokenizer, self.output = model, tokenizer, Path(output)
         self.scores = None if scores is None else Path(scores)
         self.anatomy = nl.Anatomy.of(model)
-        self.folds = {task: folds(questions, FOLDS) for task, questions in tasks.items()}
+        self.folds = {task: folds(questions, count) for task, questions in tasks.items()}
         self._settings: dict[tuple[str, int], Setting] = {}
 
     def at(self, task: str, fold: int) -> Setting:
@@ -109,14 +111,21 @@ class Setting:
         self.study, self.task, self.fold = study, task, fold
         self.model, self.tokenizer, self.anatomy = study.model, study.tokenizer, study.anatomy
         self.search, self.test = study.folds[task][fold]
-        self.template = TEMPLATES.get(task, CLOZE)
+        self.template, self.length = TEMPLATES.get(task, CLOZE), LENGTHS.get(task, "sum")
         self.scoring = 0.0  # CPU seconds that went into scores so far
         self._scores: dict[str, nl.Scores] = {}
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """How its questions are asked, and how many rows are made with."""
+        length = {} if self.length == "sum" else {"length": self.length}
+        return {"template": self.template, **length, "searched": len(self.search)}
 
     # ---- asking ----
 
     def prompts(self, questions: Sequence[nl.Question], template: str | None = None) -> list[nl.Prompt]:
-        return nl.render(self.tokenizer, questions, "none", template or self.template, answers="texts")
+        how = {"answers": "texts", "length": self.length}
+        return nl.render(self.tokenizer, questions, "none", template or self.template, **how)
 
     @cached_property
     def ask(self) -> Asker:
@@ -175,7 +184,8 @@ class Setting:
 
     def scored(self, method: str, questions: Sequence[nl.Question], **more: Any) -> nl.Scores:
         began = time.process_time()
-        how = {"positions": "all", "template": self.template, "answers": "texts", "progress": False} | more
+        how = {"positions": "all", "template": self.template, "answers": "texts", "length": self.length}
+        how |= {"progress": False} | more
         found = nl.attribute(self.model, self.tokenizer, questions, method, **how)
         self.scoring += time.process_time() - began
         return found

@@ -20,7 +20,7 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatch
 from itertools import product
 from pathlib import Path
@@ -79,11 +79,14 @@ def parsed(arguments: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def chosen(study: Study, tasks: Sequence[str], folds: Sequence[int], rows: Sequence[str]) -> list[Place]:
+def chosen(
+    study: Study, tasks: Sequence[str], folds: Sequence[int], rows: Sequence[str], known: Mapping[str, Row] = ROWS
+) -> list[Place]:
     """What was asked for, one row after the other in their order, each in all folds and tasks."""
-    if wrong := [fold for fold in folds if fold not in range(FOLDS)]:
-        raise nl.InputError(f"--folds {wrong[0]}: there are {FOLDS}, the first is 0")
-    named = _named("--rows", rows, ROWS), sorted(set(folds)), _named("--tasks", tasks, study.folds)
+    count = min(map(len, study.folds.values()))
+    if wrong := [fold for fold in folds if fold not in range(count)]:
+        raise nl.InputError(f"--folds {wrong[0]}: there are {count}, the first is 0")
+    named = _named("--rows", rows, known), sorted(set(folds)), _named("--tasks", tasks, study.folds)
     return [Place(*place) for place in product(*named)]
 
 
@@ -94,7 +97,7 @@ def _named(flag: str, patterns: Sequence[str], known: Any) -> list[str]:
     return [name for name in known if any(fnmatch(name, pattern) for pattern in patterns)]
 
 
-def run(study: Study, places: Sequence[Place], minutes: float | None = None) -> None:
+def run(study: Study, places: Sequence[Place], minutes: float | None = None, rows: Mapping[str, Row] = ROWS) -> None:
     """Do the rows that have no file yet; one that cannot be done is left out with the reason."""
     began = time.monotonic()
     missing = [place for place in places if not study.file(place.task, place.fold, place.row).exists()]
@@ -105,7 +108,7 @@ def run(study: Study, places: Sequence[Place], minutes: float | None = None) -> 
             return
         what = f"{number} of {len(missing)}: {task} {fold} {row}"
         try:
-            facts = done(study.at(task, fold), row)
+            facts = done(study.at(task, fold), row, rows)
         except nl.InputError as reason:
             print(f"{what}: left out: {reason}", flush=True)
             continue
@@ -114,9 +117,9 @@ def run(study: Study, places: Sequence[Place], minutes: float | None = None) -> 
         print(f"{what}: {facts['accuracy']:.3f} (base {base:.3f}), {sum(facts['seconds'].values()):.0f} s", flush=True)
 
 
-def done(setting: Setting, name: str) -> dict[str, Any]:
+def done(setting: Setting, name: str, rows: Mapping[str, Row] = ROWS) -> dict[str, Any]:
     """A row, done: the facts of its file."""
-    row = ROWS[name]
+    row = rows[name]
     began, scoring = time.process_time(), setting.scoring  # whatever else the machine does
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -127,7 +130,7 @@ def done(setting: Setting, name: str) -> dict[str, Any]:
             "row": name,
             "task": setting.task,
             "fold": setting.fold,
-            "settings": way.settings | {"template": setting.template, "searched": len(setting.search)},
+            "settings": way.settings | setting.asked,
             "accuracy": answers.accuracy,
             "neurons": way.neurons,
             "parameters": way.parameters,

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import NoReturn
 
 from ..common.env import first_process, launched, package_version
-from .values import batch_size, count, margin, positive
+from .values import batch_size, count, margin, positive, read_at
 
 DTYPES = ("auto", "float32", "float16", "bfloat16", "float64")
 EXPORTS = ("ia3", "lora", "baked", "transformer-lens", "nnsight")
@@ -81,6 +81,11 @@ def parser(run: Mapping[str, Command], attribute: bool = False) -> argparse.Argu
     sub.add_argument("--output", required=True, metavar="DIR", help="a new folder for the neuron set")
     _overwrite_flag(sub)
     _verify_flags(sub.add_argument_group("with --verify, in the words and the form that the neurons were found with"))
+
+    sub = command("contrast", "Score every neuron by what tells two sets of prompts apart.")
+    _model_flags(sub)
+    _contrast_flags(sub)
+    _overwrite_flag(sub)
 
     sub = command("distractors", "Give questions the model's own mistakes as wrong choices.")
     _model_flags(sub)
@@ -172,6 +177,32 @@ def parser(run: Mapping[str, Command], attribute: bool = False) -> argparse.Argu
 
     command("env", "What was built, what was found, and why a fast path is off.")
     return parser
+
+
+def _contrast_flags(sub: argparse.ArgumentParser) -> None:
+    rows = "JSONL or CSV with text, messages, or prompt and answer; of any other file each line is a prompt"
+    sub.add_argument("--shown", required=True, metavar="FILE", help=f"prompts that show a behaviour: {rows}")
+    sub.add_argument("--not-shown", "--not_shown", required=True, metavar="FILE", help="prompts that do not")
+    sub.add_argument("--limit", type=positive, metavar="N", help="only the first N prompts of each file")
+    chat = "plain texts are what a user says, in the tokenizer's chat template"
+    sub.add_argument("--apply-chat-template", "--apply_chat_template", action="store_true", help=chat)
+    what = "difference of means, Welch's t, or the weights of an L1 probe (default: mean)"
+    sub.add_argument("--statistic", choices=("mean", "t", "probe"), help=what)
+    where = "answer, prompt, all, or the place of a token, -1 for the last (default: answer)"
+    sub.add_argument("--positions", type=read_at, metavar="P", help=where)
+    held = "what is read of a neuron (default: value)"
+    sub.add_argument("--activation", choices=("value", "size", "frequency", "cett"), help=held)
+    others = "tokens in front of the answers count as not shown, too"
+    sub.add_argument("--others", action="store_true", default=None, help=others)
+    strong = "neurons that score 0: a neuron set, or a file of other prompts, whose usual strongest they are"
+    sub.add_argument("--ignore", metavar="DIR|FILE", help=strong)
+    sub.add_argument("--C", type=float, metavar="X", help="of the probe: more gives more neurons a weight (default: 1)")
+    written = "the model writes answers of so many tokens where none is given"
+    sub.add_argument("--max-new-tokens", "--max_new_tokens", type=positive, metavar="N", help=written)
+    size = "prompts of a batch, or auto, which goes by memory (default: auto)"
+    sub.add_argument("--batch-size", "--batch_size", type=batch_size, default="auto", metavar="N", help=size)
+    sub.add_argument("--backend", choices=("fast", "reference"), help="fast, or the plain and slow judge of it")
+    sub.add_argument("--output", required=True, metavar="DIR", help="a new folder for the scores")
 
 
 def _verify_flags(sub: argparse._ActionsContainer) -> None:

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from ..common.env import first_process
-from ..common.errors import InputError
 from ..data.loading import load_questions
 from ..results.neurons import CONFIG, NeuronSet
 from ..runs.checkpoint import check_output
 from ..runs.processes import Ranks
 from ..steering.learn import learn
 from ..steering.recipe import Goal
+from .values import text_lines
 
 GIVEN = (
     "steps",
@@ -71,15 +71,6 @@ def run(args: argparse.Namespace, read: Callable[..., Any], load: Callable[..., 
 
 def _retained(source: str) -> list[Any]:
     """Questions of a JSONL or CSV file; of any other one its lines."""
-    path = Path(source)
-    if path.suffix.lower() in (".jsonl", ".csv"):
-        return list(load_questions(path))
-    if not path.is_file():
-        raise InputError(f"{source}: no such file")
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise InputError(f"{source}: not UTF-8 text") from error
-    if not any(line.strip() for line in lines):
-        raise InputError(f"{source}: there is no text in it")
-    return [line for line in lines if line.strip()]
+    if Path(source).suffix.lower() in (".jsonl", ".csv"):
+        return list(load_questions(source))
+    return text_lines(source)

@@ -73,6 +73,7 @@ def _run(argv: Sequence[str] | None) -> int:
     commands = {"attribute": _attribute, "find": _find, "tune": _tune, "evaluate": _evaluate}
     commands |= {
         "learn": _learn,
+        "contrast": _contrast,
         "distractors": _distractors,
         "bake": _bake,
         "export": _export,
@@ -149,6 +150,12 @@ def _find(args: argparse.Namespace) -> None:
     from .find import run
 
     run(args, _questions, _model, _template(args))
+
+
+def _contrast(args: argparse.Namespace) -> None:
+    from .contrast import run
+
+    run(args, _model)
 
 
 def _distractors(args: argparse.Namespace) -> None:

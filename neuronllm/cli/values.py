@@ -1,8 +1,11 @@
-"""How the texts of flags are read as values."""
+"""How the texts of flags are read as values, and plain files as texts."""
 
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
+
+from ..common.errors import InputError
 
 
 def flag_names(name: str) -> tuple[str, ...]:
@@ -42,3 +45,23 @@ def margin(text: str) -> float | None:
         return float(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r}: give a number of standard errors, or none") from None
+
+
+def read_at(text: str) -> int | str:
+    """Positions that are read: by a name, or the place of a token."""
+    digits = text.removeprefix("-")
+    return int(text) if digits.isascii() and digits.isdigit() else text
+
+
+def text_lines(source: str) -> list[str]:
+    """The lines of a text file that are not blank."""
+    path = Path(source)
+    if not path.is_file():
+        raise InputError(f"{source}: no such file")
+    try:
+        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except UnicodeDecodeError as error:
+        raise InputError(f"{source}: not UTF-8 text") from error
+    if not lines:
+        raise InputError(f"{source}: there is no text in it")
+    return lines

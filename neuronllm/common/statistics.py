@@ -69,6 +69,18 @@ def spearman(x: np.ndarray, y: np.ndarray) -> float:
     return float(np.corrcoef(rx, ry)[0, 1])
 
 
+def auroc(values: np.ndarray, positive: np.ndarray) -> float:
+    """How likely a positive one has the larger value, ties counting half; NaN where all are of one kind.
+
+    >>> auroc(np.array([1.0, 2.0, 3.0]), np.array([False, True, True]))
+    1.0
+    """
+    many, few = int(positive.sum()), int((~positive).sum())
+    if not many or not few:
+        return float("nan")
+    return float((_ranks(np.asarray(values))[positive].sum() - many * (many + 1) / 2) / (many * few))
+
+
 def _ranks(x: np.ndarray) -> np.ndarray:
     _, inverse, counts = np.unique(x, return_inverse=True, return_counts=True)
     last = np.cumsum(counts)

@@ -164,6 +164,8 @@ def read_parts(
 
 def _by_layout(row: Fields, names: Mapping[Any, str] | None = None) -> Parts:
     layout = layout_of(row)
+    if layout is None and len(half := row.keys() & {"chosen", "rejected"}) == 1:
+        raise InputError(f"no field {({'chosen', 'rejected'} - half).pop()}: a pair has a better and a worse answer")
     if layout is None:
         present = row.keys() | ({"question"} if "stem" in row else set())
         missing = [name for name in ("question", "choices", "answer") if name not in present]

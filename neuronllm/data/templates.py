@@ -242,7 +242,7 @@ def word(tokenizer: PreTrainedTokenizerBase, template: Template, question: Quest
     tail = literal if name is None else ""
     if not template.chat:
         return Worded(text, tail)
-    chat = _in_chat(tokenizer, [{"role": "user", "content": text}], add_generation_prompt=True)
+    chat = in_chat(tokenizer, [{"role": "user", "content": text}], add_generation_prompt=True)
     inner = text.strip()  # many chat templates strip the turns
     start = chat.rfind(inner)
     return Worded(chat, tail.rstrip() + chat[start + len(inner) :] if start >= 0 else "")
@@ -256,7 +256,7 @@ def before_an_answer(tokenizer: PreTrainedTokenizerBase, variant: Variant) -> st
     asked = variant.template.fill(variant.question, variant.order)
     turns = [{"role": "user", "content": asked}, {"role": "assistant", "content": STAND_IN}]
     try:
-        chat = _in_chat(tokenizer, turns, add_generation_prompt=False)
+        chat = in_chat(tokenizer, turns, add_generation_prompt=False)
     except InputError:  # it knows no turns of a model
         return None
     place = chat.rfind(STAND_IN)
@@ -264,7 +264,7 @@ def before_an_answer(tokenizer: PreTrainedTokenizerBase, variant: Variant) -> st
     return chat[len(variant.text) : place] if begun else None
 
 
-def _in_chat(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]], *, add_generation_prompt: bool) -> str:
+def in_chat(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]], *, add_generation_prompt: bool) -> str:
     """The turns as a text, up to where the model's own turn begins if a generation prompt is asked for.
 
     The user's turn keeps its closing "Answer:": after a demonstration that ends "Answer: B" the natural continuation is

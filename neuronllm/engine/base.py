@@ -10,6 +10,7 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from ..model.anatomy import Anatomy
 from ..model.experts import computable
+from ..model.random_sets import output_norms
 from ..model.sites import Site
 from ..results.answers import Heard
 from .batching import Plan
@@ -83,6 +85,11 @@ class Engine(ABC):
     def __exit__(self, *exc: Any) -> None:
         self._stack.close()
 
+    @cached_property
+    def norms(self) -> Tensor:
+        """(n_neurons,): the norms of the neurons' output vectors."""
+        return output_norms(self.model, self.anatomy)
+
     @property
     def at_once(self) -> int:
         """How many prompts the engine likes to be given together: its progress shows only between such pieces."""
@@ -104,7 +111,8 @@ class Engine(ABC):
     def activations(self, prompts: Sequence[Prompt], positions: str = "answer", statistic: str = "value") -> Tensor:
         """h at the answer position, or its mean over all positions.
 
-        Of another statistic, "size" is |h|, and "frequency" counts h's gate being positive.
+        Of another statistic (activity.py): "size" is |h|, "frequency" counts h's gate being positive, and "cett" is the
+        neuron's share of what its FFN puts out.
         """
 
     @abstractmethod
@@ -194,10 +202,3 @@ class Engine(ABC):
 def summed(site: Site, values: Tensor, routes: Tensor | None) -> Tensor:
     """(tokens, width) or (tokens, K, width) of a site -> the sum over tokens at all of its neurons, (size,)."""
     return values.sum(0) if routes is None else site.spread(values.flatten(0, 1), routes.flatten())
-
-
-def counted(h: Tensor, statistic: str, gate: Callable[[], Tensor]) -> Tensor:
-    """What `activations` takes the mean of."""
-    if statistic == "value":
-        return h
-    return h.abs() if statistic == "size" else (gate() > 0).to(h)

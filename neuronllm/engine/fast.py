@@ -287,9 +287,10 @@ class FastEngine(PlannedEngine):
         # A trial does what batches will do, whose memory it is to foretell.
         alone = len(prompts) == 1 and not self.plan.root and not self._trial
         whole = everywhere or alone or not prompts[0].one_token
+        norms = self.norms if statistic == "cett" else None
         with self._choices(prompts):
             prefix = None if whole else self._prefill(prompts)
-            return held(self.model, self.anatomy, prompts, prefix, everywhere, statistic)
+            return held(self.model, self.anatomy, prompts, prefix, everywhere, statistic, norms)
 
     def _gradient(
         self,

@@ -14,16 +14,16 @@ from torch import Tensor
 
 from ..data.question_trees import QuestionTree
 from ..model.anatomy import Anatomy
-from ..model.hooks import visiting
 from ..model.sites import Site
+from .activity import measuring
 from .answer import answer_pass, watching_gradients
 from .answer_trees import of_prompts
 from .attention import branch_attention
-from .base import counted, summed
+from .base import summed
 from .full import full_pass, whole_questions, whole_trees
 from .fused import glu_score_wanted, summed_products
 from .head import wide
-from .relp import relp_rules, watching_ups
+from .relp import relp_rules
 from .tree import Prefix
 from .turning import turning
 
@@ -40,8 +40,9 @@ def held(
     prefix: Prefix | None,
     everywhere: bool,
     statistic: str,
+    norms: Tensor | None,
 ) -> Tensor:
-    """(prompts, n_neurons): the mean of h, or of its gate being positive, over the answer's tokens or all.
+    """(prompts, n_neurons): the mean of what neurons hold (activity.py), over the answer's tokens or all.
 
     An answer of several tokens is the right one, and needs whole prompts.
     """
@@ -51,22 +52,20 @@ def held(
     own = [1 if p.one_token else len(p.option_ids[p.answer][0]) for p in prompts]
     spans = [slice(0 if everywhere else end - span, end) for end, span in zip(ends, own, strict=True)]
 
-    with watching_ups(model, anatomy.sites) as ups:
+    def take(site: Site, value: Tensor, routes: Tensor | None) -> None:
+        value = wide(value)
+        means = [
+            summed(site, value[n, span], None if routes is None else routes[n, span]) / len(value[n, span])
+            for n, span in enumerate(spans)
+        ]
+        found[site.down] = torch.stack(means)
 
-        def look(site: Site, h: Tensor, routes: Tensor | None) -> None:
-            value = wide(counted(h, statistic, lambda: ups(site, h)[0]))
-            means = [
-                summed(site, value[n, span], None if routes is None else routes[n, span]) / len(value[n, span])
-                for n, span in enumerate(spans)
-            ]
-            found[site.down] = torch.stack(means)
-
-        with visiting(model, anatomy.sites, look):
-            if prefix is None:
-                full_pass(model, shown)
-            else:
-                with branch_attention(model, prefix):
-                    answer_pass(model, prefix)
+    with measuring(model, anatomy, statistic, norms, take):
+        if prefix is None:
+            full_pass(model, shown)
+        else:
+            with branch_attention(model, prefix):
+                answer_pass(model, prefix)
     return torch.cat([found[site.down].cpu() for site in anatomy.sites], -1)
 
 

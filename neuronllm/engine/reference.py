@@ -18,11 +18,12 @@ from torch import Tensor
 
 from ..model.hooks import visiting
 from ..model.sites import Site
-from .base import TOKENS, Engine, FactorGradients, counted, summed
+from .activity import measuring
+from .base import TOKENS, Engine, FactorGradients, summed
 from .borrowed import answer_logits, check_prompts, input_device
 from .head import objective_value, wide
 from .objectives import AnyObjective
-from .relp import relp_rules, watching_ups
+from .relp import relp_rules
 from .sequences import Shown, option_score, shown, value_of
 from .stream import float32_stream
 from .verdicts import verdicts
@@ -189,16 +190,15 @@ class ReferenceEngine(Engine):
     def _activations(self, prompt: Prompt, positions: str, statistic: str) -> Tensor:
         seen: dict[str, Tensor] = {}
         right = shown(prompt if prompt.one_token else prompt.alone(prompt.answer))[0]
-        with watching_ups(self.model, self.anatomy.sites) as ups:
 
-            def look(site: Site, h: Tensor, routes: Tensor | None) -> None:
-                value = counted(h, statistic, lambda: ups(site, h)[0])
-                last = slice(-right.span, None) if positions == "answer" else slice(None)
-                of = None if routes is None else routes[0, last]
-                seen[site.down] = summed(site, wide(value[0, last]), of) / len(value[0, last])
+        def take(site: Site, value: Tensor, routes: Tensor | None) -> None:
+            last = slice(-right.span, None) if positions == "answer" else slice(None)
+            of = None if routes is None else routes[0, last]
+            seen[site.down] = summed(site, wide(value[0, last]), of) / len(value[0, last])
 
-            with visiting(self.model, self.anatomy.sites, look):
-                self._forward(right)
+        norms = self.norms if statistic == "cett" else None
+        with measuring(self.model, self.anatomy, statistic, norms, take):
+            self._forward(right)
         return self._joined(seen)
 
     def _gradients(

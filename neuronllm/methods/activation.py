@@ -1,4 +1,4 @@
-"""Plain activity: h, or (statistic="frequency") how often the neuron's gate is positive. Forward passes only."""
+"""Plain activity: h, how often the gate is positive, or a share of what the FFN puts out. Forward passes only."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Activation(Method):
-    """h, or how often its gate is positive.
+    """h, or (statistic=) "frequency", how often its gate is positive, or "cett", the share of its FFN's output.
 
     >>> Activation.options()
     ['statistic']
@@ -31,7 +31,7 @@ class Activation(Method):
     statistic: str = "value"
 
     def __post_init__(self) -> None:
-        one_of("statistic", self.statistic, ("value", "frequency"))
+        one_of("statistic", self.statistic, ("value", "frequency", "cett"))
 
     def score(self, engine: Engine, prompts: Sequence[Prompt], objective: Objective, positions: str) -> Tensor:
         return engine.activations(prompts, positions, self.statistic)
