@@ -28,8 +28,9 @@ from .everywhere import WholePrompt
 from .first_order import at_factors, gradient, held
 from .full import plain_trees, recomputing
 from .head import Choices, Letters, Texts, choices_of, only_options
-from .integrals import integral, tokens_of
+from .integrals import integral, integral_to, tokens_of
 from .kept_prefixes import KeptPrefixes
+from .nested import FIRST, points_of
 from .objectives import AnyObjective, Objective, get_objective
 from .planned import PlannedEngine
 from .prefill import prefill, prefill_root
@@ -243,6 +244,18 @@ class FastEngine(PlannedEngine):
 
         blocks = {site.block for site in self.anatomy.sites}
         return self._batched(prompts, score, tokens_of(len(alphas), len(blocks)))
+
+    def integrate_to(self, prompts: Sequence[Prompt], objective: AnyObjective, tolerance: float) -> Tensor:
+        explained = get_objective(objective)
+        tolerance = max(tolerance, 4 * torch.finfo(self.model.dtype).eps)  # below it levels differ by rounding
+
+        def score(batch: Sequence[Prompt]) -> Tensor:
+            with self._hearing(batch, explained) as value:
+                found = integral_to(self._batch(batch, value), tolerance)
+            self.plan.note(found.points, found.errors)
+            return found.scores
+
+        return self._batched(prompts, score, tokens_of(points_of(FIRST), len(self.anatomy.blocks)))
 
     @torch.no_grad()
     def effects(

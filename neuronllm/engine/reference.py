@@ -21,6 +21,7 @@ from ..model.sites import Site
 from .base import TOKENS, Engine, FactorGradients, counted, summed
 from .borrowed import answer_logits, check_prompts, input_device
 from .head import objective_value, wide
+from .nested import alphas_of, refined, weights_of
 from .objectives import AnyObjective
 from .relp import relp_rules, watching_ups
 from .sequences import Shown, option_score, shown, value_of
@@ -103,6 +104,9 @@ class ReferenceEngine(Engine):
 
     def integrate(self, prompts: Sequence[Prompt], objective: AnyObjective, alphas: Tensor, weights: Tensor) -> Tensor:
         return self._each(prompts, lambda p: self._integrate(p, objective, alphas, weights))
+
+    def integrate_to(self, prompts: Sequence[Prompt], objective: AnyObjective, tolerance: float) -> Tensor:
+        return self._each(prompts, lambda p: self._integrate_to(p, objective, tolerance))
 
     @torch.no_grad()
     def effects(
@@ -262,26 +266,47 @@ class ReferenceEngine(Engine):
         return wide(torch.cat([value.detach().cpu(), grad.cpu()]))
 
     def _integrate(self, prompt: Prompt, objective: AnyObjective, alphas: Tensor, weights: Tensor) -> Tensor:
-        rows = shown(prompt)
-        scores: dict[str, Tensor] = {}
-        cleans = self._cleans(prompt, rows)
-        for sites in self.anatomy.blocks.values():
-            scaled: list[dict[str, Tensor]] = []
-            for clean in cleans:
-                held = {site.down: clean[site.down][0] for site in sites}
-                scaled.append({down: (across(alphas.to(h), h) * h).requires_grad_(True) for down, h in held.items()})
-            with torch.enable_grad():
-                logits = [self._edited(row, copies) for row, copies in zip(rows, scaled, strict=True)]
-                leaves = [copies[site.down] for copies in scaled for site in sites]
-                value = value_of(objective, logits, prompt).sum()
-                grads = iter(torch.autograd.grad(value, leaves, materialize_grads=True))
-            for clean in cleans:
-                for site in sites:
-                    h, routes = clean[site.down]
-                    mean = (across(weights.to(h.device), h) * next(grads).double()).sum(0)
-                    found = summed(site, mean.to(wide(h).dtype) * wide(h), routes)
-                    scores[site.down] = scores[site.down] + found if site.down in scores else found
-        return self._joined(scores)
+        cleans = self._cleans(prompt, shown(prompt))
+        blocks = [self._of_block(prompt, objective, cleans, block, alphas, weights) for block in self.anatomy.blocks]
+        return torch.cat(blocks)
+
+    def _integrate_to(self, prompt: Prompt, objective: AnyObjective, tolerance: float) -> Tensor:
+        cleans = self._cleans(prompt, shown(prompt))
+
+        def score(block: str, level: int) -> Tensor:
+            return self._of_block(prompt, objective, cleans, block, alphas_of(level), weights_of(level))
+
+        found, points, error = refined(list(self.anatomy.blocks), score, tolerance)
+        self.plan.note(points, error)
+        return torch.cat([found[block] for block in self.anatomy.blocks])
+
+    def _of_block(
+        self,
+        prompt: Prompt,
+        objective: AnyObjective,
+        cleans: list[Clean],
+        block: str,
+        alphas: Tensor,
+        weights: Tensor,
+    ) -> Tensor:
+        """The integrals of all sites of a block, in order."""
+        sites, rows, scores = self.anatomy.blocks[block], shown(prompt), dict[str, Tensor]()
+        scaled: list[dict[str, Tensor]] = []
+        for clean in cleans:
+            held = {site.down: clean[site.down][0] for site in sites}
+            scaled.append({down: (across(alphas.to(h), h) * h).requires_grad_(True) for down, h in held.items()})
+        with torch.enable_grad():
+            logits = [self._edited(row, copies) for row, copies in zip(rows, scaled, strict=True)]
+            leaves = [copies[site.down] for copies in scaled for site in sites]
+            value = value_of(objective, logits, prompt).sum()
+            grads = iter(torch.autograd.grad(value, leaves, materialize_grads=True))
+        for clean in cleans:
+            for site in sites:
+                h, routes = clean[site.down]
+                mean = (across(weights.to(h.device), h) * next(grads).double()).sum(0)
+                found = summed(site, mean.to(wide(h).dtype) * wide(h), routes)
+                scores[site.down] = scores[site.down] + found if site.down in scores else found
+        return torch.cat([scores[site.down].cpu() for site in sites])
 
     def _effects(
         self, prompt: Prompt, objective: AnyObjective, ids: Tensor | None, factor: float, positions: str
