@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from ..data.prompts import Prompt
     from ..model.anatomy import Anatomy
+    from .adaptive import Refined
 
 _log = logging.getLogger("neuronllm")
 # Answer tokens, and tokens of prompts, of one pass: enough to keep the hardware busy, and memory small.
@@ -65,11 +66,11 @@ class Plan:
     def from_dict(cls, data: dict[str, Any]) -> Plan:
         return cls(**data)
 
-    def note(self, points: Tensor, errors: Tensor) -> None:
-        """Of integrals of some prompts."""
-        self.integrals += len(points)
-        self.points += float(points.sum())
-        self.error = max(self.error, float(errors.max()))
+    def note(self, prompts: Sequence[Refined]) -> None:
+        """What integrals to a tolerance took."""
+        self.integrals += len(prompts)
+        self.points += sum(prompt.points for prompt in prompts)
+        self.error = max([self.error, *(prompt.error for prompt in prompts)])
 
     def __str__(self) -> str:
         return f"batches of {self.batch or self.prompts} prompts, passes of {self.answer_tokens} answer tokens"

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..data.question_trees import QuestionTree, question_trees
 from ..model.anatomy import Anatomy
+from .adaptive import attainable
 from .base import FactorGradients
 from .batching import Plan, alike
 from .borrowed import DRIVING_ERRORS, quietly, rope_limit
@@ -30,7 +31,6 @@ from .full import plain_trees, recomputing
 from .head import Choices, Letters, Texts, choices_of, only_options
 from .integrals import integral, integral_to, tokens_of
 from .kept_prefixes import KeptPrefixes
-from .nested import FIRST, points_of
 from .objectives import AnyObjective, Objective, get_objective
 from .planned import PlannedEngine
 from .prefill import prefill, prefill_root
@@ -242,20 +242,18 @@ class FastEngine(PlannedEngine):
             with self._hearing(batch, explained) as value:
                 return integral(self._batch(batch, value), alphas, weights)
 
-        blocks = {site.block for site in self.anatomy.sites}
-        return self._batched(prompts, score, tokens_of(len(alphas), len(blocks)))
+        return self._batched(prompts, score, tokens_of(len(alphas), len(self.anatomy.blocks)))
 
     def integrate_to(self, prompts: Sequence[Prompt], objective: AnyObjective, tolerance: float) -> Tensor:
         explained = get_objective(objective)
-        tolerance = max(tolerance, 4 * torch.finfo(self.model.dtype).eps)  # below it levels differ by rounding
 
         def score(batch: Sequence[Prompt]) -> Tensor:
             with self._hearing(batch, explained) as value:
-                found = integral_to(self._batch(batch, value), tolerance)
-            self.plan.note(found.points, found.errors)
-            return found.scores
+                scores, refined = integral_to(self._batch(batch, value), attainable(tolerance, self.model.dtype))
+            self.plan.note(refined)
+            return scores
 
-        return self._batched(prompts, score, tokens_of(points_of(FIRST), len(self.anatomy.blocks)))
+        return self._batched(prompts, score, tokens_of(4, len(self.anatomy.blocks)))
 
     @torch.no_grad()
     def effects(

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from ..model.sites import Site
+from .adaptive import ERROR, Looked, Refined, alphas_of
 from .answer_trees import of_prompts
 from .borrowed import input_device
 from .branch import Batch, sweep, vectors
 from .head import wide
-from .nested import FIRST, LAST, Integrals, alphas_of, error_of, open_layers, points_of, weights_of
 
 GRAPH = 3  # answer tokens without a graph that weigh as much as one whose graph is kept for the way back
 
@@ -39,10 +39,10 @@ def integral(batch: Batch, alphas: Tensor, weights: Tensor) -> Tensor:
     return torch.stack([_summed(batch, _slopes(batch, part), share) for part, share in parts]).sum(0)
 
 
-def integral_to(batch: Batch, tolerance: float) -> Integrals:
-    """The same to a tolerance, relative to the norm of each prompt's scores; a layer takes as many points as it takes.
+def integral_to(batch: Batch, tolerance: float) -> tuple[Tensor, list[Refined]]:
+    """The same to a tolerance, relative to the norm of each prompt's scores, and what that took.
 
-    A prompt's points depend on that prompt alone.
+    A prompt's points depend on that prompt alone, also where others of the batch have theirs looked at beside them.
     """
     return _Refining(batch, tolerance).found()
 
@@ -58,8 +58,11 @@ class _Slopes(NamedTuple):
         routes = None if self.routes is None or more.routes is None else torch.cat([self.routes, more.routes], 1)
         return _Slopes(self.h, routes, torch.cat([self.grads, more.grads], 1))
 
-    def first(self, count: int) -> _Slopes:
-        return _Slopes(self.h, None if self.routes is None else self.routes[:, :count], self.grads[:, :count])
+    def of_prompt(self, number: int, width: int, columns: list[int]) -> _Slopes:
+        """Of one prompt's rows at some alphas."""
+        rows = slice(number * width, (number + 1) * width)
+        routes = None if self.routes is None else self.routes[rows][:, columns]
+        return _Slopes(self.h[rows], routes, self.grads[rows][:, columns])
 
 
 def _passes(batch: Batch, alphas: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
@@ -88,7 +91,7 @@ def _slopes(batch: Batch, alphas: Mapping[str, Tensor]) -> dict[str, _Slopes]:
         return leaves[site.down]
 
     def scale(site: Site, h: Tensor, routes: Tensor | None) -> Tensor:
-        held[site.down] = (h.detach(), routes)
+        held[site.down] = (h.detach()[:, :1], routes)  # the copies are alike so far
         alpha = alphas[site.block].to(h).reshape(1, -1, *[1] * (h.ndim - 2))
         leaves[site.down] = (alpha * h.detach()).requires_grad_(True)
         return leaves[site.down]
@@ -137,62 +140,59 @@ def _mean(site: Site, terms: Tensor, routes: Tensor | None, weights: Tensor) -> 
 
 
 class _Refining:
-    """The layers of a batch, each prompt with a level of its own at every layer."""
+    """The prompts of a batch, each with intervals of its own at every layer."""
 
     def __init__(self, batch: Batch, tolerance: float) -> None:
-        self.batch, self.tolerance = batch, tolerance
-        self.blocks = list(batch.anatomy.blocks)
-        self.slopes: dict[str, _Slopes] = {}
-        self.asked = dict.fromkeys(self.blocks, 0)  # points so far
-        shape = len(batch.prompts), len(self.blocks)
-        self.level = torch.full(shape, FIRST)
-        self.errors, self.norms = torch.zeros(shape, dtype=torch.float64), torch.zeros(shape, dtype=torch.float64)
-        self.scores: dict[str, Tensor] = {}
+        self.batch, self.blocks = batch, list(batch.anatomy.blocks)
+        self.prompts = [Refined(len(self.blocks), tolerance) for _ in batch.prompts]
+        self.slopes: dict[str, _Slopes] = {}  # by site
+        self.columns: list[dict[int, int]] = [{} for _ in self.blocks]  # of slopes, by point
 
-    def found(self) -> Integrals:
-        self._look(torch.ones_like(self.level, dtype=torch.bool))
-        while bool((wider := self._open()).any()):
-            self.level += wider
-            self._look(wider)
-        norms = self.norms.square().sum(1).sqrt()
-        errors = self.errors.square().sum(1).sqrt() / norms.clamp(min=torch.finfo(norms.dtype).tiny)
-        points = (2.0**self.level).mean(1)
-        return Integrals(self.batch.in_order(self.scores), errors, points)
+    def found(self) -> tuple[Tensor, list[Refined]]:
+        waiting = [prompt.first() for prompt in self.prompts]
+        while any(waiting):
+            self._ask(waiting)
+            for number, new in enumerate(waiting):
+                self._look(number, new)
+            waiting = [prompt.split() for prompt in self.prompts]
+        rows = []
+        for number, prompt in enumerate(self.prompts):
+            parts = [self._scores(number, layer, prompt.weights(layer)) for layer in range(len(self.blocks))]
+            rows.append(torch.cat([part for of_block in parts for part in of_block]))
+        return torch.stack(rows), self.prompts
 
-    def _open(self) -> Tensor:
-        norms = self.norms.square().sum(1).sqrt()
-        return open_layers(self.errors, norms, self.tolerance) & (self.level < LAST)
-
-    def _look(self, wanted: Tensor) -> None:
-        """Scores and errors of these prompts at these layers, at their levels."""
-        here = [n for n in range(len(self.blocks)) if bool(wanted[:, n].any())]
-        self._ask({self.blocks[n]: int(self.level[wanted[:, n], n].max()) for n in here})
-        for n in here:
-            for level in self.level[wanted[:, n], n].unique().tolist():
-                self._take(n, level, wanted[:, n] & (self.level[:, n] == level))
-
-    def _ask(self, levels: Mapping[str, int]) -> None:
-        """The slopes of blocks at all points up to a level that were not asked for yet."""
-        new = {block: alphas_of(level)[self.asked[block] :] for block, level in levels.items()}
-        new = {block: points for block, points in new.items() if len(points)}
-        for part in _passes(self.batch, new) if new else []:
-            for down, slopes in _slopes(self.batch, {b: points for b, points in part.items() if len(points)}).items():
+    def _ask(self, waiting: list[list[Looked]]) -> None:
+        """The slopes of all points that are new, block by block, whichever prompt wants them."""
+        new: dict[str, list[int]] = {}
+        for layer, interval in (looked for some in waiting for looked in some):
+            known, points = self.columns[layer], new.setdefault(self.blocks[layer], [])
+            points += [at for at in interval.points if at and at not in known and at not in points]
+        alphas = {block: alphas_of(sorted(points)) for block, points in new.items() if points}
+        for part in _passes(self.batch, alphas) if alphas else ():
+            for down, slopes in _slopes(self.batch, {block: some for block, some in part.items() if len(some)}).items():
                 self.slopes[down] = self.slopes[down].and_at(slopes) if down in self.slopes else slopes
-        for block, points in new.items():
-            self.asked[block] += len(points)
+        for layer, block in enumerate(self.blocks):
+            for at in sorted(new.get(block, ())):
+                self.columns[layer][at] = len(self.columns[layer])
 
-    def _take(self, n: int, level: int, mine: Tensor) -> None:
-        """A block's scores of some prompts, and the errors by the two levels before."""
-        squares = torch.zeros(3, len(mine), dtype=torch.float64)  # of the scores, of the last differences
-        for site in self.batch.anatomy.blocks[self.blocks[n]]:
-            slopes = self.slopes[site.down]
-            last, before, first = (
-                _score(self.batch, site, slopes.first(points_of(at)), weights_of(at))
-                for at in (level, level - 1, level - 2)
-            )
-            own = self.scores.setdefault(site.down, torch.zeros_like(last))
-            own[mine.to(own.device)] = last[mine.to(last.device)]
-            for row, part in enumerate((last, last - before, before - first)):
-                squares[row] += part.double().square().sum(1).cpu()
-        norm, second, third = squares.sqrt()
-        self.norms[mine, n], self.errors[mine, n] = norm[mine], error_of(third, second)[mine]
+    def _look(self, number: int, new: list[Looked]) -> None:
+        """The errors of a prompt's new intervals, and the norms of their layers."""
+        prompt = self.prompts[number]
+        for layer, interval in new:
+            prompt.errors[layer, interval] = _norm(self._scores(number, layer, interval.weights(ERROR)))
+        for layer in dict(new):
+            prompt.norms[layer] = _norm(self._scores(number, layer, prompt.weights(layer)))
+
+    def _scores(self, number: int, layer: int, weights: dict[int, float]) -> list[Tensor]:
+        """Of the sites of a layer, (size,) each."""
+        columns = [self.columns[layer][at] for at in weights]
+        rule, sites = (
+            torch.tensor(list(weights.values()), dtype=torch.float64),
+            self.batch.anatomy.blocks[self.blocks[layer]],
+        )
+        rows = [(site, self.slopes[site.down].of_prompt(number, self.batch.width, columns)) for site in sites]
+        return [_score(self.batch, site, slopes, rule)[0].cpu() for site, slopes in rows]
+
+
+def _norm(parts: list[Tensor]) -> float:
+    return float(torch.cat(parts).double().norm())
