@@ -16,7 +16,8 @@ from torch import Tensor
 
 FINEST = 2**12  # points on [0, 1]; an interval has five of them
 BOOLE = (7 / 90, 32 / 90, 12 / 90, 32 / 90, 7 / 90)  # Simpson's rule of both halves, extrapolated
-ERROR = (-1 / 12, 4 / 12, -6 / 12, 4 / 12, -1 / 12)  # Simpson's rule of both halves less that of the whole, and Boole's is closer
+# Simpson's rule of both halves less that of the whole: a bound where an interval is short, for Boole's is closer.
+ERROR = (-1 / 12, 4 / 12, -6 / 12, 4 / 12, -1 / 12)
 
 
 class Interval(NamedTuple):

@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
+from ..engine.quadrature import check_rule, integrated
 from ..select import extremes
 from .base import Collector, Method, in_range, one_of, question_mean
-from .integrals import check_rule, integrated
 
 if TYPE_CHECKING:
     from ..data.prompts import Prompt

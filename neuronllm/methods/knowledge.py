@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
+from ..engine.quadrature import check_rule, integrated
 from .base import Collector, Method, above_share_of_max, in_range, question_mean
-from .integrals import check_rule, integrated
 
 if TYPE_CHECKING:
     from ..data.prompts import Prompt

@@ -23,8 +23,8 @@ from torch import Tensor
 
 from ..common.errors import InputError
 from ..engine.objectives import BARE_LETTER
+from ..engine.quadrature import check_rule, integrated
 from .base import Collector, Method, above_share_of_max, empty_counts, in_range, one_of
-from .integrals import check_rule, integrated
 
 if TYPE_CHECKING:
     from ..data.prompts import Prompt
