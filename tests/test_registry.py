@@ -128,7 +128,11 @@ BAD_OPTIONS = [
     ("ace", {"steps": 2.5}, "steps=2.5"),
     ("ace", {"steps": True}, "steps=True"),
     ("ace", {"steps": "16"}, "steps='16'"),
-    ("ace", {"quadrature": "simpson"}, "quadrature='simpson': known rules are adaptive, fast, right, midpoint, endpoin"),
+    (
+        "ace",
+        {"quadrature": "simpson"},
+        "quadrature='simpson': known rules are adaptive, fast, right, ",
+    ),
     ("ace", {"mask": "soft"}, "mask='soft': known values are consistent, ambiguous, none"),
     ("ace", {"tau": 1.5}, "tau=1.5: give a number between 0 and 1"),
     ("ace", {"tau": "high"}, "tau='high'"),
