@@ -16,7 +16,7 @@ from torch import Tensor
 import neuronllm as nl
 from neuronllm.common.statistics import spearman
 from neuronllm.engine import open_engine
-from neuronllm.engine.quadrature import quadrature
+from neuronllm.engine.quadrature import TOLERANCES, quadrature
 
 from . import plain
 from .fixture import DENSE_GPU, GPU, OBJECTIVE, Bench, bar_for
@@ -56,9 +56,13 @@ def ig(setup: Setup) -> Case:
             return found
         return found + bench.agreement(f"IG, {STEPS} steps, {CACHED}", by_engine, on_prefix, count=1 if layers else 2)
 
+    def to_tolerance(prompts: list[nl.Prompt]) -> Tensor:
+        return bench.engine.integrate_to(prompts, OBJECTIVE, TOLERANCES["adaptive"])
+
     batched = bench.ours(f"ours, {many} prompts", by_engine, many)
+    adaptive = bench.ours(f"adaptive, {many} prompts", to_tolerance, many)
     share = len(layers) / n_layers if layers else 1
-    ours = [bench.ours("ours", by_engine, 1, times=5), batched]
+    ours = [bench.ours("ours", by_engine, 1, times=5), batched, adaptive]
     plainly = bench.by_hand("plain", by_hand, 1, work=share, every=2 if layers else 1)
     kept = bench.by_hand(CACHED, on_prefix, 1, times=1 if layers else 3)
     sides = ours if bench.shape.moe else [plainly, kept, *ours]
@@ -77,6 +81,7 @@ def ig(setup: Setup) -> Case:
             "cost",
             bar=bar_for(setup, gpu),
         ),
+        Comparison(f"IG to 1 %, {many} prompts at once", "16 steps", batched.name, adaptive.name, "cost"),
     ]
     bench.case.rounds, bench.case.peaks = 3, [side.name for side in sides if not (layers and side is plainly)]
     bench.case.settings = bench.settings(steps=STEPS, quadrature="midpoint")

@@ -9,11 +9,24 @@ from collections.abc import Iterable, Sequence
 
 from neuronllm.common.errors import InputError
 
-from . import end_to_end, engine, footprint, kernels, learning, methods, peers, quality, scaling, select, texts
+from . import (
+    end_to_end,
+    engine,
+    footprint,
+    integrals,
+    kernels,
+    learning,
+    methods,
+    peers,
+    quality,
+    scaling,
+    select,
+    texts,
+)
 from .harness import Benchmark
 from .shapes import SHAPES
 
-FILES = (engine, texts, learning, methods, footprint, kernels, peers, scaling, select, end_to_end, quality)
+FILES = (engine, integrals, texts, learning, methods, footprint, kernels, peers, scaling, select, end_to_end, quality)
 ALL: dict[str, Benchmark] = {bench.name: bench for file in FILES for bench in file.BENCHMARKS}
 
 

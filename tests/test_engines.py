@@ -13,7 +13,7 @@ ENGINES = (ReferenceEngine, FastEngine)
 
 def test_what_a_method_may_ask():
     verbs = {"activations", "gradients", "question_gradients", "option_gradients", "factor_gradients"}
-    verbs |= {"integrate", "effects", "direct"}
+    verbs |= {"integrate", "integrate_to", "effects", "direct"}
     assert Engine.__abstractmethods__ == verbs | {"fit", "post_normed"}
 
 

@@ -29,6 +29,7 @@ REACHED = [name for name in DENSE + EXPERTS if name not in OUT_OF_REACH]
 
 CALLS = {
     "integrate": lambda e, p: e.integrate(p, "logp_options", *quadrature("midpoint", 4)),
+    "integrate to a tolerance": lambda e, p: e.integrate_to(p, "logp_options", 1e-2),
     "gradient": lambda e, p: e.gradients(p, "p_vocab"),
     "sign": lambda e, p: e.gradients(p, "margin", weight="sign"),
     "gradient everywhere": lambda e, p: e.gradients(p, "logp_vocab", positions="all"),

@@ -109,7 +109,7 @@ def test_an_unknown_option_lists_the_known_ones(llama, method):
 
 
 DEFAULTS = {
-    "ace": {"steps": 16, "quadrature": "midpoint", "mask": "consistent"},
+    "ace": {"steps": None, "rule": "adaptive", "mask": "consistent"},
     "qrnca": {"steps": 16, "quadrature": "right", "threshold": 0.2, "common": 0.3, "compat": None},
     "knowledge": {"steps": 20, "threshold": 0.3, "share": 0.5},
     "exact": {"factor": 0.0},
@@ -128,7 +128,11 @@ BAD_OPTIONS = [
     ("ace", {"steps": 2.5}, "steps=2.5"),
     ("ace", {"steps": True}, "steps=True"),
     ("ace", {"steps": "16"}, "steps='16'"),
-    ("ace", {"quadrature": "simpson"}, "quadrature='simpson': known rules are right, midpoint, endpoints, gauss"),
+    (
+        "ace",
+        {"quadrature": "simpson"},
+        "quadrature='simpson': known rules are adaptive, fast, right, ",
+    ),
     ("ace", {"mask": "soft"}, "mask='soft': known values are consistent, ambiguous, none"),
     ("ace", {"tau": 1.5}, "tau=1.5: give a number between 0 and 1"),
     ("ace", {"tau": "high"}, "tau='high'"),

@@ -42,6 +42,7 @@ WINDOWED = [
 FIRST_ORDER, EXACT = 1e-5, 1e-4  # what company may change in float32
 LIMITS = {
     "integrate": FIRST_ORDER,
+    "integrate to a tolerance": FIRST_ORDER,
     "gradient": FIRST_ORDER,
     "gradient everywhere": FIRST_ORDER,
     "relp everywhere": FIRST_ORDER,

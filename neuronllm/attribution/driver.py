@@ -37,6 +37,8 @@ from .leaning import Caution, Gathered
 from .request import Request
 from .shares import Share, share_of, windows_of
 
+DOUBTFUL = 0.05  # estimated error of an integral, beside the norm of the scores
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -147,6 +149,10 @@ def _attributed(job: Job, ranks: Ranks) -> Scores:
     provenance = job.provenance(groups) | ranks.gather(engine)[0]
     if noise := max(plan["noise"] for plan in plans):
         provenance["noise"] = noise  # effects below it say nothing
+    if integrals := sum(plan["integrals"] for plan in plans):
+        points = sum(plan["points"] for plan in plans) / integrals
+        provenance["integral"] = {"error": max(plan["error"] for plan in plans), "points": points}
+        _warn_of_error(job, provenance["integral"]["error"], silent=not ranks.first)
     return store.finish(_summary(job, ranks, store, caution, provenance), [plan["backoffs"] for plan in plans])
 
 
@@ -281,6 +287,15 @@ def _warn_of_post_norms(job: Job, engine: Engine) -> None:
             f"{type(job.model).__name__} normalises what its FFNs put out, which undoes the scaling of a whole layer "
             f'that integrated gradients ({job.how.name}) rest on; use method="gradient" or "exact"',
             stacklevel=7,  # past the functions of this file and the decorator
+        )
+
+
+def _warn_of_error(job: Job, error: float, silent: bool) -> None:
+    if error > DOUBTFUL and not silent:
+        warnings.warn(
+            f"the integral of a prompt is off by an estimated {error:.0%} of its scores ({job.how.name}), whatever the "
+            'number of points; use method="gradient" or "exact"',
+            stacklevel=6,
         )
 
 

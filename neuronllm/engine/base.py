@@ -176,6 +176,13 @@ class Engine(ABC):
         """
 
     @abstractmethod
+    def integrate_to(self, prompts: Sequence[Prompt], objective: AnyObjective, tolerance: float) -> Tensor:
+        """`integrate` to a tolerance, relative to the norm of each prompt's scores, with as many points as that takes.
+
+        `plan` says how many they were and the largest estimated error.
+        """
+
+    @abstractmethod
     def effects(
         self,
         prompts: Sequence[Prompt],

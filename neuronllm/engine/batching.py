@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from ..data.prompts import Prompt
     from ..model.anatomy import Anatomy
+    from .adaptive import Refined
 
 _log = logging.getLogger("neuronllm")
 # Answer tokens, and tokens of prompts, of one pass: enough to keep the hardware busy, and memory small.
@@ -54,6 +55,9 @@ class Plan:
     backoffs: list[str] = field(default_factory=list)  # what ran out of memory, and what was done
     batch: int = 0  # prompts of a batch of this very work, once that is known
     noise: float = 0.0  # of exact effects: what a rounding of h did to the objective, at most
+    integrals: int = 0  # to a tolerance: of so many prompts
+    points: float = 0.0  # of a layer on average, summed over these prompts
+    error: float = 0.0  # the largest estimated one, relative
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -61,6 +65,12 @@ class Plan:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Plan:
         return cls(**data)
+
+    def note(self, prompts: Sequence[Refined]) -> None:
+        """What integrals to a tolerance took."""
+        self.integrals += len(prompts)
+        self.points += sum(prompt.points for prompt in prompts)
+        self.error = max([self.error, *(prompt.error for prompt in prompts)])
 
     def __str__(self) -> str:
         return f"batches of {self.batch or self.prompts} prompts, passes of {self.answer_tokens} answer tokens"

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..data.question_trees import QuestionTree, question_trees
 from ..model.anatomy import Anatomy
+from .adaptive import attainable
 from .base import FactorGradients
 from .batching import Plan, alike
 from .borrowed import DRIVING_ERRORS, quietly, rope_limit
@@ -28,7 +29,7 @@ from .everywhere import WholePrompt
 from .first_order import at_factors, gradient, held
 from .full import plain_trees, recomputing
 from .head import Choices, Letters, Texts, choices_of, only_options
-from .integrals import integral, tokens_of
+from .integrals import integral, integral_to, tokens_of
 from .kept_prefixes import KeptPrefixes
 from .objectives import AnyObjective, Objective, get_objective
 from .planned import PlannedEngine
@@ -241,8 +242,18 @@ class FastEngine(PlannedEngine):
             with self._hearing(batch, explained) as value:
                 return integral(self._batch(batch, value), alphas, weights)
 
-        blocks = {site.block for site in self.anatomy.sites}
-        return self._batched(prompts, score, tokens_of(len(alphas), len(blocks)))
+        return self._batched(prompts, score, tokens_of(len(alphas), len(self.anatomy.blocks)))
+
+    def integrate_to(self, prompts: Sequence[Prompt], objective: AnyObjective, tolerance: float) -> Tensor:
+        explained = get_objective(objective)
+
+        def score(batch: Sequence[Prompt]) -> Tensor:
+            with self._hearing(batch, explained) as value:
+                scores, refined = integral_to(self._batch(batch, value), attainable(tolerance, self.model.dtype))
+            self.plan.note(refined)
+            return scores
+
+        return self._batched(prompts, score, tokens_of(4, len(self.anatomy.blocks)))
 
     @torch.no_grad()
     def effects(

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -19,10 +19,11 @@ from torch import Tensor
 from ..model.hooks import visiting
 from ..model.sites import Site
 from .activity import measuring
-from .base import TOKENS, Engine, FactorGradients, summed
-from .borrowed import answer_logits, check_prompts, input_device
+from .adaptive import ERROR, Refined, alphas_of, attainable
+from .base import FactorGradients, summed
 from .head import objective_value, wide
 from .objectives import AnyObjective
+from .passes import Clean, PlainPasses
 from .relp import relp_rules
 from .sequences import Shown, option_score, shown, value_of
 from .stream import float32_stream
@@ -32,11 +33,7 @@ if TYPE_CHECKING:
     from ..data.prompts import Prompt
 
 
-# h at the positions of a sequence that are edited, by site.down, (positions, ...), and the experts it belongs to
-Clean = dict[str, tuple[Tensor, "Tensor | None"]]
-
-
-class ReferenceEngine(Engine):
+class ReferenceEngine(PlainPasses):
     """Plain attribution; `batch_size` bounds the copies of a prompt in one pass, "auto" keeps it near 4,096 tokens."""
 
     name = "reference"
@@ -105,6 +102,9 @@ class ReferenceEngine(Engine):
     def integrate(self, prompts: Sequence[Prompt], objective: AnyObjective, alphas: Tensor, weights: Tensor) -> Tensor:
         return self._each(prompts, lambda p: self._integrate(p, objective, alphas, weights))
 
+    def integrate_to(self, prompts: Sequence[Prompt], objective: AnyObjective, tolerance: float) -> Tensor:
+        return self._each(prompts, lambda p: self._integrate_to(p, objective, tolerance))
+
     @torch.no_grad()
     def effects(
         self,
@@ -142,50 +142,6 @@ class ReferenceEngine(Engine):
         return bool((twice - none - 2 * step).norm() > 0.1 * step.norm())
 
     # ---- one prompt ----
-
-    def _each(self, prompts: Sequence[Prompt], score: Callable[[Prompt], Tensor]) -> Tensor:
-        check_prompts(self.model, prompts)
-        return torch.stack([score(prompt) for prompt in prompts])
-
-    def _forward(self, row: Shown, copies: int = 1) -> Tensor:
-        """Logits (copies, span, vocabulary) at the answer positions of so many copies of a sequence."""
-        ids = torch.tensor([row.tokens]).expand(copies, -1)
-        last = torch.arange(len(row.tokens) - row.span, len(row.tokens))
-        return answer_logits(self.model, ids, None, last.expand(copies, -1))
-
-    def _hear(self, prompt: Prompt, logits: Sequence[Tensor]) -> None:
-        """Note which option is picked."""
-        scores = [option_score(logits, prompt, k).detach()[0] for k in range(len(prompt.option_ids))]
-        self.heard.add(torch.stack(scores).argmax()[None], torch.tensor([prompt.answer]))
-
-    def _cleans(self, prompt: Prompt, rows: Sequence[Shown]) -> list[Clean]:
-        """What every sequence of a prompt holds, and what is answered."""
-        logits: list[Tensor] = []
-        cleans = [self._clean(row, logits) for row in rows]
-        self._hear(prompt, logits)
-        return cleans
-
-    def _clean(self, row: Shown, logits: list[Tensor] | None = None) -> Clean:
-        """h of every site where it is edited: (positions, width), or (positions, K, width) of the experts in routes."""
-        seen: Clean = {}
-
-        def look(site: Site, h: Tensor, routes: Tensor | None) -> None:
-            seen[site.down] = (h[0, -row.edited :], None if routes is None else routes[0, -row.edited :])
-
-        with torch.no_grad(), visiting(self.model, self.anatomy.sites, look):
-            found = self._forward(row)
-        if logits is not None:
-            logits.append(found)
-        return seen
-
-    def _edited(self, row: Shown, copies: dict[str, Tensor]) -> Tensor:
-        """Logits of copies of a sequence, each with its own h at the edited positions of the sites in `copies`."""
-
-        def replace(site: Site, old: Tensor, routes: Tensor | None) -> Tensor:
-            return torch.cat([old[:, : -row.edited], copies[site.down].to(old)], 1)
-
-        with visiting(self.model, [site for site in self.anatomy.sites if site.down in copies], replace):
-            return self._forward(row, len(next(iter(copies.values()))))
 
     def _activations(self, prompt: Prompt, positions: str, statistic: str) -> Tensor:
         seen: dict[str, Tensor] = {}
@@ -262,26 +218,55 @@ class ReferenceEngine(Engine):
         return wide(torch.cat([value.detach().cpu(), grad.cpu()]))
 
     def _integrate(self, prompt: Prompt, objective: AnyObjective, alphas: Tensor, weights: Tensor) -> Tensor:
-        rows = shown(prompt)
-        scores: dict[str, Tensor] = {}
-        cleans = self._cleans(prompt, rows)
-        for sites in self.anatomy.blocks.values():
-            scaled: list[dict[str, Tensor]] = []
-            for clean in cleans:
-                held = {site.down: clean[site.down][0] for site in sites}
-                scaled.append({down: (across(alphas.to(h), h) * h).requires_grad_(True) for down, h in held.items()})
-            with torch.enable_grad():
-                logits = [self._edited(row, copies) for row, copies in zip(rows, scaled, strict=True)]
-                leaves = [copies[site.down] for copies in scaled for site in sites]
-                value = value_of(objective, logits, prompt).sum()
-                grads = iter(torch.autograd.grad(value, leaves, materialize_grads=True))
-            for clean in cleans:
-                for site in sites:
-                    h, routes = clean[site.down]
-                    mean = (across(weights.to(h.device), h) * next(grads).double()).sum(0)
-                    found = summed(site, mean.to(wide(h).dtype) * wide(h), routes)
-                    scores[site.down] = scores[site.down] + found if site.down in scores else found
-        return self._joined(scores)
+        cleans = self._cleans(prompt, shown(prompt))
+        blocks = [self._of_block(prompt, objective, cleans, block, alphas, weights) for block in self.anatomy.blocks]
+        return torch.cat(blocks)
+
+    def _integrate_to(self, prompt: Prompt, objective: AnyObjective, tolerance: float) -> Tensor:
+        cleans, blocks = self._cleans(prompt, shown(prompt)), list(self.anatomy.blocks)
+        refined = Refined(len(blocks), attainable(tolerance, self.model.dtype))
+
+        def score(layer: int, weights: dict[int, float]) -> Tensor:
+            points, rule = alphas_of(list(weights)), torch.tensor(list(weights.values()), dtype=torch.float64)
+            return self._of_block(prompt, objective, cleans, blocks[layer], points, rule)
+
+        waiting = refined.first()
+        while waiting:
+            for layer, interval in waiting:
+                refined.errors[layer, interval] = float(score(layer, interval.weights(ERROR)).norm())
+            for layer in dict(waiting):
+                refined.norms[layer] = float(score(layer, refined.weights(layer)).norm())
+            waiting = refined.split()
+        self.plan.note([refined])
+        return torch.cat([score(layer, refined.weights(layer)) for layer in range(len(blocks))])
+
+    def _of_block(
+        self,
+        prompt: Prompt,
+        objective: AnyObjective,
+        cleans: list[Clean],
+        block: str,
+        alphas: Tensor,
+        weights: Tensor,
+    ) -> Tensor:
+        """The integrals of all sites of a block, in order."""
+        sites, rows, scores = self.anatomy.blocks[block], shown(prompt), dict[str, Tensor]()
+        scaled: list[dict[str, Tensor]] = []
+        for clean in cleans:
+            held = {site.down: clean[site.down][0] for site in sites}
+            scaled.append({down: (across(alphas.to(h), h) * h).requires_grad_(True) for down, h in held.items()})
+        with torch.enable_grad():
+            logits = [self._edited(row, copies) for row, copies in zip(rows, scaled, strict=True)]
+            leaves = [copies[site.down] for copies in scaled for site in sites]
+            value = value_of(objective, logits, prompt).sum()
+            grads = iter(torch.autograd.grad(value, leaves, materialize_grads=True))
+        for clean in cleans:
+            for site in sites:
+                h, routes = clean[site.down]
+                mean = (across(weights.to(h.device), h) * next(grads).double()).sum(0)
+                found = summed(site, mean.to(wide(h).dtype) * wide(h), routes)
+                scores[site.down] = scores[site.down] + found if site.down in scores else found
+        return torch.cat([scores[site.down].cpu() for site in sites])
 
     def _effects(
         self, prompt: Prompt, objective: AnyObjective, ids: Tensor | None, factor: float, positions: str
@@ -346,45 +331,6 @@ class ReferenceEngine(Engine):
     def _joined(self, scores: dict[str, Tensor]) -> Tensor:
         """The scores of all neurons, in order, out of what was found in each site."""
         return torch.cat([scores[site.down].cpu() for site in self.anatomy.sites])
-
-    def _after(self, row: Shown, block: str, copies: dict[str, Tensor]) -> Tensor:
-        """The residual stream (copies, D) right after a layer, with copies of h at the answer position of its sites."""
-        out: list[Tensor] = []
-
-        def keep(module: Any, args: Any, output: Any) -> None:
-            out.append((output[0] if isinstance(output, tuple) else output)[:, -1])
-
-        handle = self.model.get_submodule(block).register_forward_hook(keep)
-        try:
-            self._edited(row, copies)
-        finally:
-            handle.remove()
-        return out[0]
-
-    def _unembed(self, residual: Tensor) -> Tensor:
-        """Logits of residual states, by the model's own final norm, head and scale.
-
-        The states take the place of the last layer's output in a forward of one-token inputs, so no architecture needs
-        to be known here.
-        """
-
-        def put(module: Any, args: Any, output: Any) -> Any:
-            states = residual[:, None].to(output[0] if isinstance(output, tuple) else output)
-            return (states, *output[1:]) if isinstance(output, tuple) else states
-
-        # Every decoder layer is a sibling of the sites' blocks; the last one feeds the final norm.
-        stack = self.model.get_submodule(self.anatomy.sites[-1].block.rpartition(".")[0])
-        handle = stack[len(stack) - 1].register_forward_hook(put)
-        try:
-            ids = torch.zeros(len(residual), 1, dtype=torch.int64, device=input_device(self.model))
-            return self.model(input_ids=ids, use_cache=False).logits[:, -1]
-        finally:
-            handle.remove()
-
-    def _copies_in_a_pass(self, rows: Sequence[Shown]) -> int:
-        """How many edited copies of a sequence go into one pass."""
-        longest = max(len(row.tokens) for row in rows)
-        return self.batch_size if isinstance(self.batch_size, int) else max(1, TOKENS // longest)
 
 
 def across(points: Tensor, h: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from ..engine.quadrature import quadrature
+from ..engine.quadrature import check_rule, integrated
 from ..select import extremes
 from .base import Collector, Method, in_range, one_of, question_mean
 
@@ -44,20 +44,24 @@ class ACE(Method):
     name: ClassVar[str] = "ace"
     integrates: ClassVar[bool] = True
 
-    steps: int = 16
-    quadrature: str = "midpoint"
+    steps: int | None = None  # of an equal rule, 16 unless told otherwise
+    quadrature: str | None = None  # midpoint where steps are given, else adaptive: as many points as a layer takes
     mask: str = "consistent"
     tau: float = 0.6  # mask="consistent": the share of questions that must agree with the mean's sign
     z: float = 0.01  # mask="ambiguous": neurons of a question's top and bottom, a share below 1, else a count
 
     def __post_init__(self) -> None:
-        quadrature(self.quadrature, self.steps)
+        check_rule(self.rule, self.steps)
         one_of("mask", self.mask, MASKS)
         in_range("tau", self.tau, 0, 1)
         in_range("z", self.z, 0, 2**62)
 
+    @property
+    def rule(self) -> str:
+        return self.quadrature or ("adaptive" if self.steps is None else "midpoint")
+
     def score(self, engine: Engine, prompts: Sequence[Prompt], objective: Objective, positions: str) -> Tensor:
-        return engine.integrate(prompts, objective, *quadrature(self.quadrature, self.steps))
+        return integrated(engine, prompts, objective, self.rule, self.steps)
 
     def collector(self, n_neurons: int) -> Collector:
         if self.mask == "ambiguous":

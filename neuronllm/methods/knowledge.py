@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from ..engine.quadrature import quadrature
+from ..engine.quadrature import check_rule, integrated
 from .base import Collector, Method, above_share_of_max, in_range, question_mean
 
 if TYPE_CHECKING:
@@ -41,12 +41,12 @@ class Knowledge(Method):
     share: float = 0.5
 
     def __post_init__(self) -> None:
-        quadrature(self.quadrature, self.steps)
+        check_rule(self.quadrature, self.steps)
         in_range("threshold", self.threshold, 0, 1)
         in_range("share", self.share, 0, 1)
 
     def score(self, engine: Engine, prompts: Sequence[Prompt], objective: Objective, positions: str) -> Tensor:
-        return engine.integrate(prompts, objective, *quadrature(self.quadrature, self.steps))
+        return integrated(engine, prompts, objective, self.quadrature, self.steps)
 
     def collector(self, n_neurons: int) -> Collector:
         return Refined(n_neurons, self.threshold, self.share)

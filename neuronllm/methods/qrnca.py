@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ..common.errors import InputError
 from ..engine.objectives import BARE_LETTER
-from ..engine.quadrature import quadrature
+from ..engine.quadrature import check_rule, integrated
 from .base import Collector, Method, above_share_of_max, empty_counts, in_range, one_of
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class QRNCA(Method):
     compat: str | None = None
 
     def __post_init__(self) -> None:
-        quadrature(self.quadrature, self.steps)
+        check_rule(self.quadrature, self.steps)
         in_range("threshold", self.threshold, 0, 1)
         in_range("common", self.common, 0, 1)
         if self.compat is not None:
@@ -67,7 +67,7 @@ class QRNCA(Method):
             object.__setattr__(self, "objective", BARE_LETTER)
 
     def score(self, engine: Engine, prompts: Sequence[Prompt], objective: Objective, positions: str) -> Tensor:
-        return engine.integrate(prompts, objective, *quadrature(self.quadrature, self.steps))
+        return integrated(engine, prompts, objective, self.quadrature, self.steps)
 
     def check_objective(self, objective: Objective) -> None:
         if self.compat == RELEASED and objective != BARE_LETTER:
