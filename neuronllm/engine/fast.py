@@ -245,10 +245,8 @@ class FastEngine(PlannedEngine):
         return self._batched(prompts, score, tokens_of(len(alphas), len(self.anatomy.blocks)))
 
     def integrate_to(self, prompts: Sequence[Prompt], objective: AnyObjective, tolerance: float) -> Tensor:
-        explained = get_objective(objective)
-
         def score(batch: Sequence[Prompt]) -> Tensor:
-            with self._hearing(batch, explained) as value:
+            with self._hearing(batch, get_objective(objective)) as value:
                 scores, refined = integral_to(self._batch(batch, value), attainable(tolerance, self.model.dtype))
             self.plan.note(refined)
             return scores
