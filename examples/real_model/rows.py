@@ -23,7 +23,7 @@ from neuronllm.steering.recipe import Recipe
 
 # Of every learned row. margin=None keeps an edit whatever it gains on validation questions: random sets are learned
 # likewise, and none of them may win by "no edit".
-RECIPE: dict[str, Any] = {"steps": 8, "batch": 8, "lr": None, "retain_weight": 1.0, "seeds": 3, "margin": None}
+RECIPE: dict[str, Any] = {"steps": 16, "batch": 16, "lr": None, "retain_weight": 1.0, "seeds": 3, "margin": None}
 ONE = {"seeds": 1}  # of random sets, which are many, and of the row that is compared with them
 BAD = 16  # neurons that are silenced
 VERIFIED = 48  # search questions that effects are measured on
