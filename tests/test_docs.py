@@ -48,6 +48,7 @@ def test_every_door_opens(section, tmp_path, monkeypatch):
         exec(compile(block, "docs/doors.md", "exec"), names)
 
 
+@pytest.mark.slow
 def test_shell_commands_of_the_readme_run(tmp_path, monkeypatch, capsys):
     from neuronllm.cli.main import main
 

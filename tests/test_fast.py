@@ -26,6 +26,9 @@ OUT_OF_REACH = {  # what the reason must say
     "bloom": "cannot be run on answer tokens",
 }
 REACHED = [name for name in DENSE + EXPERTS if name not in OUT_OF_REACH]
+# Of tests that take seconds a family: a plain one, one with biases, post norms, experts, experts with sinks.
+QUICK = ("llama", "gpt2", "gemma2", "mixtral", "gpt_oss")
+SLOWLY = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in REACHED]
 
 CALLS = {
     "integrate": lambda e, p: e.integrate(p, "logp_options", *quadrature("midpoint", 4)),
@@ -76,7 +79,7 @@ EXPLAINED = {
 }
 
 
-@pytest.mark.parametrize("name", REACHED)
+@pytest.mark.parametrize("name", SLOWLY)
 def test_equals_the_judge_for_every_objective(name):
     model, prompts = tiny(name), [random_prompts(1, length=5)[0], random_prompts(2, length=13)[1]]
     with FastEngine(model, dtype=torch.float64) as fast, ReferenceEngine(model, dtype=torch.float64) as judge:
@@ -96,7 +99,7 @@ def test_equals_the_judge_in_float32(name):
             assert differences(CALLS[label](fast, prompts), CALLS[label](judge, prompts)) <= 1e-4, label
 
 
-@pytest.mark.parametrize("name", REACHED)
+@pytest.mark.parametrize("name", SLOWLY)
 def test_is_no_worse_than_the_judge_in_bfloat16(name):
     """An error budget: both are compared with the truth, the judge of the same weights in float64.
 
@@ -203,8 +206,13 @@ def test_many_rows_are_cut_into_passes():
 @pytest.mark.parametrize("tokens, passes", [(2048, 1), (60, 2), (20, 8), (1, 16)])
 def test_an_integral_is_cut_into_passes_of_as_many_alphas_as_they_may_hold(tokens, passes, monkeypatch):
     model, prompts = tiny("llama"), ragged()[:1]
-    seen, plainly = [], integrals._integral
-    monkeypatch.setattr(integrals, "_integral", lambda b, a, w: seen.append(len(a)) or plainly(b, a, w))
+    seen, plainly = [], integrals._slopes
+
+    def counted(batch, alphas):
+        seen.append(max(len(points) for points in alphas.values()))
+        return plainly(batch, alphas)
+
+    monkeypatch.setattr(integrals, "_slopes", counted)
     with FastEngine(model, plan=Plan(prompts=1, answer_tokens=tokens, window=1)) as engine:
         engine.integrate(prompts, "logp_options", *quadrature("midpoint", 16))
     assert len(seen) == passes and sum(seen) == 16 and max(seen) - min(seen) <= 1

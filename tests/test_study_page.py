@@ -117,7 +117,7 @@ def test_the_page_says_them(here: SimpleNamespace) -> None:
     text = here.page.page(results)
     did, cost = cells(text, "one", "learned-256")
     assert did[1] == "3" and did[2].startswith("0.767 (0.") and did[3:5] == ["+26.7", "+9 -1"]
-    assert did[5:] == ["0.021", "0.043", "100", "n/a", "n/a", "+16.7", "yes"]
+    assert did[5:] == ["0.021", "0.043", "100", "n/a", "n/a", "n/a", "n/a", "+16.7", "yes"]
     assert cost[1] == "256" and cost[2].startswith("-50.0 (-") and cost[3] == "-0.500 (-0.500 to -0.500)"
     assert cost[4] == "100"
     assert cells(text, "one", "degraded-256")[0][-1] == "no, one answer"

@@ -33,6 +33,8 @@ def integral(batch: Batch, alphas: Tensor, weights: Tensor) -> Tensor:
 
     One pass has all alphas, unless that is more than a pass may hold: then it is a sum over passes.
     """
+    # Once, not at every site: a copy to a GPU makes the host wait.
+    alphas, weights = (part.to(input_device(batch.model)) for part in (alphas, weights))
     passes = _passes(batch, dict.fromkeys(batch.anatomy.blocks, alphas))
     shares = weights.tensor_split(len(passes))
     parts = zip(passes, shares, strict=True)
@@ -78,7 +80,6 @@ def _slopes(batch: Batch, alphas: Mapping[str, Tensor]) -> dict[str, _Slopes]:
     """One pass: by site, the slopes at the alphas of its block."""
     held: dict[str, tuple[Tensor, Tensor | None]] = {}
     leaves: dict[str, Tensor] = {}
-    # Once, not at every site: a copy to a GPU makes the host wait.
     there = input_device(batch.model)
     alphas = {block: points.to(there) for block, points in alphas.items()}
 
