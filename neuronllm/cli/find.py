@@ -26,7 +26,8 @@ def run(args: argparse.Namespace, read: Callable[..., Any], load: Callable[..., 
         neurons = _verified(args, read, load, template)
     neurons.save_pretrained(args.output)
     good = int((neurons.role == "good").sum())
-    print(f"{args.output}: {good} good and {len(neurons) - good} bad neurons")
+    none = "" if len(neurons) else ": none does what its score says" * (args.questions is not None)
+    print(f"{args.output}: {good} good and {len(neurons) - good} bad neurons{none}")
 
 
 def _refuse_flags(args: argparse.Namespace) -> None:
@@ -61,7 +62,14 @@ def _verified(args: argparse.Namespace, read: Callable[..., Any], load: Callable
         **given,
     )
     for role in ROLES:
-        told = neurons.provenance["verified"][role]
-        why = f"{told['wrong_sign']} had the other sign, {told['too_small']} were within the error"
-        print(f"{told['tried']} {role} neurons tried: {told['kept']} kept; {why}")
+        print(_told(neurons.provenance["verified"][role], role, args.joint))
     return neurons
+
+
+def _told(counts: dict[str, int], role: str, joint: bool) -> str:
+    """Where all neurons that were tried went."""
+    line = f"{counts['tried']} {role} neurons tried: {counts['kept']} kept; "
+    line += f"{counts['wrong_sign']} had the other sign, {counts['too_small']} were within the error"
+    if more := counts["tried"] - counts["kept"] - counts["wrong_sign"] - counts["too_small"]:
+        line += f", {more} did no more together with those kept" if joint else f", {more} were weaker than those kept"
+    return line

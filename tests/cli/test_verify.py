@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from neuronllm.results.neurons import NeuronSet
 from tests.cli.tools import asked, refused, run
 
@@ -14,7 +16,14 @@ def test_found_tried_and_kept(model_folder, questions, tmp_path, capsys):
     assert run("find", scores, "--good", 3, "--bad", 2, *flags, "--output", kept) == 0
     said = capsys.readouterr().out.splitlines()
     assert said[0].startswith("12 good neurons tried: 3 kept; ") and said[1].startswith("8 bad neurons tried: 2 kept; ")
+    for line in said[:2]:
+        tried, *where = map(int, re.findall(r"\d+", line))
+        assert tried == sum(where)
     assert said[2] == f"{kept}: 3 good and 2 bad neurons"
+    capsys.readouterr()
+    none = ("--margin", 1e9, "--output", tmp_path / "none")
+    assert run("find", scores, "--good", 3, "--bad", 2, *flags[:-2], *none) == 0
+    assert capsys.readouterr().out.splitlines()[2].endswith("0 good and 0 bad neurons: none does what its score says")
     told = NeuronSet.from_pretrained(kept).provenance
     assert told["template"] == ["plain"] and told["verified"]["questions"] == 6
     more = ("--limit", 4, "--positions", "answer", "--factor", 2, "--joint", "--objective", "margin")
