@@ -10,13 +10,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import neuronllm as nl
 from neuronllm.data.prompts import Prompt, group_by_question
 from neuronllm.judging.bias import Bias
 from neuronllm.results.neurons import NeuronSet
 from neuronllm.steering import learning
 from neuronllm.steering.controls import shuffled
 from tests.checks import quiz, refused, untouched
-from tests.test_learn import learn
+from tests.test_learn import QUICK, learn
 from tests.test_tune import CULPRIT, a_set, answers_of, harmed, labelled, one_by_one
 from tests.texts import random_tokens
 from tests.tiny import tiny
@@ -52,6 +53,13 @@ def test_random_sets_keep_blocks_and_stand_behind_the_set(learned):
     assert float(controls.factors.min()) >= 0 and float(controls.factors.max()) <= 4
     told = learned.provenance["learned"]
     assert all(told["steps_taken"]) and torch.equal(controls.factors[0], learned.factor)
+
+
+def test_few_random_sets_are_called_so(broken):
+    model, prompts, neurons = broken
+    with pytest.warns(UserWarning, match="controls=1: with fewer than 20 random sets") as told:
+        nl.learn(model, None, prompts, neurons=neurons, steps=1, seeds=1, controls=1, **QUICK)
+    assert [warning.filename for warning in told if "controls=1" in str(warning.message)] == [__file__]
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +14,14 @@ from ..common.statistics import percent_of
 from ..engine.asking import Asker, Edit
 from ..model.random_sets import random_like
 from ..results.answers import Answers
+
+ENOUGH = 20
+
+
+def warn_if_few(controls: int, stacklevel: int) -> None:
+    if 0 < controls < ENOUGH:
+        said = f"controls={controls}: with fewer than {ENOUGH} random sets their band says little"
+        warnings.warn(said, stacklevel=stacklevel)
 
 
 def random_controls(ask: Asker, change: Edit, edited: Answers, count: int, seed: int, progress: bool) -> dict[str, Any]:

@@ -23,15 +23,13 @@ from ..model.bridged import plain_model
 from ..results.answers import Answers
 from ..results.neurons import POSITIONS, NeuronSet
 from .asking import Asking, warn_if_leaning, warn_if_one_sided
-from .controls import random_controls
+from .controls import random_controls, warn_if_few
 from .learned import among_learned, as_learned, on_plain_text, with_bias_alone
 from .report import Intervals, Report, changed_answers, named
 from .written import WrittenReport, judge_written
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-ENOUGH_CONTROLS = 20
 
 
 def evaluate(
@@ -86,9 +84,7 @@ def evaluate(
     change: Edit | None = None
     edit: dict[str, Any] = {}
     if neurons is not None:
-        if 0 < controls < ENOUGH_CONTROLS:
-            few = f"controls={controls}: with fewer than {ENOUGH_CONTROLS} random sets their band says little"
-            warnings.warn(few, stacklevel=2)
+        warn_if_few(controls, stacklevel=3)
         change, edit = _planned(model, neurons, mode, good, bad, positions)
     elif mode or good is not None or bad is not None or unrelated is not None:
         raise InputError("neurons=None: mode, good, bad and unrelated need a neuron set")
