@@ -154,6 +154,7 @@ def test_groups_are_listed_and_chosen(tools: Any, capsys: Any) -> None:
     assert set(quick) < set(tools.probe.GROUPS) and {group.split("/")[0] for group in quick} == set(tools.probe.QUICK)
 
 
+@pytest.mark.slow
 def test_probe_gives_the_same_twice(tools: Any, tmp_path: Path) -> None:
     """Once in this process and once in one of its own, as the tool runs it; the cheaper groups of a quick subject."""
     groups = [f"gpt2/{kind}" for kind in ("pushes", "neurons", "edited")]

@@ -59,6 +59,7 @@ def test_a_case_that_hangs_is_ended_and_says_where(tmp_path: Path, monkeypatch: 
     assert "tests/gpu_stages.py" in failures and "most recent call first" in failures
 
 
+@pytest.mark.slow
 def test_a_case_that_crashes_costs_itself_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     code, cases, failures = run(tmp_path, "crashes last", monkeypatch)
     assert code == 1 and cases["crashes"]["why"] == "the process was ended by SIGSEGV"
@@ -114,6 +115,7 @@ def test_resuming_skips_what_passed_and_adds_to_the_rest(tmp_path: Path, monkeyp
         folder.Folder(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_device_that_is_missing_leaves_what_needs_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NEURONLLM_TEST_CASES", "facts first")
     some = [stage("machine"), stage("build", needs_device=False), stage("kernels")]

@@ -263,6 +263,7 @@ def test_a_set_of_another_model_is_refused():
         tune(tiny("llama", intermediate_size=20), quiz(2), a_set(tiny("llama"), good=[2]))
 
 
+@pytest.mark.slow
 def test_random_neurons_are_not_tuned_into_an_edit():
     """The best of many edits with random neurons gains a few questions by luck: the margin sees that."""
     model, tokenizer = nl.load_model("demo", dtype=torch.float32)
