@@ -53,7 +53,7 @@ def test_examples_of_the_flags_are_true(bench: Any) -> None:
 
 
 def test_every_benchmark_has_a_place_to_run(bench: Any) -> None:
-    known = bench.shapes.SHAPES.keys() | bench.select.ARRAYS.keys() | {"demo"}
+    known = bench.shapes.SHAPES.keys() | bench.select.ARRAYS.keys() | {"demo", "smollm2-trained"}
     for benchmark in bench.suites.ALL.values():
         assert any(benchmark.shapes.values()) and set(sum(benchmark.shapes.values(), ())) <= known
     assert len(bench.suites.chosen(["quick"])) < len(bench.suites.chosen(["all"])) == len(bench.suites.ALL)
