@@ -18,7 +18,6 @@ import torch
 
 from ..data.prompts import Questions
 from ..engine.objectives import AnyObjective
-from ..judging.controls import warn_if_few
 from ..model.bridged import plain_model
 from ..results.neurons import NeuronSet
 from ..runs.checkpoint import Interrupted
@@ -105,8 +104,6 @@ def learn(
     )
     with Ranks.here() as ranks:
         with ranks.together():
-            if isinstance(controls, int) and ranks.first:
-                warn_if_few(controls, stacklevel=4)  # past the decorator
             request = LearnRequest(
                 goal=Goal.of(goal, objective),
                 recipe=recipe,

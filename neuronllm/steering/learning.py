@@ -24,6 +24,7 @@ from ..engine.borrowed import check_prompts
 from ..engine.kept_prefixes import KeptPrefixes
 from ..judging.asking import Asking, warn_if_leaning, warn_if_one_sided
 from ..judging.bias import Bias
+from ..judging.controls import warn_if_few
 from ..model.anatomy import Anatomy
 from ..model.identity import identity
 from ..results.learned import Controls
@@ -116,6 +117,8 @@ class Learning:
         check_controls(self.asked.controls, min(candidates, self.asked.k or candidates), self.anatomy)
         if self.asked.shuffled:
             check_shuffled([*self.groups, *(self.validation or [])])
+        if self.ranks.first:
+            warn_if_few(self.asked.controls, stacklevel=5)  # past `learn` and its decorator
         digest = self._digest()
         trainings = Trainings(self.ranks, None if output is None else partial_folder(output))
         if (before := self._finished(digest)) is not None:
