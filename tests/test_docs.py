@@ -42,7 +42,9 @@ def doors() -> list[object]:
 def test_every_door_opens(section, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
-    for block in re.findall(r"```python\n(.*?)```", section, re.DOTALL):
+    blocks = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    assert blocks
+    for block in blocks:
         for library in re.findall(r"^(?:import|from) (\w+)|nl\.(captum)\.", block, re.MULTILINE):
             pytest.importorskip("".join(library))
         source = tmp_path / "door.py"  # nnsight reads what it runs

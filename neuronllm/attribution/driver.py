@@ -37,12 +37,12 @@ from .leaning import Caution, Gathered
 from .request import Request
 from .shares import Share, share_of, windows_of
 
-DOUBTFUL = 0.05  # estimated error of an integral, beside the norm of the scores
-
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from ..engine.base import Engine
+
+DOUBTFUL = 0.05  # estimated error of an integral, beside the norm of the scores
 
 
 def attribute(

@@ -46,7 +46,8 @@ class Interval(NamedTuple):
 
 
 def alphas_of(points: list[int]) -> Tensor:
-    """
+    """Where in alpha the numbered points lie, in float64.
+
     >>> alphas_of([FINEST // 2, FINEST]).tolist()
     [0.25, 1.0]
     """

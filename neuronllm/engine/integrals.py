@@ -187,10 +187,8 @@ class _Refining:
     def _scores(self, number: int, layer: int, weights: dict[int, float]) -> list[Tensor]:
         """Of the sites of a layer, (size,) each."""
         columns = [self.columns[layer][at] for at in weights]
-        rule, sites = (
-            torch.tensor(list(weights.values()), dtype=torch.float64),
-            self.batch.anatomy.blocks[self.blocks[layer]],
-        )
+        rule = torch.tensor(list(weights.values()), dtype=torch.float64)
+        sites = self.batch.anatomy.blocks[self.blocks[layer]]
         rows = [(site, self.slopes[site.down].of_prompt(number, self.batch.width, columns)) for site in sites]
         return [_score(self.batch, site, slopes, rule)[0].cpu() for site, slopes in rows]
 
