@@ -147,6 +147,26 @@ def test_ace_says_how_sure_its_integrals_are():
     assert torch.equal(steps, midpoint)
 
 
+def test_a_run_that_was_stopped_ends_with_the_same_bytes(tmp_path, monkeypatch):
+    model, prompts = tiny("llama", torch.float32), quiz(9)
+    how = {"progress": False, "batch_size": 2}
+    nl.attribute(model, None, prompts, "ace", output=tmp_path / "whole", **how)
+    calls, score = [], driver.raw_scores
+
+    def stopping(*given):
+        calls.append(given)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return score(*given)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(driver, "raw_scores", stopping)
+        nl.attribute(model, None, prompts, "ace", output=tmp_path / "stopped", **how)
+    nl.attribute(model, None, prompts, "ace", output=tmp_path / "stopped", resume=True, **how)
+    whole = {path.name: path.read_bytes() for path in (tmp_path / "whole").iterdir()}
+    assert whole == {path.name: path.read_bytes() for path in (tmp_path / "stopped").iterdir()}
+
+
 def test_a_warning_where_no_number_of_points_is_enough(monkeypatch):
     model, prompts = tiny("llama"), quiz(2)
     for doubtful, expected in ((0.05, 0), (0.0, 1)):
