@@ -189,6 +189,22 @@ def test_two_processes_give_the_scores_of_one(tmp_path):
     assert json.loads((tmp_path / "all-disk" / "run.json").read_text())["settings"]["processes"] == 2
 
 
+def test_two_processes_refine_integrals_as_one_does(tmp_path):
+    """A prompt's points depend on it alone, so they are the same whoever works on it."""
+    model, prompts = tiny("llama"), quiz(7)
+
+    def work(rank: int) -> None:
+        nl.attribute(model, None, prompts, "ace", keep="all", progress=False).save(tmp_path / f"ace-{rank}")
+
+    assert processes(tmp_path / "group", work) == [0, 0]
+    alone = nl.attribute(model, None, prompts, "ace", keep="all", progress=False)
+    first, second = Scores.load(tmp_path / "ace-0"), Scores.load(tmp_path / "ace-1")
+    assert torch.equal(first.values, second.values) and first.provenance == second.provenance
+    assert close(first.values, alone.values) and close(first.per_prompt[:], alone.per_prompt)
+    mine, expected = first.provenance["integral"], alone.provenance["integral"]
+    assert mine["points"] == expected["points"] and mine["error"] == pytest.approx(expected["error"], rel=1e-6)
+
+
 @pytest.mark.parametrize("dead", [0, 1])
 @pytest.mark.parametrize("step", [8, 15])
 def test_a_process_that_dies_leaves_a_run_that_goes_on(tmp_path, dead, step):
