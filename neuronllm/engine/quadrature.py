@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from .objectives import Objective
 
 QUADRATURES = ("right", "midpoint", "endpoints", "gauss")
-TOLERANCES = {"adaptive": 0.01, "fast": 0.05}  # how far off a prompt's scores may be, beside their norm
+TOLERANCES = {"adaptive": 0.01, "fast": 0.03}  # how far off a prompt's scores may be, beside their norm
 STEPS = 16
 
 
