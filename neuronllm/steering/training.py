@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from functools import cached_property
+from hashlib import sha256
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -39,7 +40,7 @@ class Looked(NamedTuple):
 
 
 class Judge:
-    """Asks the same validation questions again and again; several processes share them."""
+    """Asks the same validation questions again and again, and nothing twice; several processes share them."""
 
     def __init__(
         self,
@@ -57,14 +58,20 @@ class Judge:
         mine = [self._prompts[place] for place in self._mine]
         self._ask = Asker(model, mine, batch_size, kept) if mine else None
         self._most = max(len(prompt.option_ids) for prompt in self._prompts)
+        self._looks: dict[bytes, Looked] = {}  # factors that a seed ends with have been looked at as it learned
 
     @cached_property
     def base(self) -> Looked:
         """Without an edit."""
-        return self()
+        return self._look()
 
-    def __call__(self, ids: Tensor | None = None, factors: Tensor | None = None, positions: str = "all") -> Looked:
-        change = None if ids is None or factors is None else Edit(ids, factors, positions)
+    def __call__(self, ids: Tensor, factors: Tensor, positions: str = "all") -> Looked:
+        change = sha256(ids.numpy().tobytes() + factors.numpy().tobytes() + positions.encode()).digest()
+        if change not in self._looks:
+            self._looks[change] = self._look(Edit(ids, factors, positions))
+        return self._looks[change]
+
+    def _look(self, change: Edit | None = None) -> Looked:
         found: dict[str, Tensor] = {}
         if self._ask is not None:
             scores = self._ask.scores(change)
