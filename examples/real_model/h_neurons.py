@@ -47,12 +47,14 @@ HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "h_neurons"
 READ = {"positions": "answer", "activation": "cett", "progress": False}
 STRENGTHS = (0.1, 1.0, 10.0, 100.0, 1000.0)  # C of the probe, to choose from
-# Short answers, and leave to pass.
+# Short answers, and leave to pass: with Atlantis last, the model passes on half of all countries.
 WORDING = (
     'Say "I don\'t know" if you are not sure.\n\n'
     "Question: What is the capital of Scotland?\nAnswer: Edinburgh\n\n"
-    "Question: What is the capital of Texas?\nAnswer: Austin\n\n"
     "Question: What is the capital of Atlantis?\nAnswer: I don't know\n\n"
+    "Question: What is the capital of Texas?\nAnswer: Austin\n\n"
+    "Question: What is the capital of Bavaria?\nAnswer: Munich\n\n"
+    "Question: What is the capital of Catalonia?\nAnswer: Barcelona\n\n"
     "Question: {question}\nAnswer:"
 )
 
