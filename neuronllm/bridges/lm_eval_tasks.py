@@ -209,7 +209,7 @@ def _split(name: str, task: Any, split: str) -> str:
     named = {"train": config.training_split, "validation": config.validation_split, "test": config.test_split}
     found = named.get(split) or split
     if found not in task.dataset:
-        raise InputError(f"task {name!r} has no split {split!r} (--split): it has {_splits(task)}")
+        raise InputError(f"task {name!r} has no split {split!r} (--split, --validation-split): it has {_splits(task)}")
     return str(found)
 
 

@@ -294,6 +294,8 @@ def _factor_flags(sub: argparse.ArgumentParser) -> None:
 def _learn_flags(sub: argparse.ArgumentParser) -> None:
     held = "questions that stop the learning and judge the edit (default: a part of --questions)"
     sub.add_argument("--validation", metavar="FILE", help=held)
+    of_tasks = "the same of --tasks: another split than --split"
+    sub.add_argument("--validation-split", "--validation_split", metavar="NAME", help=of_tasks)
     _neurons_flag(sub, required=False)
     sub.add_argument("--k", type=positive, metavar="K", help="keep the K neurons whose factors matter most")
     goal = "enhance, degrade, or an objective to be raised (default: enhance)"

@@ -12,7 +12,8 @@ from ..common.errors import InputError
 from ..common.files import check_new_file, write_json
 from .values import flag_names
 
-GO_WITH = ("split", "num_fewshot", "include_path")  # flags that mean nothing without --tasks
+GO_WITH = ("split", "validation_split", "num_fewshot", "include_path")  # flags that mean nothing without --tasks
+SPLIT = "train"  # which --tasks are searched on, where nobody asks for another
 WORDS = ("labels", "orders", "template", "apply_chat_template")  # which a task settles itself
 COUNTED = ("answers", "length", "unrelated", "abstain")  # what only a judgement of ours asks
 
@@ -25,15 +26,35 @@ def refuse_without(args: argparse.Namespace) -> None:
 
 def read(args: argparse.Namespace) -> list[Any]:
     """The questions of the tasks; documents that are none are left out, as public data sets hold a few."""
+    _refuse(args, WORDS, "tasks word their questions themselves, leave it out")
+    return _read(args, args.split or SPLIT, args.limit)
+
+
+def check_validation(args: argparse.Namespace) -> None:
+    """InputError for a split that cannot stop the learning, before anything is read."""
+    if args.validation_split is None:
+        return
+    refuse_without(args)
+    if args.validation:
+        raise InputError("--validation-split: --validation names a file for the same; give one of them")
+    if args.validation_split == (args.split or SPLIT):
+        raise InputError(f"--validation-split {args.validation_split}: this split is learned on, name another one")
+
+
+def read_validation(args: argparse.Namespace) -> list[Any]:
+    """The questions of the same tasks that stop the learning, all of the split that is named for them."""
+    return _read(args, args.validation_split, None)
+
+
+def _read(args: argparse.Namespace, split: str, limit: int | None) -> list[Any]:
     from ..bridges.lm_eval_tasks import load_task
 
     _quiet()
-    _refuse(args, WORDS, "tasks word their questions themselves, leave it out")
     return load_task(
         _names(args.tasks),
-        split=args.split or "train",
+        split=split,
         num_fewshot=args.num_fewshot,
-        limit=args.limit,
+        limit=limit,
         include_path=args.include_path,
         skip_bad=True,
     )
