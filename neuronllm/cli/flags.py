@@ -259,6 +259,8 @@ def _task_flags(sub: argparse._ActionsContainer, one: argparse._ActionsContainer
         sub.add_argument("--split", metavar="NAME", help=which)
     shots = "of --tasks: demonstrations in front of a question (default: as many as the task says)"
     sub.add_argument("--num-fewshot", "--num_fewshot", type=count, metavar="N", help=shots)
+    turn = "of --tasks, with --apply-chat-template: demonstrations and question stand in one turn"
+    sub.add_argument("--single-turn", "--single_turn", action="store_true", help=turn)
     folder = "of --tasks: a folder with tasks of your own"
     sub.add_argument("--include-path", "--include_path", metavar="DIR", help=folder)
 

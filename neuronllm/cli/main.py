@@ -357,7 +357,7 @@ def _questions(
 def _template(args: argparse.Namespace) -> Any:
     """The templates asked for; inside the tokenizer's chat template with --apply-chat-template."""
     names = args.template or []
-    if args.apply_chat_template:
+    if args.apply_chat_template and not getattr(args, "tasks", None):  # these word themselves, in a chat too
         return [f"chat:{name}" for name in names] or "chat"
     return names or None
 

@@ -12,9 +12,10 @@ from ..common.errors import InputError
 from ..common.files import check_new_file, write_json
 from .values import flag_names
 
-GO_WITH = ("split", "validation_split", "num_fewshot", "include_path")  # flags that mean nothing without --tasks
+# Flags that mean nothing without --tasks.
+GO_WITH = ("split", "validation_split", "num_fewshot", "single_turn", "include_path")
 SPLIT = "train"  # which --tasks are searched on, where nobody asks for another
-WORDS = ("labels", "orders", "template", "apply_chat_template")  # which a task settles itself
+WORDS = ("labels", "orders", "template")  # which a task settles itself
 COUNTED = ("answers", "length", "unrelated", "abstain")  # what only a judgement of ours asks
 
 
@@ -50,11 +51,15 @@ def _read(args: argparse.Namespace, split: str, limit: int | None) -> list[Any]:
     from ..bridges.lm_eval_tasks import load_task
 
     _quiet()
+    _check_turns(args)
     return load_task(
         _names(args.tasks),
         split=split,
         num_fewshot=args.num_fewshot,
         limit=limit,
+        chat=args.apply_chat_template,
+        tokenizer=_tokenizer(args) if args.apply_chat_template else None,
+        fewshot_as_multiturn=not args.single_turn,
         include_path=args.include_path,
         skip_bad=True,
     )
@@ -68,6 +73,7 @@ def judge(args: argparse.Namespace, load: Callable[..., Any]) -> None:
 
     _quiet()
     _refuse(args, WORDS + COUNTED, "lm-eval judges --tasks in words and by counts of its own, leave it out")
+    _check_turns(args)
     if args.output:
         check_new_file(args.output)
     neurons = NeuronSet.from_pretrained(args.neurons) if args.neurons else None
@@ -87,10 +93,25 @@ def judge(args: argparse.Namespace, load: Callable[..., Any]) -> None:
         limit=args.limit,
         batch_size=BATCH if args.batch_size == "auto" else args.batch_size,
         progress=not args.quiet,
+        chat=args.apply_chat_template,
+        fewshot_as_multiturn=not args.single_turn,
     )
     print(table)
     if args.output:
         write_json(Path(args.output), table.to_dict())
+
+
+def _check_turns(args: argparse.Namespace) -> None:
+    if args.single_turn and not args.apply_chat_template:
+        raise InputError("--single-turn: it says how --apply-chat-template is meant, give that too")
+
+
+def _tokenizer(args: argparse.Namespace) -> Any:
+    """The words of a task are settled before its model is loaded."""
+    from ..model.loading import load_tokenizer
+
+    more = {"trust_remote_code": True} if args.trust_remote_code else {}
+    return load_tokenizer(args.model, **more, **({"revision": args.revision} if args.revision else {}))
 
 
 def lm_eval(given: Sequence[str]) -> None:
