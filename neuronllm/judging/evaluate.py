@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..common.errors import InputError
-from ..common.statistics import bootstrap_interval, holm, mcnemar, relative_change
+from ..common.statistics import bootstrap_interval, mcnemar, relative_change
 from ..data.forms import ANSWERS, check_known, one_option_each
 from ..data.prompts import Questions
 from ..engine.asking import Asker, Edit
@@ -23,8 +23,8 @@ from ..model.bridged import plain_model
 from ..results.answers import Answers
 from ..results.neurons import POSITIONS, NeuronSet
 from .asking import Asking, warn_if_leaning, warn_if_one_sided
-from .controls import random_controls, warn_if_few
-from .learned import among_learned, as_learned, on_plain_text, with_bias_alone
+from .controls import measures, random_controls, warn_if_few
+from .learned import among_learned, as_learned, corrected, on_plain_text, with_bias_alone
 from .report import Intervals, Report, changed_answers, named
 from .written import WrittenReport, judge_written
 
@@ -97,6 +97,7 @@ def evaluate(
             model,
             tokenizer,
             questions,
+            neurons,
             change,
             edit,
             orders=orders,
@@ -131,7 +132,9 @@ def evaluate(
     if neurons is not None and "learned" in neurons.provenance:
         report.bias = with_bias_alone(neurons, report.answers, base)
         if neurons.controls is not None and as_learned(neurons, change):
-            _among_learned(report, among_learned(ask, neurons.controls, neurons, edited, change.positions, progress))
+            each = (neurons.controls, neurons, measures(edited), change.positions, progress)
+            report.learned = among_learned(lambda other: measures(ask(other)), *each)
+            report.holm = corrected(report.learned, report.mcnemar)
         if tokenizer is not None:
             report.plain_text = on_plain_text(model, tokenizer, change, seed)
     if edited.collapsed:
@@ -185,15 +188,6 @@ def _elsewhere(report: Report, before: Answers, after: Answers, seed: int) -> No
     intervals = {whose: named["accuracy"] for whose, named in _intervals(before, after, seed).items()}
     accuracy = {"base": before.accuracy, "edited": after.accuracy}
     report.unrelated = {"questions": len(after.groups), **accuracy, "ci": intervals}
-
-
-def _among_learned(report: Report, found: dict[str, Any]) -> None:
-    """Where the edit stands among sets learned the same way; every p-value of the report counts as one of several."""
-    report.learned = found
-    tests = {kind: each["p"] for kind, each in found.items() if "p" in each}
-    if report.mcnemar is not None:
-        tests = {"McNemar": report.mcnemar, **tests}
-    report.holm = dict(zip(tests, holm(list(tests.values())), strict=True))
 
 
 def _planned(
