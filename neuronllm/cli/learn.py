@@ -15,7 +15,7 @@ from ..runs.processes import Ranks
 from ..steering.learn import learn
 from ..steering.recipe import Goal
 from .tasks import check_validation, read_validation
-from .values import text_lines
+from .values import check_form, text_lines
 
 GIVEN = (
     "steps",
@@ -41,6 +41,8 @@ def run(args: argparse.Namespace, read: Callable[..., Any], load: Callable[..., 
         neurons = NeuronSet.from_pretrained(args.neurons) if args.neurons else None
         questions = read(args, args.questions, args.labels)
         validation = _validation(args, read)
+        for asked in (questions, validation or []):
+            check_form(args, asked, neurons)
         given = {name: value for name in GIVEN if (value := getattr(args, name)) is not None}
         if args.retain:
             given["retain"] = _retained(args.retain)

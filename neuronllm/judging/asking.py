@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -14,7 +14,6 @@ from ..data.rendering import as_prompts
 from ..data.sources import LETTERS
 from ..engine.unconditional import with_offsets
 from ..results.answers import Answers, leaning_words, shares_by_size
-from ..results.neurons import NeuronSet
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -33,14 +32,13 @@ class Asking(NamedTuple):
     def of(
         cls,
         questions: Questions,
-        neurons: NeuronSet | None,
+        found: Mapping[str, Any],
         orders: str,
         template: Any,
         answers: str | None,
         length: str | None,
     ) -> Asking:
-        """What was asked for, else what the neurons were found with: they are judged as they were chosen."""
-        found = neurons.provenance if neurons is not None else {}
+        """What was asked for, else what the neurons of this provenance were found with: judged as they were chosen."""
         form = form_of(questions, answers, length, found)
         return cls(form, orders, wording_of(form.answers, template, found_template(found, form.answers)))
 

@@ -20,6 +20,7 @@ from ..data.forms import ANSWERS, check_known, one_option_each
 from ..data.prompts import Questions
 from ..engine.asking import Asker, Edit
 from ..model.bridged import plain_model
+from ..model.identity import baked_into
 from ..results.answers import Answers
 from ..results.neurons import POSITIONS, NeuronSet
 from .asking import Asking, warn_if_leaning, warn_if_one_sided
@@ -66,8 +67,9 @@ def evaluate(
     beside what one bias alone gives; and plain text is told before and after, where there is a tokenizer to read it.
 
     answers: "letters", or "texts" to score the answers in words; by default the form of given prompts, else that of the
-    neuron set, else texts for questions without choices, and letters. length: what a text's log-probability is divided
-    by, "sum" (nothing), "tokens", "characters" or "bytes", or "unconditional" for what it gains over the text alone.
+    neuron set, or of the one baked into the model, else texts for questions without choices, and letters. length: what
+    a text's log-probability is divided by, "sum" (nothing), "tokens", "characters" or "bytes", or "unconditional" for
+    what it gains over the text alone.
     answers="generate" lets the model write its answers, `max_new_tokens` at most each, and counts which hold an
     accepted one, which are one, and which decline (see WrittenReport); `abstentions` are further phrases that decline.
     It is the default for questions without choices, and asks with demonstrations of short answers unless `template`
@@ -111,7 +113,8 @@ def evaluate(
         )
     if abstentions is not None:
         raise InputError('abstentions: only answers that the model writes can decline: ask with answers="generate"')
-    asking = Asking.of(questions, neurons, orders, template, answers, length)
+    found = baked_into(model) if neurons is None else neurons.provenance
+    asking = Asking.of(questions, found, orders, template, answers, length)
     prompts = asking.prompts(model, tokenizer, questions)
     warn_if_one_sided(prompts)
     ask = Asker(model, prompts, batch_size)

@@ -91,7 +91,8 @@ class Learning:
             # refuses a set of another model
             self.neurons.edits(model, self.neurons.steering(good=1.0, bad=1.0))
         words = request.orders, request.template, request.answers, request.length
-        self.asking = Asking.of(questions, self.neurons, *words)
+        found = {} if self.neurons is None else self.neurons.provenance
+        self.asking = Asking.of(questions, found, *words)
         self.groups = self._groups(questions)
         warn_if_one_sided([prompt for group in self.groups for prompt in group])
         self.validation = None if validation is None else self._groups(validation)
