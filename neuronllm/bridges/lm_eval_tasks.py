@@ -14,7 +14,6 @@ import difflib
 import importlib.util
 import logging
 import re
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from os import PathLike, fspath
 from pathlib import Path
@@ -22,6 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..common.checks import integer, short
 from ..common.errors import InputError
+from ..common.warning import warn
 from ..data.questions import Question, Wording
 from ..data.sources import LETTERS
 from ..data.templates import tokenizer_name
@@ -85,16 +85,15 @@ def load_task(
             else:
                 raise InputError(f"{where}: {question}; skip_bad=True leaves such documents out")
     if bad:
-        warnings.warn(f"left out {len(bad)} documents that are no valid questions, the first: {bad[0]}", stacklevel=2)
+        warn(f"left out {len(bad)} documents that are no valid questions, the first: {bad[0]}")
     if not questions:
         raise InputError(f"{', '.join(loaded)}: no document is a valid question: {bad[0] if bad else 'there is none'}")
     if split is not None and (
         judged := [name for name, task in loaded.items() if _split(name, task, split) == _judged(task)]
     ):
-        warnings.warn(
+        warn(
             f"{', '.join(judged)}: lm-eval evaluates on the split {split!r}; a search needs another one, and for a "
-            "judgement split=None says that it is meant",
-            stacklevel=2,
+            "judgement split=None says that it is meant"
         )
     return questions
 
@@ -146,7 +145,7 @@ def set_shots(name: str, task: Any, num_fewshot: int | None, seed: int = SHOTS_S
     elif own is None:
         task.set_config("num_fewshot", 0)
     elif num_fewshot:
-        warnings.warn(f"{name}: the task itself says num_fewshot: 0, which lm-eval keeps to", stacklevel=3)
+        warn(f"{name}: the task itself says num_fewshot: 0, which lm-eval keeps to")
     task.set_fewshot_seed(seed)
 
 

@@ -8,7 +8,6 @@ flipped questions, and percentiles of random controls.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +15,7 @@ import numpy as np
 
 from ..common.errors import InputError
 from ..common.statistics import bootstrap_interval, mcnemar, relative_change
+from ..common.warning import warn
 from ..data.forms import ANSWERS, check_known, one_option_each
 from ..data.prompts import Questions
 from ..engine.asking import Asker, Edit
@@ -86,7 +86,7 @@ def evaluate(
     change: Edit | None = None
     edit: dict[str, Any] = {}
     if neurons is not None:
-        warn_if_few(controls, stacklevel=3)
+        warn_if_few(controls)
         change, edit = _planned(model, neurons, mode, good, bad, positions)
     elif mode or good is not None or bad is not None or unrelated is not None:
         raise InputError("neurons=None: mode, good, bad and unrelated need a neuron set")
@@ -143,10 +143,9 @@ def evaluate(
     if edited.collapsed:
         top = max(edited.options, key=lambda option: edited.options[option])
         kind, named_top = ("letter", top) if edited.form == "letters" else ("option", f"option {top}")
-        warnings.warn(
+        warn(
             f"{kind} collapse: the edited model answers {named_top} in {edited.options[top]:.0%} of the prompts; "
-            "its accuracy says little",
-            stacklevel=2,
+            "its accuracy says little"
         )
     return report
 
