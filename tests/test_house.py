@@ -162,6 +162,13 @@ def test_files_stay_small() -> None:
 
 
 @pytest.mark.noext
+def test_continuous_integration_runs_every_lane_of_tests() -> None:
+    """Of the targets that run tests, all but what is in another one, and what needs a GPU."""
+    lanes = set(re.findall(r"^(test[\w-]*):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    called = re.findall(r"^make ([\w-]+)$", (ROOT / ".ci" / "run").read_text(encoding="utf-8"), re.MULTILINE)
+    assert sorted(called) == sorted({"style", *lanes} - {"test-all", "test-gpu"})
+
+
 def test_importing_is_light(tmp_path: Path) -> None:
     code = "import sys, neuronllm; print(sorted({'triton', 'transformers'} & set(sys.modules)))"
     assert python(code, Path.cwd()) == "[]"

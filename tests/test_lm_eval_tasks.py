@@ -18,6 +18,7 @@ import neuronllm as nl
 from neuronllm.bridges.lm_eval_tasks import load_task
 from neuronllm.common.errors import InputError
 from neuronllm.data.questions import Wording, fingerprint
+from neuronllm.results.neurons import NeuronSet
 from tests import tiny_tokenizers
 from tests.cli.tools import refused, run
 from tests.harness import harness, write_yaml
@@ -259,7 +260,8 @@ def test_tasks_that_cannot_be_asked(folder: Path, monkeypatch: pytest.MonkeyPatc
 
     assert "task 'written' has no choices (its output_type is generate_until)" in line("written")
     assert "task 'read' has no choices (its output_type is loglikelihood_rolling)" in line("read")
-    assert "task 'texts' has no split 'dev' (--split): it has train, test" in line("texts", split="dev")
+    absent = "task 'texts' has no split 'dev' (--split, --validation-split): it has train, test"
+    assert absent in line("texts", split="dev")
     assert "no such folder" in line("texts", include_path=folder / "absent")
     assert "num_fewshot=-1" in line("texts", num_fewshot=-1) and "limit=0" in line("texts", limit=0)
     assert "names of tasks" in line([])
@@ -324,6 +326,24 @@ def test_tasks_in_place_of_a_file(folder: Path, model_folder: Path, tmp_path: Pa
     assert run("find", scores, "--good", 8, "--bad", 8, "--output", sets) == 0
     learned = (*asked, "--neurons", sets, "--steps", 1, "--seeds", 1, "--output", tmp_path / "learned")
     assert run("learn", *learned) == 0
+
+
+def test_a_split_that_stops_the_learning(folder: Path, model_folder: Path, tmp_path: Path, capsys: Any) -> None:
+    where = ("learn", "--model", model_folder, "--quiet", "--steps", 1, "--seeds", 1, "--margin", "none")
+    tasks = ("--tasks", "texts", "--include-path", folder, "--limit", 3)
+    output = ("--output", tmp_path / "learned")
+    held = ("--validation-split", "test")
+    file = ("--validation", "demo:facts/search")
+    assert "this split is learned on" in refused(capsys, *where, *tasks, *output, "--validation-split", "train")
+    assert "this split is learned on" in refused(capsys, *where, *tasks, *output, *held, "--split", "test")
+    assert "has no split 'dev'" in refused(capsys, *where, *tasks, *output, "--validation-split", "dev")
+    assert "give one of them" in refused(capsys, *where, *tasks, *output, *held, *file)
+    questions = ("--questions", "demo:facts/search")
+    assert "--validation-split: it goes with --tasks" in refused(capsys, *where, *questions, *output, *held)
+    assert not (tmp_path / "learned").exists()
+    assert run(*where, *tasks, *output, *held) == 0
+    told = NeuronSet.from_pretrained(tmp_path / "learned").provenance["learned"]
+    assert (told["questions"], told["validation_questions"]) == (3, 8)  # all of the split, whatever --limit says
 
 
 def test_flags_that_do_not_go_with_tasks(folder: Path, model_folder: Path, tmp_path: Path, capsys: Any) -> None:

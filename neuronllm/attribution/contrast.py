@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -20,6 +19,7 @@ from tqdm.auto import tqdm
 
 from ..common.checks import integer, short
 from ..common.errors import InputError
+from ..common.warning import warn
 from ..data.prompt_sets import Positions, Sequenced, Worded, check_read_at, encoded, word_prompts
 from ..data.prompts import Prompt
 from ..engine import BACKENDS, open_engine
@@ -217,7 +217,7 @@ def contrast(
     values = summary.values.float()
     values[ignored] = 0
     if statistic == "probe" and not bool(values.any()):
-        warnings.warn(f"the probe gives no neuron a weight at C={C:g}: raise C", stacklevel=3)  # past the decorator
+        warn(f"the probe gives no neuron a weight at C={C:g}: raise C")
     provenance = {
         "method": "contrast",
         "statistic": statistic,

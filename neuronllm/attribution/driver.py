@@ -9,7 +9,6 @@ windows of their own, and merge what they gathered at the end; one process is a 
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from functools import cache, partial
@@ -20,6 +19,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..common.errors import InputError
+from ..common.warning import warn
 from ..data.prompts import Prompt, Questions
 from ..engine import open_engine
 from ..engine.asking import Asker
@@ -283,19 +283,17 @@ def _label(job: Job, ranks: Ranks) -> str:
 
 def _warn_of_post_norms(job: Job, engine: Engine) -> None:
     if job.how.integrates and engine.post_normed(job.prompts[0]):
-        warnings.warn(
+        warn(
             f"{type(job.model).__name__} normalises what its FFNs put out, which undoes the scaling of a whole layer "
-            f'that integrated gradients ({job.how.name}) rest on; use method="gradient" or "exact"',
-            stacklevel=7,  # past the functions of this file and the decorator
+            f'that integrated gradients ({job.how.name}) rest on; use method="gradient" or "exact"'
         )
 
 
 def _warn_of_error(job: Job, error: float, silent: bool) -> None:
     if error > DOUBTFUL and not silent:
-        warnings.warn(
+        warn(
             f"the integral of a prompt is off by an estimated {error:.0%} of its scores ({job.how.name}), whatever the "
-            'number of points; use method="gradient" or "exact"',
-            stacklevel=6,
+            'number of points; use method="gradient" or "exact"'
         )
 
 

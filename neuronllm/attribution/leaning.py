@@ -6,9 +6,9 @@ so that they are saved, taken up again and merged as these are, and the user is 
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
+from ..common.warning import warn
 from ..data.forms import option_name
 from ..methods import Collector
 from ..results.answers import ENOUGH, Heard, leaning_words
@@ -52,5 +52,4 @@ class Caution:
             return
         self.said = True
         if found := self.found(heard):
-            # Past the functions of the driver and its decorator, to the caller of attribute.
-            warnings.warn(leaning_words(self.form, **found["leaning"]), stacklevel=8)
+            warn(leaning_words(self.form, **found["leaning"]))

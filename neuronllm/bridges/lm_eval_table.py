@@ -26,7 +26,7 @@ from ..engine.borrowed import borrowed
 from ..judging.controls import among
 from ..model.random_sets import random_like
 from ..results.neurons import NeuronSet
-from .lm_eval_tasks import SHOTS_SEED, find_tasks, line_of, need_lm_eval, set_shots
+from .lm_eval_tasks import SHOTS_SEED, Chat, find_tasks, line_of, need_lm_eval, set_shots
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -128,12 +128,14 @@ def evaluate_tasks(
     batch_size: int = BATCH,
     seed: int = 0,
     progress: bool = True,
+    chat: bool = False,
+    fewshot_as_multiturn: bool = True,
 ) -> TaskTable:
     """lm-eval's numbers of tasks; with `neurons`, of the edited model beside the base model and random controls.
 
     Tasks are names of lm-eval's (or what its TaskManager loads), of any kind that it gives text. `num_fewshot`, `limit`
-    (documents of a task) and `include_path` are as in its command line, mode, good, bad and positions as in
-    `nl.evaluate`.
+    (documents of a task) and `include_path` are as in its command line, chat and fewshot_as_multiturn as in
+    `nl.load_task`, mode, good, bad and positions as in `nl.evaluate`.
 
     >>> print(nl.evaluate_tasks(model, tokenizer, ["arc_easy", "piqa"], neurons))   # doctest: +SKIP
     """
@@ -143,7 +145,10 @@ def evaluate_tasks(
     if neurons is None and (mode, good, bad, positions) != (None, None, None, None):
         raise InputError("neurons=None: mode, good, bad and positions need a neuron set")
     loaded = dict(tasks) if isinstance(tasks, Mapping) else find_tasks(tasks, include_path)
-    run = _Run(loaded, num_fewshot, limit)
+    if chat:
+        Chat.of(tokenizer, fewshot_as_multiturn)  # refuses a tokenizer without a template
+    turns = {"apply_chat_template": True, "fewshot_as_multiturn": bool(fewshot_as_multiturn)} if chat else {}
+    run = _Run(loaded, num_fewshot, limit, turns)
     # lm-eval gives a tokenizer a padding token where it has none, and puts the model into eval mode.
     settings: dict[str, Any] = {"tokenizer": copy.deepcopy(tokenizer), "batch_size": batch_size}
     with borrowed(model, attention=None):
@@ -195,8 +200,10 @@ def _place(rows: Sequence[TaskRow], drawn: Sequence[Sequence[float]]) -> None:
 class _Run:
     """The same tasks, loaded once, run by lm-eval again and again with the same demonstrations."""
 
-    def __init__(self, loaded: dict[str, Any], num_fewshot: int | None, limit: int | None) -> None:
-        self.loaded, self.limit = loaded, limit
+    def __init__(
+        self, loaded: dict[str, Any], num_fewshot: int | None, limit: int | None, turns: dict[str, bool]
+    ) -> None:
+        self.loaded, self.limit, self.turns = loaded, limit, turns
         for name, task in loaded["tasks"].items():
             set_shots(name, task, num_fewshot)
 
@@ -208,7 +215,9 @@ class _Run:
             task.set_fewshot_seed(SHOTS_SEED)
         try:
             with nullcontext() if progress else redirect_stderr(io.StringIO()):  # its bars cannot be switched off
-                said = evaluate(lm, self.loaded, limit=self.limit, bootstrap_iters=bootstraps, log_samples=False)
+                said = evaluate(
+                    lm, self.loaded, limit=self.limit, bootstrap_iters=bootstraps, log_samples=False, **self.turns
+                )
         except ValueError as error:  # a task that shows images, or runs code
             raise InputError(f"lm-eval does not run these tasks: {line_of(error)}") from error
         return _rows(said)

@@ -14,16 +14,20 @@ import difflib
 import importlib.util
 import logging
 import re
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from os import PathLike, fspath
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..common.checks import integer, short
 from ..common.errors import InputError
+from ..common.warning import warn
 from ..data.questions import Question, Wording
 from ..data.sources import LETTERS
+from ..data.templates import tokenizer_name
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 log = logging.getLogger("neuronllm")
 
@@ -40,6 +44,9 @@ def load_task(
     include_path: str | PathLike[str] | None = None,
     seed: int = SHOTS_SEED,
     skip_bad: bool = False,
+    chat: bool = False,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    fewshot_as_multiturn: bool = True,
 ) -> list[Question]:
     """The questions of a task of lm-eval, or of several or a group, worded by lm-eval itself.
 
@@ -48,6 +55,9 @@ def load_task(
     of a question; None is as many as the task says, and a question is never its own demonstration. `limit` takes the
     first documents of every task, `include_path` is a folder with tasks of your own (YAML). A document that is no valid
     question is an error that names it; with `skip_bad` such documents are left out and one warning counts them.
+
+    chat: what is asked stands in the chat template of `tokenizer`, as lm-eval's apply_chat_template has it; every
+    demonstration is then a turn of its own, unless fewshot_as_multiturn=False puts all of them into one.
 
     Templates and orders of choices have no say in how these questions are asked. Multiple-choice tasks have choices;
     tasks of one likelihood (such as lambada_openai) are open questions.
@@ -58,6 +68,7 @@ def load_task(
     for name, value in (("num_fewshot", num_fewshot), ("limit", limit)):
         if value is not None and (integer(value) is None or value < (name == "limit")):
             raise InputError(f"{name}={value!r}: give a whole number, {int(name == 'limit')} or more")
+    worded_by = Chat.of(tokenizer, fewshot_as_multiturn) if chat else None
     loaded = find_tasks(names, include_path)["tasks"]
     if not loaded:
         raise InputError(f"{names!r} holds no task")
@@ -66,7 +77,7 @@ def load_task(
     for name, task in loaded.items():
         _check_kind(name, task)
         set_shots(name, task, num_fewshot, seed)
-        for where, question in _asked(name, task, split, limit, subject=name if len(loaded) > 1 else None):
+        for where, question in _asked(name, task, split, limit, name if len(loaded) > 1 else None, worded_by):
             if isinstance(question, Question):
                 questions.append(question)
             elif skip_bad:
@@ -74,16 +85,15 @@ def load_task(
             else:
                 raise InputError(f"{where}: {question}; skip_bad=True leaves such documents out")
     if bad:
-        warnings.warn(f"left out {len(bad)} documents that are no valid questions, the first: {bad[0]}", stacklevel=2)
+        warn(f"left out {len(bad)} documents that are no valid questions, the first: {bad[0]}")
     if not questions:
         raise InputError(f"{', '.join(loaded)}: no document is a valid question: {bad[0] if bad else 'there is none'}")
     if split is not None and (
         judged := [name for name, task in loaded.items() if _split(name, task, split) == _judged(task)]
     ):
-        warnings.warn(
+        warn(
             f"{', '.join(judged)}: lm-eval evaluates on the split {split!r}; a search needs another one, and for a "
-            "judgement split=None says that it is meant",
-            stacklevel=2,
+            "judgement split=None says that it is meant"
         )
     return questions
 
@@ -135,7 +145,7 @@ def set_shots(name: str, task: Any, num_fewshot: int | None, seed: int = SHOTS_S
     elif own is None:
         task.set_config("num_fewshot", 0)
     elif num_fewshot:
-        warnings.warn(f"{name}: the task itself says num_fewshot: 0, which lm-eval keeps to", stacklevel=3)
+        warn(f"{name}: the task itself says num_fewshot: 0, which lm-eval keeps to")
     task.set_fewshot_seed(seed)
 
 
@@ -164,7 +174,7 @@ def _check_kind(name: str, task: Any) -> None:
 
 
 def _asked(
-    name: str, task: Any, split: str | None, limit: int | None, subject: str | None
+    name: str, task: Any, split: str | None, limit: int | None, subject: str | None, chat: Chat | None
 ) -> Iterator[tuple[str, Question | InputError]]:
     """The question of every document, or why it is none; and where that stands."""
     where = _judged(task) if split is None else _split(name, task, split)
@@ -182,7 +192,7 @@ def _asked(
                 drawn.document = document
             place = f"{name}/{where}/{number}"
             try:
-                yield place, _question(task, document, place, subject)
+                yield place, _question(task, document, place, subject, chat)
             except InputError as error:
                 yield place, error
     finally:
@@ -209,7 +219,7 @@ def _split(name: str, task: Any, split: str) -> str:
     named = {"train": config.training_split, "validation": config.validation_split, "test": config.test_split}
     found = named.get(split) or split
     if found not in task.dataset:
-        raise InputError(f"task {name!r} has no split {split!r} (--split): it has {_splits(task)}")
+        raise InputError(f"task {name!r} has no split {split!r} (--split, --validation-split): it has {_splits(task)}")
     return str(found)
 
 
@@ -230,9 +240,39 @@ def _shown_split(task: Any) -> str | None:
     return shown.split or config.training_split or config.validation_split or config.test_split
 
 
-def _question(task: Any, document: Any, place: str, subject: str | None) -> Question:
+class Chat(NamedTuple):
+    """The chat template that contexts are put into, called as lm-eval calls that of its model."""
+
+    tokenizer: Any
+    multiturn: bool
+
+    @classmethod
+    def of(cls, tokenizer: Any, multiturn: bool) -> Chat:
+        if tokenizer is None:
+            raise InputError("chat=True: give the tokenizer whose chat template is meant, tokenizer=")
+        if not getattr(tokenizer, "chat_template", None):
+            raise InputError(f"tokenizer {tokenizer_name(tokenizer)} has no chat template: leave chat=True out")
+        return cls(tokenizer, bool(multiturn))
+
+    def __call__(self, turns: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """Templates that know no system are given the other turns, as by lm-eval."""
+        from jinja2 import TemplateError
+
+        told = {"add_generation_prompt": add_generation_prompt, "continue_final_message": not add_generation_prompt}
+        try:
+            return str(self.tokenizer.apply_chat_template(turns, tokenize=False, **told))
+        except TemplateError:
+            others = [turn for turn in turns if turn["role"] != "system"]
+            return str(self.tokenizer.apply_chat_template(others, tokenize=False, **told))
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {"apply_chat_template": True, "chat_template": self}
+
+
+def _question(task: Any, document: Any, place: str, subject: str | None, chat: Chat | None) -> Question:
     """A document as lm-eval asks it."""
-    context, choices, continuations = _rendered(task, document)
+    context, choices, continuations = _rendered(task, document, chat)
     prompt = context.rstrip()
     if not prompt:
         raise InputError("its prompt is empty, and an answer needs a token to be read behind")
@@ -250,14 +290,18 @@ def _question(task: Any, document: Any, place: str, subject: str | None) -> Ques
     )
 
 
-def _rendered(task: Any, document: Any) -> tuple[str, list[Any], list[str]]:
+def _rendered(task: Any, document: Any, chat: Chat | None) -> tuple[str, list[Any], list[str]]:
     """Of a document what lm-eval makes: the context, the choices, and the continuation of each."""
+    from jinja2 import TemplateError
+
+    in_chat = chat.settings if chat else {}
+    turns = {"fewshot_as_multiturn": chat.multiturn} if chat else {}
     try:
         shots, prefix = task.get_config("num_fewshot"), task.doc_to_prefix(document)
-        context = task.fewshot_context(document, num_fewshot=shots, gen_prefix=prefix)
+        context = task.fewshot_context(document, num_fewshot=shots, gen_prefix=prefix, **in_chat, **turns)
         choices = list(task.doc_to_choice(document)) if task.OUTPUT_TYPE == "multiple_choice" else []
-        made = task.construct_requests(doc=document, ctx=context, metadata=(None, None, 1))
-    except (ValueError, TypeError, LookupError, AssertionError, SyntaxError) as error:
+        made = task.construct_requests(doc=document, ctx=context, metadata=(None, None, 1), **in_chat)
+    except (ValueError, TypeError, LookupError, AssertionError, SyntaxError, TemplateError) as error:
         raise InputError(f"lm-eval cannot render it: {line_of(error)}") from error
     requests = made if isinstance(made, list) else [made]
     # Where a task asks for mutual information, the same continuations follow once more behind nothing.

@@ -6,12 +6,10 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
-from ..common.files import check_new_folder, new_folder, write_json
+from ..common.files import BAKED, check_new_folder, new_folder, write_json
 from ..results.neurons import NeuronSet
 from ..steering import adapters, hook_files
 from ..steering.bake import bake, check_positions
-
-BAKED = "neuronllm_bake.json"
 
 
 def run(args: argparse.Namespace, load: Callable[..., Any]) -> None:

@@ -11,6 +11,7 @@ from ..common.files import check_new_folder
 from ..results.factors import ROLES
 from ..results.neurons import CONFIG, NeuronSet
 from ..results.scores import Scores
+from .values import check_form
 
 TRIED = ("margin", "factor", "positions", "objective", "backend")
 NEED_VERIFY = ("model", "joint", *TRIED, "orders", "template", "answers", "length", "limit", "labels")
@@ -43,6 +44,7 @@ def _verified(args: argparse.Namespace, read: Callable[..., Any], load: Callable
     if args.model is None:
         raise InputError("--verify: the neurons are tried on a model, name it with --model")
     scores, questions = Scores.load(args.scores), read(args, args.questions, args.labels)
+    check_form(args, questions, scores)
     given = {name: value for name in TRIED if (value := getattr(args, name)) is not None}
     model, tokenizer = load(args)
     neurons = verify(

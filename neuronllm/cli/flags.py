@@ -259,6 +259,8 @@ def _task_flags(sub: argparse._ActionsContainer, one: argparse._ActionsContainer
         sub.add_argument("--split", metavar="NAME", help=which)
     shots = "of --tasks: demonstrations in front of a question (default: as many as the task says)"
     sub.add_argument("--num-fewshot", "--num_fewshot", type=count, metavar="N", help=shots)
+    turn = "of --tasks, with --apply-chat-template: demonstrations and question stand in one turn"
+    sub.add_argument("--single-turn", "--single_turn", action="store_true", help=turn)
     folder = "of --tasks: a folder with tasks of your own"
     sub.add_argument("--include-path", "--include_path", metavar="DIR", help=folder)
 
@@ -294,6 +296,8 @@ def _factor_flags(sub: argparse.ArgumentParser) -> None:
 def _learn_flags(sub: argparse.ArgumentParser) -> None:
     held = "questions that stop the learning and judge the edit (default: a part of --questions)"
     sub.add_argument("--validation", metavar="FILE", help=held)
+    of_tasks = "the same of --tasks: another split than --split"
+    sub.add_argument("--validation-split", "--validation_split", metavar="NAME", help=of_tasks)
     _neurons_flag(sub, required=False)
     sub.add_argument("--k", type=positive, metavar="K", help="keep the K neurons whose factors matter most")
     goal = "enhance, degrade, or an objective to be raised (default: enhance)"

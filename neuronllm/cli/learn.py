@@ -14,7 +14,8 @@ from ..runs.checkpoint import check_output
 from ..runs.processes import Ranks
 from ..steering.learn import learn
 from ..steering.recipe import Goal
-from .values import text_lines
+from .tasks import check_validation, read_validation
+from .values import check_form, text_lines
 
 GIVEN = (
     "steps",
@@ -36,9 +37,12 @@ def run(args: argparse.Namespace, read: Callable[..., Any], load: Callable[..., 
     with Ranks.here() as ranks, ranks.together():
         check_output(args.output, args.resume, args.overwrite, CONFIG)
         Goal.of(args.goal, args.objective)
+        check_validation(args)
         neurons = NeuronSet.from_pretrained(args.neurons) if args.neurons else None
         questions = read(args, args.questions, args.labels)
-        validation = read(args, args.validation, args.labels, whole=True) if args.validation else None
+        validation = _validation(args, read)
+        for asked in (questions, validation or []):
+            check_form(args, asked, neurons)
         given = {name: value for name in GIVEN if (value := getattr(args, name)) is not None}
         if args.retain:
             given["retain"] = _retained(args.retain)
@@ -67,6 +71,12 @@ def run(args: argparse.Namespace, read: Callable[..., Any], load: Callable[..., 
     )
     if first_process():
         print(f"{args.output}: {learned.describe()}")
+
+
+def _validation(args: argparse.Namespace, read: Callable[..., Any]) -> list[Any] | None:
+    if args.validation_split:
+        return read_validation(args)
+    return list(read(args, args.validation, args.labels, whole=True)) if args.validation else None
 
 
 def _retained(source: str) -> list[Any]:

@@ -19,6 +19,7 @@ from typing import Any
 from ..common.env import first_process
 from ..common.errors import InputError, PeerError, SharedError
 from .flags import leave_together, parser
+from .values import check_form
 
 DEMO = "demo:"
 
@@ -188,6 +189,7 @@ def _tune(args: argparse.Namespace) -> None:
 
     check_new_folder(args.output, "neuron_config.json", args.overwrite)
     neurons, questions = NeuronSet.from_pretrained(args.neurons), _questions(args, args.questions, args.labels)
+    check_form(args, questions, neurons)
     model, tokenizer = _model(args)
     tuned = tune(
         model,
@@ -234,6 +236,8 @@ def _evaluate(args: argparse.Namespace) -> None:
     neurons = NeuronSet.from_pretrained(args.neurons) if args.neurons else None
     questions = _questions(args, args.questions, args.labels)
     unrelated = _questions(args, args.unrelated) if args.unrelated else None
+    if args.answers != "generate":
+        check_form(args, questions, neurons)
     model, tokenizer = _model(args)
     report = evaluate(
         model,
@@ -357,7 +361,7 @@ def _questions(
 def _template(args: argparse.Namespace) -> Any:
     """The templates asked for; inside the tokenizer's chat template with --apply-chat-template."""
     names = args.template or []
-    if args.apply_chat_template:
+    if args.apply_chat_template and not getattr(args, "tasks", None):  # these word themselves, in a chat too
         return [f"chat:{name}" for name in names] or "chat"
     return names or None
 

@@ -12,8 +12,10 @@ from ..common.errors import InputError
 from ..common.files import check_new_file, write_json
 from .values import flag_names
 
-GO_WITH = ("split", "num_fewshot", "include_path")  # flags that mean nothing without --tasks
-WORDS = ("labels", "orders", "template", "apply_chat_template")  # which a task settles itself
+# Flags that mean nothing without --tasks.
+GO_WITH = ("split", "validation_split", "num_fewshot", "single_turn", "include_path")
+SPLIT = "train"  # which --tasks are searched on, where nobody asks for another
+WORDS = ("labels", "orders", "template")  # which a task settles itself
 COUNTED = ("answers", "length", "unrelated", "abstain")  # what only a judgement of ours asks
 
 
@@ -25,15 +27,39 @@ def refuse_without(args: argparse.Namespace) -> None:
 
 def read(args: argparse.Namespace) -> list[Any]:
     """The questions of the tasks; documents that are none are left out, as public data sets hold a few."""
+    _refuse(args, WORDS, "tasks word their questions themselves, leave it out")
+    return _read(args, args.split or SPLIT, args.limit)
+
+
+def check_validation(args: argparse.Namespace) -> None:
+    """InputError for a split that cannot stop the learning, before anything is read."""
+    if args.validation_split is None:
+        return
+    refuse_without(args)
+    if args.validation:
+        raise InputError("--validation-split: --validation names a file for the same; give one of them")
+    if args.validation_split == (args.split or SPLIT):
+        raise InputError(f"--validation-split {args.validation_split}: this split is learned on, name another one")
+
+
+def read_validation(args: argparse.Namespace) -> list[Any]:
+    """The questions of the same tasks that stop the learning, all of the split that is named for them."""
+    return _read(args, args.validation_split, None)
+
+
+def _read(args: argparse.Namespace, split: str, limit: int | None) -> list[Any]:
     from ..bridges.lm_eval_tasks import load_task
 
     _quiet()
-    _refuse(args, WORDS, "tasks word their questions themselves, leave it out")
+    _check_turns(args)
     return load_task(
         _names(args.tasks),
-        split=args.split or "train",
+        split=split,
         num_fewshot=args.num_fewshot,
-        limit=args.limit,
+        limit=limit,
+        chat=args.apply_chat_template,
+        tokenizer=_tokenizer(args) if args.apply_chat_template else None,
+        fewshot_as_multiturn=not args.single_turn,
         include_path=args.include_path,
         skip_bad=True,
     )
@@ -47,6 +73,7 @@ def judge(args: argparse.Namespace, load: Callable[..., Any]) -> None:
 
     _quiet()
     _refuse(args, WORDS + COUNTED, "lm-eval judges --tasks in words and by counts of its own, leave it out")
+    _check_turns(args)
     if args.output:
         check_new_file(args.output)
     neurons = NeuronSet.from_pretrained(args.neurons) if args.neurons else None
@@ -66,10 +93,25 @@ def judge(args: argparse.Namespace, load: Callable[..., Any]) -> None:
         limit=args.limit,
         batch_size=BATCH if args.batch_size == "auto" else args.batch_size,
         progress=not args.quiet,
+        chat=args.apply_chat_template,
+        fewshot_as_multiturn=not args.single_turn,
     )
     print(table)
     if args.output:
         write_json(Path(args.output), table.to_dict())
+
+
+def _check_turns(args: argparse.Namespace) -> None:
+    if args.single_turn and not args.apply_chat_template:
+        raise InputError("--single-turn: it says how --apply-chat-template is meant, give that too")
+
+
+def _tokenizer(args: argparse.Namespace) -> Any:
+    """The words of a task are settled before its model is loaded."""
+    from ..model.loading import load_tokenizer
+
+    more = {"trust_remote_code": True} if args.trust_remote_code else {}
+    return load_tokenizer(args.model, **more, **({"revision": args.revision} if args.revision else {}))
 
 
 def lm_eval(given: Sequence[str]) -> None:

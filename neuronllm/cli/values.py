@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from ..common.errors import InputError
 
@@ -65,3 +67,10 @@ def text_lines(source: str) -> list[str]:
     if not lines:
         raise InputError(f"{source}: there is no text in it")
     return lines
+
+
+def check_form(args: argparse.Namespace, questions: Sequence[Any], neurons: Any = None) -> None:
+    """InputError for questions that cannot be answered in the form asked for, before the model is loaded."""
+    from ..data.forms import form_of
+
+    form_of(questions, args.answers, args.length, {} if neurons is None else neurons.provenance)

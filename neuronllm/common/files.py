@@ -18,11 +18,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+BAKED = "neuronllm_bake.json"  # in the folder of a model into which neurons were folded: which, and how hard
+
 # The file that marks a folder of ours -> patterns of the files beside it; None: whatever stands there is ours.
 MARKS: dict[str, tuple[str, ...] | None] = {
     "scores.json": ("scores.safetensors", "run.json", "part-*.safetensors"),
     "neuron_config.json": ("neurons.safetensors", "controls.safetensors", "README.md"),
-    "neuronllm_bake.json": None,
+    BAKED: None,
     "neuronllm_adapter.json": ("adapter_config.json", "adapter_model.safetensors", "README.md"),
     "neuronllm_hooks.json": ("factors.safetensors", "README.md"),
     "neuronllm-demo.json": None,

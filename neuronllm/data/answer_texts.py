@@ -78,14 +78,23 @@ def prompts_to_write(encoder: Encoder, variants: list[Variant], limit: int | Non
 
 
 def as_letters(encoder: Encoder, prompts: list[Prompt]) -> list[Prompt]:
-    """Prompts in words of their own whose answers are letters: each is its one token, and nothing has a length."""
+    """Prompts in words of their own whose answers are letters: each is its one token, and nothing has a length.
+
+    What all letters begin with, such as the line break behind which a chat template lets the model speak, belongs to
+    the prompt: it is as likely before each of them.
+    """
+    lettered = []
     for prompt in prompts:
-        if prompt.span > 1:
+        sequences = [ids for (ids,) in prompt.option_ids]
+        shared = _common(sequences)
+        if any(len(ids) != shared + 1 for ids in sequences):
             raise InputError(
                 f"question {prompt.question_id!r}: a letter of its own words is not a single token with tokenizer "
                 f"{tokenizer_name(encoder.tokenizer)}: ask with answers='texts' (--answers texts)"
             )
-    return [replace(prompt, texts=(), lengths=[]) for prompt in prompts]
+        shown, letters = prompt.input_ids + sequences[0][:shared], [[ids[shared:]] for ids in sequences]
+        lettered.append(replace(prompt, input_ids=shown, option_ids=letters, texts=(), lengths=[]))
+    return lettered
 
 
 def _places(encoder: Encoder, variants: list[Variant]) -> list[_Place]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
 from itertools import chain
@@ -17,6 +16,7 @@ from typing import Any
 
 from ..common.checks import integer
 from ..common.errors import InputError
+from ..common.warning import warn
 from .labels import dataset_names, distinct, label_names
 from .layouts import LABELLED, check_columns, layout_of, read_parts
 from .questions import Question, Wording
@@ -77,7 +77,7 @@ def load_questions(
         places[question.id] = row.where
         questions.append(question)
     if bad:
-        warnings.warn(f"left out {len(bad)} rows that are no valid questions, the first: {bad[0]}", stacklevel=2)
+        warn(f"left out {len(bad)} rows that are no valid questions, the first: {bad[0]}")
     if not questions:
         raise InputError(f"{_name(source)}: 0 questions: it needs at least one row")
     return questions

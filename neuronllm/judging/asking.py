@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from ..common.warning import warn
 from ..data.forms import Form, check_choice, form_of, found_template, wording_of
 from ..data.prompts import Prompt, Questions
 from ..data.rendering import as_prompts
 from ..data.sources import LETTERS
 from ..engine.unconditional import with_offsets
 from ..results.answers import Answers, leaning_words, shares_by_size
-from ..results.neurons import NeuronSet
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -33,14 +32,13 @@ class Asking(NamedTuple):
     def of(
         cls,
         questions: Questions,
-        neurons: NeuronSet | None,
+        found: Mapping[str, Any],
         orders: str,
         template: Any,
         answers: str | None,
         length: str | None,
     ) -> Asking:
-        """What was asked for, else what the neurons were found with: they are judged as they were chosen."""
-        found = neurons.provenance if neurons is not None else {}
+        """What was asked for, else what the neurons of this provenance were found with: judged as they were chosen."""
         form = form_of(questions, answers, length, found)
         return cls(form, orders, wording_of(form.answers, template, found_template(found, form.answers)))
 
@@ -71,21 +69,19 @@ def warn_if_one_sided(prompts: Sequence[Prompt]) -> None:
     shares, told = shares_by_size(prompts, [prompt.answer for prompt in prompts])
     for size, liked in (("shortest", "short"), ("longest", "long")):
         if told >= MANY and shares[size] > ONE_SIDED:
-            warnings.warn(
+            warn(
                 f"the {size} option is the right one in {shares[size]:.0%} of the prompts whose options differ in "
                 f"length, so a model that likes {liked} answers looks right; see what "
-                'length="tokens" (--length tokens) says',
-                stacklevel=3,
+                'length="tokens" (--length tokens) says'
             )
 
 
 def _warn_if_one_letter(prompts: Sequence[Prompt]) -> None:
     shares = np.bincount([p.answer for p in prompts]) / len(prompts)
     if len(prompts) > 1 and shares.max() > ONE_SIDED:
-        warnings.warn(
+        warn(
             f"{LETTERS[shares.argmax()]} is the right letter of {shares.max():.0%} of the prompts, so a model that "
-            'likes this letter looks right; ask with orders="rotate" (--orders rotate)',
-            stacklevel=4,
+            'likes this letter looks right; ask with orders="rotate" (--orders rotate)'
         )
 
 
@@ -93,4 +89,4 @@ def warn_if_leaning(base: Answers) -> None:
     """Where the unedited model leans on one option, its numbers say little of the task."""
     if (leaning := base.heard.leaning()) is not None:
         names, (option, share) = list(base.options), leaning
-        warnings.warn(leaning_words(base.form, names[option], share), stacklevel=3)
+        warn(leaning_words(base.form, names[option], share))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 from tqdm.auto import tqdm
 
 from ..common.statistics import percent_of
+from ..common.warning import warn
 from ..engine.asking import Asker, Edit
 from ..model.random_sets import random_like
 from ..results.answers import Answers
@@ -18,10 +18,10 @@ from ..results.answers import Answers
 ENOUGH = 20
 
 
-def warn_if_few(controls: int, stacklevel: int) -> None:
+def warn_if_few(controls: int) -> None:
     if 0 < controls < ENOUGH:
         said = f"controls={controls}: with fewer than {ENOUGH} random sets their band says little"
-        warnings.warn(said, stacklevel=stacklevel)
+        warn(said)
 
 
 def random_controls(ask: Asker, change: Edit, edited: Answers, count: int, seed: int, progress: bool) -> dict[str, Any]:

@@ -7,7 +7,6 @@ greedy and at random; those that may be right and those that say nothing are dro
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from statistics import median
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from ..common.checks import integer
 from ..common.errors import InputError
+from ..common.warning import warn
 from ..data.labels import answer_placed
 from ..data.matching import abstains, includes, matches, normalise
 from ..data.prompts import group_by_question
@@ -64,7 +64,7 @@ def distractors(
         for number, written in zip(of_question, answers, strict=True):
             drawn[number].append(written)
         if sampled is None:
-            warn_if_silent([written.text for written in answers], stacklevel=3)
+            warn_if_silent([written.text for written in answers])
     made = [_with(question, _mistakes(question, found)[:n]) for question, found in zip(questions, drawn, strict=True)]
     kept = [question for question in made if not question.open]
     if not kept:
@@ -74,7 +74,7 @@ def distractors(
         )
     if len(kept) < len(made):
         left_out = f"{len(made) - len(kept)} of {len(made)} questions are left out: the model made no mistake there"
-        warnings.warn(left_out, stacklevel=2)
+        warn(left_out)
     _warn_if_wordy(kept)
     return kept
 
@@ -85,10 +85,9 @@ def _warn_if_wordy(questions: Sequence[Question]) -> None:
     wrong = [choice for q in questions for n, choice in enumerate(q.choices) if n != q.answer]
     drawn = median(len(choice.split()) for choice in wrong)
     if drawn > 2 * right + 1:
-        warnings.warn(
+        warn(
             f"the model's mistakes have {drawn:g} words and the right answers {right:g} (medians), so what tells them "
-            "apart is their form: let the template ask for short answers, best by a few demonstrations",
-            stacklevel=3,
+            "apart is their form: let the template ask for short answers, best by a few demonstrations"
         )
 
 

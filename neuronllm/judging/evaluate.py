@@ -8,23 +8,24 @@ flipped questions, and percentiles of random controls.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..common.errors import InputError
-from ..common.statistics import bootstrap_interval, holm, mcnemar, relative_change
+from ..common.statistics import bootstrap_interval, mcnemar, relative_change
+from ..common.warning import warn
 from ..data.forms import ANSWERS, check_known, one_option_each
 from ..data.prompts import Questions
 from ..engine.asking import Asker, Edit
 from ..model.bridged import plain_model
+from ..model.identity import baked_into
 from ..results.answers import Answers
 from ..results.neurons import POSITIONS, NeuronSet
 from .asking import Asking, warn_if_leaning, warn_if_one_sided
-from .controls import random_controls, warn_if_few
-from .learned import among_learned, as_learned, on_plain_text, with_bias_alone
+from .controls import measures, random_controls, warn_if_few
+from .learned import among_learned, as_learned, corrected, on_plain_text, with_bias_alone
 from .report import Intervals, Report, changed_answers, named
 from .written import WrittenReport, judge_written
 
@@ -66,8 +67,9 @@ def evaluate(
     beside what one bias alone gives; and plain text is told before and after, where there is a tokenizer to read it.
 
     answers: "letters", or "texts" to score the answers in words; by default the form of given prompts, else that of the
-    neuron set, else texts for questions without choices, and letters. length: what a text's log-probability is divided
-    by, "sum" (nothing), "tokens", "characters" or "bytes", or "unconditional" for what it gains over the text alone.
+    neuron set, or of the one baked into the model, else texts for questions without choices, and letters. length: what
+    a text's log-probability is divided by, "sum" (nothing), "tokens", "characters" or "bytes", or "unconditional" for
+    what it gains over the text alone.
     answers="generate" lets the model write its answers, `max_new_tokens` at most each, and counts which hold an
     accepted one, which are one, and which decline (see WrittenReport); `abstentions` are further phrases that decline.
     It is the default for questions without choices, and asks with demonstrations of short answers unless `template`
@@ -84,7 +86,7 @@ def evaluate(
     change: Edit | None = None
     edit: dict[str, Any] = {}
     if neurons is not None:
-        warn_if_few(controls, stacklevel=3)
+        warn_if_few(controls)
         change, edit = _planned(model, neurons, mode, good, bad, positions)
     elif mode or good is not None or bad is not None or unrelated is not None:
         raise InputError("neurons=None: mode, good, bad and unrelated need a neuron set")
@@ -97,6 +99,7 @@ def evaluate(
             model,
             tokenizer,
             questions,
+            neurons,
             change,
             edit,
             orders=orders,
@@ -110,7 +113,8 @@ def evaluate(
         )
     if abstentions is not None:
         raise InputError('abstentions: only answers that the model writes can decline: ask with answers="generate"')
-    asking = Asking.of(questions, neurons, orders, template, answers, length)
+    found = baked_into(model) if neurons is None else neurons.provenance
+    asking = Asking.of(questions, found, orders, template, answers, length)
     prompts = asking.prompts(model, tokenizer, questions)
     warn_if_one_sided(prompts)
     ask = Asker(model, prompts, batch_size)
@@ -131,16 +135,17 @@ def evaluate(
     if neurons is not None and "learned" in neurons.provenance:
         report.bias = with_bias_alone(neurons, report.answers, base)
         if neurons.controls is not None and as_learned(neurons, change):
-            _among_learned(report, among_learned(ask, neurons.controls, neurons, edited, change.positions, progress))
+            each = (neurons.controls, neurons, measures(edited), change.positions, progress)
+            report.learned = among_learned(lambda other: measures(ask(other)), *each)
+            report.holm = corrected(report.learned, report.mcnemar)
         if tokenizer is not None:
             report.plain_text = on_plain_text(model, tokenizer, change, seed)
     if edited.collapsed:
         top = max(edited.options, key=lambda option: edited.options[option])
         kind, named_top = ("letter", top) if edited.form == "letters" else ("option", f"option {top}")
-        warnings.warn(
+        warn(
             f"{kind} collapse: the edited model answers {named_top} in {edited.options[top]:.0%} of the prompts; "
-            "its accuracy says little",
-            stacklevel=2,
+            "its accuracy says little"
         )
     return report
 
@@ -185,15 +190,6 @@ def _elsewhere(report: Report, before: Answers, after: Answers, seed: int) -> No
     intervals = {whose: named["accuracy"] for whose, named in _intervals(before, after, seed).items()}
     accuracy = {"base": before.accuracy, "edited": after.accuracy}
     report.unrelated = {"questions": len(after.groups), **accuracy, "ci": intervals}
-
-
-def _among_learned(report: Report, found: dict[str, Any]) -> None:
-    """Where the edit stands among sets learned the same way; every p-value of the report counts as one of several."""
-    report.learned = found
-    tests = {kind: each["p"] for kind, each in found.items() if "p" in each}
-    if report.mcnemar is not None:
-        tests = {"McNemar": report.mcnemar, **tests}
-    report.holm = dict(zip(tests, holm(list(tests.values())), strict=True))
 
 
 def _planned(

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
 from tqdm.auto import tqdm
 
-from ..common.statistics import bootstrap_interval
+from ..common.statistics import bootstrap_interval, holm
 from ..data.plain_text import plain_sentences
-from ..engine.asking import Asker, Edit
+from ..engine.asking import Edit
 from ..engine.borrowed import borrowed, context_length
 from ..engine.retain import LONGEST, Text, text_logprobs
 from ..model.anatomy import Anatomy
@@ -35,29 +36,44 @@ def as_learned(neurons: NeuronSet, change: Edit) -> bool:
 
 
 def among_learned(
-    ask: Asker, controls: Controls, neurons: NeuronSet, edited: Answers, positions: str, progress: bool
+    measured: Callable[[Edit], dict[str, float]],
+    controls: Controls,
+    neurons: NeuronSet,
+    edited: dict[str, float],
+    positions: str,
+    progress: bool,
+    by: str = "accuracy",
 ) -> dict[str, Any]:
     """Where a learned edit stands among random neurons learned the same way, none of them left without an edit.
 
-    For the edit itself "no edit" does not count here either; "forced" says what it is worth then.
+    `measured` says what an edit is worth, `edited` what this one is, and `by` is the measure that is tested. For the
+    edit itself "no edit" does not count here either; "forced" says what it is worth then.
     """
     drawn: dict[str, list[dict[str, float]]] = {kind: [] for kind in KINDS}
     rows = list(zip(controls.kind, controls.ids, controls.factors, strict=True))
     for kind, ids, factors in tqdm(rows, desc="learned sets", disable=not progress, unit="set", leave=False):
         itself = torch.equal(ids, neurons.ids) and neurons.factor is not None and torch.equal(factors, neurons.factor)
-        drawn[kind].append(measures(edited if itself else ask(Edit(ids, factors.double(), positions))))
+        drawn[kind].append(edited if itself else measured(Edit(ids, factors.double(), positions)))
     (own,), lower = drawn.pop(KINDS[0]), neurons.provenance["learned"].get("goal") == "degrade"
     found: dict[str, Any] = {"forced": own}
     for kind, each in drawn.items():
         if each:
-            found[kind] = {**all_among(each, own), "p": _p_value([one["accuracy"] for one in each], own, lower)}
+            found[kind] = {**all_among(each, own), "p": _p_value([one[by] for one in each], own[by], lower)}
     return found
 
 
-def _p_value(drawn: list[float], own: dict[str, float], lower: bool) -> float:
+def _p_value(drawn: list[float], own: float, lower: bool) -> float:
     """How likely a set that is like the others would do at least as well, the edit itself counted among them."""
-    as_good = [value <= own["accuracy"] if lower else value >= own["accuracy"] for value in drawn]
+    as_good = [value <= own if lower else value >= own for value in drawn]
     return (1 + sum(as_good)) / (1 + len(drawn))
+
+
+def corrected(found: dict[str, Any], mcnemar: float | None) -> dict[str, float]:
+    """Every p-value of a report, each of which counts as one of several (Holm)."""
+    tests = {kind: each["p"] for kind, each in found.items() if "p" in each}
+    if mcnemar is not None:
+        tests = {"McNemar": mcnemar, **tests}
+    return dict(zip(tests, holm(list(tests.values())), strict=True))
 
 
 def with_bias_alone(neurons: NeuronSet, form: str, base: Answers) -> dict[str, Any] | None:

@@ -153,29 +153,47 @@ def _changes(report: Report) -> list[str]:
 
 def _refutations(report: Report) -> list[str]:
     """What else would do what the edit does, and what the edit does elsewhere."""
-    lines, learned = [], report.learned or {}
-    for kind, each in learned.items():
-        if kind != "forced":
-            stands = ", ".join(f"{label} {_band(each[name])}" for name, label in _measures(report).items())
-            said = "learned the same way (percentile of the edit)"
-            lines.append(_row(f"{each['sets']} {kind} sets", f"{stands}; {said}"))
-    if learned and any(learned["forced"][name] != getattr(report, name) for name in _measures(report)):
-        own = ", ".join(f"{label} {show(learned['forced'][name])}" for name, label in _measures(report).items())
-        lines.append(_row("the same, forced", f'{own}: the set compared with them, "no edit" being left out'))
+    measured = _measures(report)
+    lines = among_learned_lines(report.learned or {}, {name: getattr(report, name) for name in measured}, measured)
     if bias := report.bias:
         lines.append(_row("a bias alone", f"accuracy {show(bias['accuracy'])} with one number for each {bias['by']}"))
-    if report.holm:
-        tests = (f"{name}{'' if name == 'McNemar' else ' sets'} {show(p)}" for name, p in report.holm.items())
-        lines.append(_row("p, Holm", ", ".join(tests)))
-    if text := report.plain_text:
-        change = f"{show(text['base'])} -> {show(text['edited'])}, 95 % change {show(text['change'])}"
-        lines.append(_row("plain text", f"log-probability a token {change}; {text['sentences']} sentences"))
-        if (lost := text["base"] - text["edited"]) > HARM:
-            more = "the edit costs elsewhere (a larger retain_weight= holds it back)"
-            lines.append(f"plain text loses {lost:.2f} nats a token, more than {HARM}: {more}")
+    lines += holm_lines(report.holm) + plain_text_lines(report.plain_text)
     if other := report.unrelated:
         change = f"{show(other['base'])} -> {show(other['edited'])}, 95 % change {show(other['ci']['change'])}"
         lines.append(_row("unrelated", f"accuracy {change}; {other['questions']} questions"))
+    return lines
+
+
+def among_learned_lines(learned: dict[str, Any], now: dict[str, float], labels: dict[str, str]) -> list[str]:
+    """An edit among sets learned the same way, in the measures of `labels`, which say how these are called in print."""
+    lines = []
+    for kind, each in learned.items():
+        if kind != "forced":
+            stands = ", ".join(f"{label} {_band(each[name])}" for name, label in labels.items())
+            said = "learned the same way (percentile of the edit)"
+            lines.append(_row(f"{each['sets']} {kind} sets", f"{stands}; {said}"))
+    if learned and any(learned["forced"][name] != now[name] for name in labels):
+        own = ", ".join(f"{label} {show(learned['forced'][name])}" for name, label in labels.items())
+        lines.append(_row("the same, forced", f'{own}: the set compared with them, "no edit" being left out'))
+    return lines
+
+
+def holm_lines(corrected: dict[str, float] | None) -> list[str]:
+    if not corrected:
+        return []
+    tests = (f"{name}{'' if name == 'McNemar' else ' sets'} {show(p)}" for name, p in corrected.items())
+    return [_row("p, Holm", ", ".join(tests))]
+
+
+def plain_text_lines(text: dict[str, Any] | None) -> list[str]:
+    """What an edit does to plain text, and whether that is much."""
+    if not text:
+        return []
+    change = f"{show(text['base'])} -> {show(text['edited'])}, 95 % change {show(text['change'])}"
+    lines = [_row("plain text", f"log-probability a token {change}; {text['sentences']} sentences")]
+    if (lost := text["base"] - text["edited"]) > HARM:
+        more = "the edit costs elsewhere (a larger retain_weight= holds it back)"
+        lines.append(f"plain text loses {lost:.2f} nats a token, more than {HARM}: {more}")
     return lines
 
 

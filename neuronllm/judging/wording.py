@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from ..common.warning import warn
 from ..data.prompts import Prompt, Questions
 from ..data.rendering import as_prompts
 
@@ -25,13 +25,12 @@ def prompts_to_write(
     return as_prompts(tokenizer, questions, orders, TO_WRITE if template is None else template, answers="generate")
 
 
-def warn_if_silent(texts: Sequence[str], stacklevel: int = 4) -> None:
+def warn_if_silent(texts: Sequence[str]) -> None:
     """Models that were trained to chat often end a plain text at once."""
     silent = sum(not text for text in texts) / len(texts)
     if silent > 0.5:
-        warnings.warn(
+        warn(
             f"the model writes nothing at all in {silent:.0%} of its answers: ask with demonstrations "
             '(template="cloze_short", the default), or a model that was trained to chat in its chat template '
-            '(template="chat", --apply-chat-template)',
-            stacklevel=stacklevel,
+            '(template="chat", --apply-chat-template)'
         )

@@ -25,8 +25,22 @@ from ..data.questions import Question
 from ..engine.asking import Edit
 from ..engine.writing import Writer
 from ..model.random_sets import random_like
+from ..results.neurons import NeuronSet
 from .controls import all_among
-from .report import NAMED, Intervals, _control, _edit, _flipped, _interval, _name, named
+from .learned import among_learned, as_learned, corrected, on_plain_text
+from .report import (
+    NAMED,
+    Intervals,
+    _control,
+    _edit,
+    _flipped,
+    _interval,
+    _name,
+    among_learned_lines,
+    holm_lines,
+    named,
+    plain_text_lines,
+)
 from .wording import prompts_to_write, warn_if_silent
 
 if TYPE_CHECKING:
@@ -55,6 +69,9 @@ class WrittenReport:
     of "base", "edited" and "change"; `flips` counts the questions that changed sides by inclusion, `flipped` names
     them, and `mcnemar` tests them; `changed` has every answer that changed, before and after; `controls` describes
     random sets of the same size per layer.
+
+    Of a learned edit: `learned`, `holm` and `plain_text` are as in `nl.Report`, with a p-value of the inclusion;
+    `not_judged` names what cannot be compared here: the bias, since what is written has no options to add it to.
     """
 
     inclusion: float
@@ -72,6 +89,10 @@ class WrittenReport:
     mcnemar: float | None = None
     changed: list[dict[str, Any]] | None = None
     controls: dict[str, Any] | None = None
+    learned: dict[str, Any] | None = None
+    holm: dict[str, float] | None = None
+    plain_text: dict[str, Any] | None = None
+    not_judged: list[str] = field(default_factory=list)
     edit: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
@@ -117,6 +138,7 @@ def judge_written(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase | None,
     questions: Questions,
+    neurons: NeuronSet | None,
     change: Edit | None,
     edit: dict[str, Any],
     *,
@@ -155,6 +177,13 @@ def judge_written(
     report.changed = _changed(report, key, before, after)
     if controls:
         report.controls = _controls(write, key, change, edited, controls, seed, progress)
+    if neurons is not None and "learned" in neurons.provenance:
+        if neurons.controls is not None and as_learned(neurons, change):
+            each = (neurons.controls, neurons, _means(edited), change.positions, progress, "inclusion")
+            report.learned = among_learned(lambda other: _means(key.marks(write(other))), *each)
+            report.holm = corrected(report.learned, report.mcnemar)
+        report.plain_text = on_plain_text(model, tokenizer, change, seed) if tokenizer is not None else None
+        report.not_judged = ["bias"] if "bias" in neurons.provenance["learned"] else []
     return report
 
 
@@ -234,7 +263,16 @@ def _lines(report: WrittenReport) -> list[str]:
             f"McNemar p = {show(report.mcnemar)}"
         )
         lines += _flipped(report.flipped or {})
-    return lines + _sample(report)
+    return lines + _refutations(report) + _sample(report)
+
+
+def _refutations(report: WrittenReport) -> list[str]:
+    """What else would do what the edit does, and what the edit does to other texts."""
+    now = {name: getattr(report, name) for name in WITH_INTERVAL}
+    lines = among_learned_lines(report.learned or {}, now, {name: COUNTED[name] for name in WITH_INTERVAL})
+    if "bias" in report.not_judged:
+        lines.append(f"{'a bias alone':<18}not judged: what is written has no options to add it to")
+    return lines + holm_lines(report.holm) + plain_text_lines(report.plain_text)
 
 
 def _sample(report: WrittenReport) -> list[str]:

@@ -13,7 +13,6 @@ the sum and the normaliser, what survives is rounded to six decimals, and no com
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
@@ -22,6 +21,7 @@ import torch
 from torch import Tensor
 
 from ..common.errors import InputError
+from ..common.warning import warn
 from ..engine.objectives import BARE_LETTER
 from ..engine.quadrature import check_rule, integrated
 from .base import Collector, Method, above_share_of_max, empty_counts, in_range, one_of
@@ -109,14 +109,10 @@ class Clusters(Collector):
         if self.method.compat == RELEASED:
             return score
         if self.stats.count == 1:
-            warnings.warn(
-                "qrnca of one question scores nothing, since every neuron of its only cluster is common; give more",
-                stacklevel=8,  # past the driver and the decorator, to the caller of attribute
-            )
+            warn("qrnca of one question scores nothing, since every neuron of its only cluster is common; give more")
         elif self.stats.count and not bool(self.na.any()):
-            warnings.warn(
+            warn(
                 "qrnca scores nothing: the scores of every question sum to nothing or less, so none of them counts; "
-                "give more questions, or take another method",
-                stacklevel=8,
+                "give more questions, or take another method"
             )
         return torch.where(self.members > self.method.common * questions, 0.0, score)

@@ -8,6 +8,7 @@ import re
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
+from ..common.files import BAKED, read_json
 from .loading import GGUF, public_name
 from .wrapped import adapters_on
 
@@ -66,6 +67,20 @@ def other_model(then: dict[str, Any], model: PreTrainedModel) -> str | None:
     if named and then.get("revision") and now["revision"]:
         same = same and then["revision"] == now["revision"]
     return None if same else f"found on {_said(then)}, this is {_said(now)}"
+
+
+def baked_into(model: PreTrainedModel) -> dict[str, Any]:
+    """The provenance of the neurons that were folded into a saved model; empty where nothing says so.
+
+    >>> baked_into(nl.load_model("demo")[0])
+    {}
+    """
+    folder = str(model.config._name_or_path or "")
+    if not os.path.isfile(os.path.join(folder, BAKED)):
+        return {}
+    told = read_json(folder, BAKED, "card of a baked model")
+    found = told.get("provenance") if isinstance(told, dict) else None
+    return found if isinstance(found, dict) else {}
 
 
 def _said(record: dict[str, Any]) -> str:

@@ -36,28 +36,14 @@ def load_model(
     >>> model.config.model_type
     'llama'
     """
-    from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
-    given = str(demo_path()) if str(name_or_path) == DEMO else os.path.expanduser(os.fspath(name_or_path))
-    name, file = _split(given)
-    if file is not None:
-        check_gguf_packages(given)
-        kwargs = {"gguf_file": file} | _unpacking() | kwargs
-    shared = {
-        key: kwargs[key]
-        for key in ("revision", "trust_remote_code", "token", "subfolder", "gguf_file")
-        if key in kwargs
-    }
-    try:
-        with _retries_held_back():
-            tokenizer = AutoTokenizer.from_pretrained(name, **shared)
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                name, dtype=dtype, device_map=device_map, output_loading_info=True, **kwargs
-            )
-    except (OSError, ValueError, KeyError, RuntimeError, AssertionError, ImportError, SafetensorError) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise InputError(f"model {given}: cannot be loaded ({first})") from error
+    given, name, file, kwargs = _where(name_or_path, kwargs)
+    with _one_line_errors(given), _retries_held_back():
+        tokenizer = _tokenizer(name, kwargs)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            name, dtype=dtype, device_map=device_map, output_loading_info=True, **kwargs
+        )
     model, info = loaded
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])
@@ -68,6 +54,45 @@ def load_model(
         _forget_packing(model)
         model.config._name_or_path = os.path.join(name, file)
     return model.eval(), tokenizer
+
+
+def load_tokenizer(name_or_path: str | os.PathLike[str], **kwargs: Any) -> PreTrainedTokenizerBase:
+    """The tokenizer alone of what `load_model` loads, where no model is needed yet.
+
+    >>> load_tokenizer("demo").chat_template is None
+    True
+    """
+    given, name, _, kwargs = _where(name_or_path, kwargs)
+    with _one_line_errors(given), _retries_held_back():
+        return _tokenizer(name, kwargs)
+
+
+def _where(name_or_path: str | os.PathLike[str], kwargs: dict[str, Any]) -> tuple[str, str, str | None, dict[str, Any]]:
+    """What was given, the folder or model id, a GGUF file in it, and the keywords with what such a file takes."""
+    given = str(demo_path()) if str(name_or_path) == DEMO else os.path.expanduser(os.fspath(name_or_path))
+    name, file = _split(given)
+    if file is not None:
+        check_gguf_packages(given)
+        kwargs = {"gguf_file": file} | _unpacking() | kwargs
+    return given, name, file, kwargs
+
+
+def _tokenizer(name: str, kwargs: dict[str, Any]) -> PreTrainedTokenizerBase:
+    from transformers import AutoTokenizer
+
+    shared = ("revision", "trust_remote_code", "token", "subfolder", "gguf_file")
+    return AutoTokenizer.from_pretrained(name, **{key: kwargs[key] for key in shared if key in kwargs})
+
+
+@contextmanager
+def _one_line_errors(given: str) -> Iterator[None]:
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, ValueError, KeyError, RuntimeError, AssertionError, ImportError, SafetensorError) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise InputError(f"model {given}: cannot be loaded ({first})") from error
 
 
 def _split(given: str) -> tuple[str, str | None]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from ..common.errors import InputError
 from ..common.files import new_folder, read_json, read_tensors, write_json
+from ..common.warning import warn
 from ..model.anatomy import Anatomy
 from ..model.edit import Positions, edit
 from ..model.identity import identity, other_model
@@ -265,7 +265,7 @@ class NeuronSet(OnHub):
     def warn_if_empty(self) -> None:
         """A set without neurons, as `nl.tune` returns where no edit is best, steers nothing."""
         if not len(self):
-            warnings.warn("the neuron set is empty: nothing is edited", stacklevel=3)
+            warn("the neuron set is empty: nothing is edited")
 
     def edits(self, model: PreTrainedModel, how: Steering) -> tuple[Tensor, Tensor]:
         """Flat ids in `model` and their factors; neurons that keep what they have are left out."""
@@ -275,7 +275,7 @@ class NeuronSet(OnHub):
         known = {"model_type": self.anatomy.model_type} | self.provenance
         if found := other_model(known, own_model(model)):
             other = f"the neuron set was {found} of the same shape: its neurons may do something else"
-            warnings.warn(other, stacklevel=2)
+            warn(other)
         factors = factors_of(self.role, self.factor, how)
         return self.ids[factors != 1], factors[factors != 1]
 

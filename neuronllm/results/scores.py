@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from ..common.errors import InputError
 from ..common.files import new_folder, read_json, read_tensors, write_json, write_tensors
+from ..common.warning import warn
 from ..model.anatomy import Anatomy
 from ..select import extremes
 from .answers import leaning_words
@@ -61,15 +61,14 @@ class Scores:
         check_counts(good=good, bad=bad)
         if leaning := self.provenance.get("leaning"):
             form = self.provenance.get("answers") or "letters"
-            warnings.warn(leaning_words(form, leaning["option"], leaning["share"]), stacklevel=2)
+            warn(leaning_words(form, leaning["option"], leaning["share"]))
         ends = extremes(self.values, largest=good, smallest=bad)
         parts = []
         for role, asked, end in (("good", good, ends.largest), ("bad", bad, ends.smallest)):
             signed = end.values > 0 if role == "good" else end.values < 0
             if int(signed.sum()) < asked:
-                warnings.warn(
-                    f"only {int(signed.sum())} neurons have a score of the sign of {role} ones, {asked} were asked for",
-                    stacklevel=2,
+                warn(
+                    f"only {int(signed.sum())} neurons have a score of the sign of {role} ones, {asked} were asked for"
                 )
             parts.append((end.indices[signed], [role] * int(signed.sum()), end.values[signed]))
         ids, roles, values = zip(*parts, strict=True)

@@ -156,8 +156,9 @@ def check_output(output: str | os.PathLike[str], resume: bool, overwrite: bool =
     if MANIFEST not in names and any(not name.startswith(f".{MANIFEST}") for name in names):
         raise InputError(f"output {output}: {folder} stands there, which is not ours; name another folder")
     if MANIFEST in names and not resume:
+        only = ", as overwrite=True (--overwrite) replaces finished results only" if overwrite else ""
         raise InputError(
-            f"output {output}: {folder} is a run under way: go on with resume=True (--resume), or delete it"
+            f"output {output}: {folder} is a run under way: go on with resume=True (--resume), or delete it{only}"
         )
 
 

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 from ..common.errors import InputError
+from ..common.warning import warn
 from . import Stream
 from .results import FLOATS, Extremes, printable
 
@@ -135,7 +136,7 @@ def _safetensors(path: Path, tensor: str | None) -> list[Part]:
         names = ", ".join(map(printable, skipped[:NAMED])) + (
             f" and {len(skipped) - NAMED} more" * (len(skipped) > NAMED)
         )
-        warnings.warn(f"{path}: skipped {names} (read are {', '.join(SAFETENSORS)})", stacklevel=3)
+        warn(f"{path}: skipped {names} (read are {', '.join(SAFETENSORS)})")
     return parts
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -17,6 +16,7 @@ from tqdm.auto import tqdm
 
 from ..common.errors import InputError
 from ..common.files import clear_aside
+from ..common.warning import warn
 from ..data.prompts import Prompt, Questions, group_by_question
 from ..engine import open_engine
 from ..engine.base import Engine
@@ -91,7 +91,8 @@ class Learning:
             # refuses a set of another model
             self.neurons.edits(model, self.neurons.steering(good=1.0, bad=1.0))
         words = request.orders, request.template, request.answers, request.length
-        self.asking = Asking.of(questions, self.neurons, *words)
+        found = {} if self.neurons is None else self.neurons.provenance
+        self.asking = Asking.of(questions, found, *words)
         self.groups = self._groups(questions)
         warn_if_one_sided([prompt for group in self.groups for prompt in group])
         self.validation = None if validation is None else self._groups(validation)
@@ -118,7 +119,7 @@ class Learning:
         if self.asked.shuffled:
             check_shuffled([*self.groups, *(self.validation or [])])
         if self.ranks.first:
-            warn_if_few(self.asked.controls, stacklevel=5)  # past `learn` and its decorator
+            warn_if_few(self.asked.controls)
         digest = self._digest()
         trainings = Trainings(self.ranks, None if output is None else partial_folder(output))
         if (before := self._finished(digest)) is not None:
@@ -346,10 +347,9 @@ def _warn_if_shared(groups: Groups, validation: Groups) -> None:
     seen = {tuple(prompt.input_ids) for group in groups for prompt in group}
     shared = sum(any(tuple(prompt.input_ids) in seen for prompt in group) for group in validation)
     if shared:
-        warnings.warn(
+        warn(
             f"validation: {shared} of its {len(validation)} questions are learned on too, so it cannot say when to "
-            "stop: give others",
-            stacklevel=6,
+            "stop: give others"
         )
 
 

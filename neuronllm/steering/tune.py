@@ -94,7 +94,7 @@ def tune(
     positions = (positions,) if isinstance(positions, str) else positions
     _check(ks, factors, positions, criterion)
     check_margin(margin)
-    asking = Asking.of(questions, neurons, orders, template, answers, length)
+    asking = Asking.of(questions, neurons.provenance, orders, template, answers, length)
     prompts = asking.prompts(model, tokenizer, questions)
     warn_if_one_sided(prompts)
     search = _Search(Asker(model, prompts, batch_size), neurons, criterion, progress)

@@ -56,6 +56,33 @@ def test_a_baked_model_is_what_bake_writes(model_folder, neurons, tmp_path):
     assert first == second
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")  # a tiny model leans on an option
+def test_a_baked_model_is_asked_as_its_neurons_were_found(model_folder, questions, tmp_path, capsys):
+    scores, found, baked = (tmp_path / name for name in ("scores", "found", "baked"))
+    asked = ("--questions", questions, "--quiet")
+    form = ("--answers", "texts", "--length", "tokens", "--template", "cloze_brief", "--positions", "all")
+    assert run("attribute", "--model", model_folder, *asked, *form, "--output", scores) == 0
+    assert run("find", scores, "--good", 5, "--bad", 5, "--output", found) == 0
+    assert run("bake", "--model", model_folder, "--neurons", found, "--mode", "enhance", "--output", baked) == 0
+
+    def judged(*flags):
+        report = tmp_path / f"{len(list(tmp_path.iterdir()))}.json"
+        assert run("evaluate", *asked, "--output", report, *flags) == 0
+        return json.loads(report.read_text())
+
+    live = judged("--model", model_folder, "--neurons", found, "--mode", "enhance", "--controls", 0)
+    report = judged("--model", baked)
+    assert (report["answers"], report["length"]) == (live["answers"], live["length"]) == ("texts", "tokens")
+    assert report["p_right"] == pytest.approx(live["p_right"], rel=1e-5)
+    other = judged("--model", baked, "--template", "cloze_plain")
+    assert other["p_right"] != pytest.approx(live["p_right"], rel=1e-5)
+    assert judged("--model", baked, "--answers", "letters")["answers"] == "letters"
+    (baked / "neuronllm_bake.json").write_text("{")
+    assert "neuronllm_bake.json: not valid JSON" in refused(capsys, "evaluate", "--model", baked, *asked)
+    (baked / "neuronllm_bake.json").unlink()
+    assert judged("--model", baked)["answers"] == "letters"
+
+
 @pytest.mark.parametrize(
     ("kind", "names"),
     [

@@ -57,3 +57,22 @@ def test_contradictions_are_refused_before_the_model_is_loaded(rows, flags, part
     except SystemExit:  # the parser's own refusal
         line = capsys.readouterr().err
     assert all(part in line for part in parts) and not (tmp_path / "scores").exists()
+
+
+def test_no_command_loads_a_model_to_refuse_a_form(model_folder, questions, tmp_path, capsys):
+    scores, neurons, output = (tmp_path / name for name in ("scores", "neurons", "output"))
+    assert run(*asked(model_folder, questions, "--output", scores)) == 0
+    assert run("find", scores, "--good", 3, "--bad", 3, "--output", neurons) == 0
+    path = write_questions(tmp_path / "open.jsonl", OPEN)
+    form = ("--model", "no-such-model", "--answers", "letters")
+    with_output = ("--output", output, *form)
+    for command in (
+        ("evaluate", "--questions", path, *form),
+        ("evaluate", "--questions", path, "--neurons", neurons, *form),
+        ("tune", "--questions", path, "--neurons", neurons, *with_output),
+        ("learn", "--questions", path, *with_output),
+        ("learn", "--questions", questions, "--validation", path, *with_output),
+        ("find", scores, "--verify", path, *with_output),
+    ):
+        assert "question 'o0' has no choices to put letters before" in refused(capsys, *command)
+    assert not output.exists()

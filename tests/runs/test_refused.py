@@ -72,6 +72,8 @@ def test_a_run_under_way_is_not_trodden_on(model, tmp_path):
     before = content(tmp_path)
     with refused("scores.partial is a run under way", "--resume", "delete it"):
         attribute(model, tmp_path / "scores")
+    with refused("scores.partial is a run under way", "--resume", "delete it", "replaces finished results only"):
+        attribute(model, tmp_path / "scores", overwrite=True)
     with refused("run under way", "--resume"):
         nl.Scores.load(tmp_path / "scores")
     with refused("run under way", "--resume"):
