@@ -38,6 +38,8 @@ _PUBLIC = {
     "learn": "steering.learn",
     "tune": "steering.tune",
     "distractors": "judging.distractors",
+    "edit_fact": "applications.facts",
+    "edit_facts": "applications.facts",
     "bake": "steering.bake",
     "to_peft": "steering.adapters",
     "to_transformer_lens": "bridges.transformer_lens",

@@ -1,8 +1,8 @@
 """How far neuron sets of several tasks are the same, beside what chance would make of that.
 
-Chance draws as many neurons in every block, and of every expert, as a set has there, like the random sets that edits are
-compared with: sets that keep to the same few layers share more than others by that alone. In one block the number that
-two such sets share is hypergeometric; over blocks the distributions are convolved.
+Chance draws as many neurons in every block, and of every expert, as a set has there, like the random sets that edits
+are compared with: sets that keep to the same few layers share more than others by that alone. In one block the number
+that two such sets share is hypergeometric; over blocks the distributions are convolved.
 """
 
 from __future__ import annotations
