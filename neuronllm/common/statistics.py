@@ -61,6 +61,21 @@ def percent_of(drawn: Sequence[float], value: float) -> float:
     return float(100 * ((array < value).mean() + (array == value).mean() / 2))
 
 
+def hypergeometric(population: int, marked: int, drawn: int) -> np.ndarray:
+    """How likely 0, 1, ... of the marked ones are among those drawn without putting any back.
+
+    >>> hypergeometric(4, 2, 1).tolist()
+    [0.5, 0.5]
+    """
+    total = math.comb(population, drawn)
+    return np.array(
+        [
+            math.comb(marked, k) * math.comb(population - marked, drawn - k) / total
+            for k in range(min(marked, drawn) + 1)
+        ]
+    )
+
+
 def spearman(x: np.ndarray, y: np.ndarray) -> float:
     """Rank correlation, ties at their mean rank; NaN if one side is constant."""
     rx, ry = _ranks(np.asarray(x)), _ranks(np.asarray(y))

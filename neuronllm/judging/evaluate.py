@@ -186,7 +186,7 @@ def _elsewhere(report: Report, before: Answers, after: Answers, seed: int) -> No
     """What the edit does to unrelated questions."""
     elsewhere = p_change(before, after)
     report.p_change_unrelated = elsewhere
-    report.pcr = abs(report.p_change) / abs(elsewhere) if elsewhere and report.p_change is not None else None
+    report.pcr = change_ratio(report.p_change, elsewhere)
     intervals = {whose: named["accuracy"] for whose, named in _intervals(before, after, seed).items()}
     accuracy = {"base": before.accuracy, "edited": after.accuracy}
     report.unrelated = {"questions": len(after.groups), **accuracy, "ci": intervals}
@@ -223,10 +223,21 @@ def _intervals(base: Answers, edited: Answers | None, seed: int) -> Intervals:
 
 
 def p_change(before: Answers, after: Answers) -> float | None:
-    """The mean over prompts of the relative change of P(right), signed; None if there was nothing before.
+    """The mean over prompts of the relative change of P(right), signed; None if there was nothing before."""
+    changes = relative_changes(before, after)
+    return float(changes.mean()) if len(changes) else None
+
+
+def relative_changes(before: Answers, after: Answers) -> np.ndarray:
+    """The relative change of P(right), prompt by prompt.
 
     Long texts can be so unlikely that P(right) is 0 in float32: no change is relative to that, so they are left out.
     """
     there = before.p_right > 0
     first, then = before.p_right[there], after.p_right[there]
-    return float(((then - first) / first).mean()) if len(first) else None
+    return np.asarray((then - first) / first)
+
+
+def change_ratio(here: float | None, elsewhere: float | None) -> float | None:
+    """QRNCA's PCR of two mean relative changes of P(right); None where nothing changes elsewhere, or can be told."""
+    return abs(here) / abs(elsewhere) if elsewhere and here is not None else None

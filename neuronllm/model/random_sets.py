@@ -22,7 +22,7 @@ NEAREST = 16  # in rank, of which one is drawn
 def random_like(ids: Tensor, anatomy: Anatomy, generator: torch.Generator) -> Tensor:
     """As many random neurons in each block, and of each expert, as `ids` has there, in the same order of blocks."""
     drawn = torch.empty_like(ids)
-    for start, width, here in _blocks(ids, anatomy):
+    for start, width, here in blocks_of(ids, anatomy):
         drawn[here] = start + torch.randperm(width, generator=generator)[: int(here.sum())]
     return drawn
 
@@ -34,7 +34,7 @@ def matched_like(ids: Tensor, strength: Tensor, anatomy: Anatomy, generator: tor
     none is drawn twice, and none of `ids` while the block has others.
     """
     drawn = torch.empty_like(ids)
-    for start, width, here in _blocks(ids, anatomy):
+    for start, width, here in blocks_of(ids, anatomy):
         rank = strength[start : start + width].argsort(stable=True).argsort()
         own = ids[here] - start
         others, left = torch.ones(2, width, dtype=torch.bool)
@@ -73,7 +73,7 @@ def _unreadable_experts(model: PreTrainedModel, site: Site) -> str | None:
     return kind and f"PEFT has wrapped its experts ({kind}): merge the adapter first (merge_and_unload)"
 
 
-def _blocks(ids: Tensor, anatomy: Anatomy) -> Iterator[tuple[int, int, Tensor]]:
+def blocks_of(ids: Tensor, anatomy: Anatomy) -> Iterator[tuple[int, int, Tensor]]:
     """Of every block, or expert, that holds some of `ids`: its first neuron, its width, and which of them lie there."""
     where = anatomy.site_of(ids)
     widths = torch.tensor([site.width for site in anatomy.sites])[where]
