@@ -80,8 +80,8 @@ def promoted(
         for some in vectors.split(max(1, VALUES // unembedding.shape[1]))
     ]
     largest, smallest = _joined([part.largest for part in found]), _joined([part.smallest for part in found])
-    nans, valid = (torch.cat([part[n] for part in found]).cpu() for n in (2, 3))
-    return RowExtremes(largest, smallest, nans, valid)
+    counts = [torch.cat(parts).cpu() for parts in zip(*((part.n_nan, part.n_valid) for part in found), strict=True)]
+    return RowExtremes(largest, smallest, *counts)
 
 
 def _joined(ends: Sequence[End]) -> End:
@@ -202,7 +202,7 @@ def _heard(model: PreTrainedModel, sites: Sequence[Site], signed: Tensor) -> dic
 
 
 def _passage(probes: Tensor, out: Tensor) -> Passage | None:
-    """What made `out` of the signed probes: weights, a norm, or one that takes the mean away; None where nothing fits."""
+    """What made `out` of the signed probes, weights or a norm with or without the mean; None where neither fits."""
     out = out.to("cpu", torch.float64)
     odd = (out[:2] - out[2:]) / 2
     if odd.shape != probes.shape:
