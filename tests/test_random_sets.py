@@ -8,7 +8,8 @@ import torch
 from neuronllm.engine import open_engine
 from neuronllm.engine.reference import ReferenceEngine
 from neuronllm.model.anatomy import Anatomy
-from neuronllm.model.random_sets import NEAREST, matched_like, output_norms, random_like
+from neuronllm.model.outputs import output_norms
+from neuronllm.model.random_sets import NEAREST, matched_like, random_like
 from neuronllm.runs.processes import Ranks
 from neuronllm.steering.controls import random_sets, strengths
 from tests.checks import quiz

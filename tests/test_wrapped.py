@@ -16,7 +16,7 @@ from neuronllm.engine.branch import vectors
 from neuronllm.engine.fast import FastEngine
 from neuronllm.engine.reference import ReferenceEngine
 from neuronllm.model.anatomy import Anatomy
-from neuronllm.model.random_sets import output_norms
+from neuronllm.model.outputs import output_norms
 from neuronllm.results.neurons import NeuronSet
 from neuronllm.runs.provenance import weights_hash
 from tests.checks import quiz, refused, untouched

@@ -126,7 +126,7 @@ def cross_task(
         told.append({**one.steered_by(how), "positions": edits[name].positions, "neurons": len(edits[name].ids)})
     ask = {}
     for name, one in neurons.items():
-        asking = Asking.of(tasks[name], one, orders, template, answers, length)
+        asking = Asking.of(tasks[name], one.provenance, orders, template, answers, length)
         ask[name] = Asker(model, asking.prompts(model, tokenizer, tasks[name]), batch_size)
     asked = _Asked(list(neurons), ask, progress)
     after = asked.under(edits)

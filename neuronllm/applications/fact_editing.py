@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 
 from ..attribution.job import Job
 from ..common.errors import InputError
+from ..common.warning import warn
 from ..data.forms import Form
 from ..data.prompts import Prompt
 from ..data.questions import Question
@@ -204,7 +205,7 @@ class _OneFact:
     def edited(self, neurons: NeuronSet) -> FactEdit:
         asked, fact = self.editing.asked, self.fact
         if not len(neurons):
-            warnings.warn(f"no neuron speaks for it: question {name_of(fact.question)} is not edited", stacklevel=5)
+            warn(f"no neuron speaks for it: question {name_of(fact.question)} is not edited")
         chosen, neurons = neurons, self._learned(neurons) if fact.how == "learn" else neurons
         change = self._change(neurons)
         generator = torch.Generator().manual_seed(asked.seed + fact.number)

@@ -114,7 +114,7 @@ def predict(
     request = Request(method, objective=objective, **words, **more, options=method_options)
     job, scores = subject_scores(model, tokenizer, search, test, request, k)
     sets = subject_sets(job, search, scores, k)
-    asked = Asking.of(test, next(iter(sets.values())), orders, template, answers, length)
+    asked = Asking.of(test, next(iter(sets.values())).provenance, orders, template, answers, length)
     own = Asker(job.model, asked.prompts(job.model, tokenizer, test), batch_size)(None, "the model", progress)
     columns = _Columns.of(sets, controls, seed)
     known, found = (_read(job, tokenizer, some, cloze, columns.ids) for some in (search, test))

@@ -11,7 +11,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -23,6 +22,7 @@ from tqdm.auto import tqdm
 from ..attribution.driver import engine_of, raw_scores
 from ..attribution.job import Job
 from ..common.errors import InputError
+from ..common.warning import warn
 from ..methods.base import Method
 from ..methods.qrnca import QRNCA, RELEASED
 from ..select import extremes
@@ -76,10 +76,9 @@ def query_scores(job: Job, k: int, background: Background | None = None) -> Quer
     if isinstance(how, QRNCA) and told:
         values = (values * torch.log(count / (members + 1))).float()
     elif isinstance(how, QRNCA):
-        warnings.warn(
+        warn(
             f"qrnca of {count} question{'s' * (count > 1)} cannot tell which neurons all questions share, so these "
-            f"count too: {math.ceil(1 / share)} or more tell",
-            stacklevel=4,
+            f"count too: {math.ceil(1 / share)} or more tell"
         )
     drops = isinstance(how, QRNCA) and how.compat != RELEASED
     return QueryScores(values, common, members / count, drops)

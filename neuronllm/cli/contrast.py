@@ -21,7 +21,7 @@ GIVEN = ("statistic", "positions", "activation", "others", "C", "max_new_tokens"
 def run(args: argparse.Namespace, load: Callable[..., Any]) -> None:
     """`load` gets the model, as in every command."""
     check_new_folder(args.output, CONFIG, args.overwrite)
-    sides = [_prompts(source)[: args.limit] for source in (args.shown, args.not_shown)]
+    sides = [prompts_of(source)[: args.limit] for source in (args.shown, args.not_shown)]
     ignore = None if args.ignore is None else _ignored(args.ignore)
     given = {name: value for name in GIVEN if (value := getattr(args, name)) is not None}
     model, tokenizer = load(args)
@@ -41,10 +41,10 @@ def run(args: argparse.Namespace, load: Callable[..., Any]) -> None:
 
 
 def _ignored(source: str) -> Any:
-    return NeuronSet.from_pretrained(source) if Path(source).is_dir() else _prompts(source)
+    return NeuronSet.from_pretrained(source) if Path(source).is_dir() else prompts_of(source)
 
 
-def _prompts(source: str) -> list[Any]:
+def prompts_of(source: str) -> list[Any]:
     """The rows of a JSONL or CSV file; of any other one its lines."""
     if Path(source).suffix.lower() not in (".jsonl", ".csv"):
         return text_lines(source)

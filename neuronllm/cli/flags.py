@@ -133,6 +133,11 @@ def parser(run: Mapping[str, Command], attribute: bool = False) -> argparse.Argu
     sub.add_argument("--max-new-tokens", "--max_new_tokens", type=positive, default=32, metavar="N", help=most)
     sub.add_argument("--output", metavar="FILE", help="a new file for the report, as JSON")
 
+    sub = command("describe", "Say what neurons are: tokens they promote, places in texts where they are most active.")
+    sub.add_argument("neurons", metavar="NEURONS", help="a folder that find, tune or learn wrote")
+    _model_flags(sub)
+    _describe_flags(sub)
+
     sub = command("bake", "Fold a neuron set into the weights and save an ordinary model.")
     _model_flags(sub)
     _neurons_flag(sub)
@@ -203,6 +208,23 @@ def _contrast_flags(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--batch-size", "--batch_size", type=batch_size, default="auto", metavar="N", help=size)
     sub.add_argument("--backend", choices=("fast", "reference"), help="fast, or the plain and slow judge of it")
     sub.add_argument("--output", required=True, metavar="DIR", help="a new folder for the scores")
+
+
+def _describe_flags(sub: argparse.ArgumentParser) -> None:
+    one = sub.add_mutually_exclusive_group()
+    one.add_argument("--questions", metavar="FILE", help='questions to read: JSONL or CSV, or "demo:TASK/SPLIT"')
+    rows = "JSONL or CSV with text, messages, or prompt and answer; of any other file each line is a text"
+    one.add_argument("--texts", metavar="FILE", help=f"texts to read: {rows}")
+    sub.add_argument("--limit", type=positive, metavar="N", help="only the first N questions or texts")
+    names = "what the labels 0, 1, ... of a file of text and label mean"
+    sub.add_argument("--labels", nargs="+", metavar="NAME", help=names)
+    chat = "questions and texts are what a user says, in the tokenizer's chat template"
+    sub.add_argument("--apply-chat-template", "--apply_chat_template", action="store_true", help=chat)
+    _wording_flags(sub, orders=False)
+    sub.add_argument("--tokens", type=count, default=10, metavar="N", help="promoted, and suppressed (default: 10)")
+    sub.add_argument("--spans", type=count, default=5, metavar="N", help="places in texts (default: 5)")
+    sub.add_argument("--window", type=count, default=12, metavar="N", help="tokens on either side (default: 12)")
+    sub.add_argument("--output", metavar="FILE", help="a new file for the whole description, as JSON")
 
 
 def _verify_flags(sub: argparse._ActionsContainer) -> None:

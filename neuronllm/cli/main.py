@@ -75,6 +75,7 @@ def _run(argv: Sequence[str] | None) -> int:
     commands |= {
         "learn": _learn,
         "contrast": _contrast,
+        "describe": _describe,
         "distractors": _distractors,
         "bake": _bake,
         "export": _export,
@@ -157,6 +158,12 @@ def _contrast(args: argparse.Namespace) -> None:
     from .contrast import run
 
     run(args, _model)
+
+
+def _describe(args: argparse.Namespace) -> None:
+    from .describe import run
+
+    run(args, _questions, _model, _template(args))
 
 
 def _distractors(args: argparse.Namespace) -> None:

@@ -28,13 +28,14 @@ def show(value: Any) -> str:
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     """A titled table on the terminal; the first column is left-aligned, numbers to the right."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table()
     for n, column in enumerate(columns):
         table.add_column(column, justify="left" if n == 0 else "right", no_wrap=n == 0)
     for row in rows:
-        table.add_row(*(cell if isinstance(cell, str) else show(cell) for cell in row))
+        table.add_row(*(escape(cell if isinstance(cell, str) else show(cell)) for cell in row))
     print(title)
     Console().print(table)
 

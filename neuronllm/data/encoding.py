@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 UNBOUNDED = 10**9  # tokenizers that know no limit report 1e30
+UNKNOWN = "\ufffd"  # stands for bytes that are no character
 
 
 @contextmanager
@@ -73,3 +74,21 @@ class Encoder:
             return max_length
         known = self.tokenizer.model_max_length
         return known if 0 < known < UNBOUNDED else None
+
+
+def token_texts(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:
+    """What each token adds to the text of those before it; joined they are the whole.
+
+    A character whose bytes lie in several tokens belongs to the last of them.
+
+    >>> _, tokenizer = nl.load_model("demo")
+    >>> "".join(token_texts(tokenizer, tokenizer("Answer: A")["input_ids"]))
+    'Answer: A'
+    """
+    texts, before = [], ""
+    for end in range(1, len(ids) + 1):
+        now = str(tokenizer.decode(list(ids[:end]), skip_special_tokens=False, clean_up_tokenization_spaces=False))
+        unfinished = now.endswith(UNKNOWN) and end < len(ids)
+        texts.append("" if unfinished else now[len(before) :])
+        before = before if unfinished else now
+    return texts

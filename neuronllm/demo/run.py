@@ -26,6 +26,7 @@ from ..model.loading import load_model
 from ..model.random_sets import random_like
 from ..results.factors import FACTORS
 from ..results.neurons import NeuronSet
+from ..results.pictures import curves_figure, require_matplotlib
 from ..results.scores import Scores
 from ..steering.learn import learn
 from ..steering.tune import tune
@@ -50,8 +51,6 @@ def run_demo(
 
     >>> run_demo("neuronllm-demo", tasks=["facts"])   # doctest: +SKIP
     """
-    from .plots import accuracy_plot, require_matplotlib, score_map
-
     require_matplotlib()
     check_new_folder(output, MARK)
     names = list(tasks or demo_tasks())
@@ -67,8 +66,8 @@ def run_demo(
             task.neurons.save_pretrained(folder / name / "neurons")
             task.tuned.save_pretrained(folder / name / "tuned")
             task.learned.save_pretrained(folder / name / "learned")
-            score_map(task.name, task.scores, folder / f"{name}-neurons.png")
-            accuracy_plot(task.name, CURVE, task.curves, task.reports["base"].accuracy, folder / f"{name}-accuracy.png")
+            task.scores.plot(f"{name}: score of every neuron").savefig(folder / f"{name}-neurons.png", dpi=120)
+            _accuracy_figure(task).savefig(folder / f"{name}-accuracy.png", dpi=120)
             done.append(task)
         write_json(folder / MARK, {task.name: record(task, CURVE) for task in done})
         (folder / "README.md").write_text(markdown(done), encoding="utf-8")
@@ -101,6 +100,24 @@ def _task(model: Any, tokenizer: Any, name: str, progress: bool) -> Task:
             progress=progress,
         )
     return Task(name, scores, neurons, tuned, learned, reports, faithfulness, _curves(model, tokenizer, test, neurons))
+
+
+def _accuracy_figure(task: Task) -> Any:
+    """Test accuracy against the number of edited neurons, beside the range of random sets."""
+    bands = list(zip(task.curves["random low"], task.curves["random high"], strict=True))
+    curves = [
+        {
+            "task": task.name,
+            "method": "gradient",
+            "edit": f"{mode} (good x{good:g}, bad x{bad:g})",
+            "points": [
+                {"k": k, "accuracy": accuracy, "controls": {"band": band}}
+                for k, accuracy, band in zip(CURVE, task.curves[mode], bands, strict=True)
+            ],
+        }
+        for mode, (good, bad) in FACTORS.items()
+    ]
+    return curves_figure(curves, {task.name: task.reports["base"].accuracy})
 
 
 def _quietly(call: Any, *args: Any, **kwargs: Any) -> Any:

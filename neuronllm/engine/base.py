@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..model.anatomy import Anatomy
 from ..model.experts import computable
-from ..model.random_sets import output_norms
+from ..model.outputs import output_norms
 from ..model.sites import Site
 from ..results.answers import Heard
 from .batching import Plan

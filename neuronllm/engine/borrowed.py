@@ -168,6 +168,15 @@ def rope_limit(model: PreTrainedModel) -> int | None:
     return next((limit for limit in named if limit), 1)
 
 
+def may_pad(model: PreTrainedModel) -> bool:
+    """Whether rows may be padded to the length of longer ones.
+
+    Not where the rotary angles of all rows depend on the longest, nor in float64: much attention takes its softmax in
+    float32, where the mask of float64 is minus infinity, and padding that sees nothing becomes NaN.
+    """
+    return rope_limit(model) is None and model.dtype != torch.float64
+
+
 @contextmanager
 def quietly() -> Iterator[None]:
     """Without what transformers says about models that do not take another attention: we say what follows from it."""

@@ -30,7 +30,7 @@ from ..model.edit import edit
 from .asking import Edit, check_batch_size
 from .batching import CUDA_TOKENS, TOKENS, Plan, backing_off
 from .batching import cut as cut_places
-from .borrowed import borrowed, check_finite, check_prompts, context_length, input_device, quietly, rope_limit
+from .borrowed import borrowed, check_finite, check_prompts, context_length, input_device, may_pad, quietly, rope_limit
 from .tree import root_length
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ class Writer:
         self.max_new_tokens, self.stop, self.ends = max_new_tokens, stop, _ends(model, tokenizer)
         order = sorted(range(len(prompts)), key=self._length)
         one_length = [list(group) for _, group in groupby(order, key=self._length)]
-        self.alike = [order] if _may_pad(model) else one_length  # only prompts of the same list share a batch
+        self.alike = [order] if may_pad(model) else one_length  # only prompts of the same list share a batch
         tokens = CUDA_TOKENS if model.device.type == "cuda" else TOKENS
         size = max(1, tokens // (self._length(order[-1]) + max_new_tokens))
         size = size if check_batch_size(batch_size) == "auto" else int(batch_size)
@@ -284,15 +284,6 @@ def _may_share(model: PreTrainedModel) -> bool:
     kinds = {type(layer) for layer in DynamicCache(config=model.config).layers}
     by_token = bool(kinds) and kinds <= {DynamicLayer, DynamicSlidingWindowLayer}  # not so with convolutions
     return by_token and rope_limit(model) is None and not getattr(model, "_is_stateful", False)
-
-
-def _may_pad(model: PreTrainedModel) -> bool:
-    """Whether rows may be written beside longer ones.
-
-    Not where the rotary angles of all rows depend on the longest, nor in float64: much attention takes its softmax in
-    float32, where the mask of float64 is minus infinity, and padding that sees nothing becomes NaN.
-    """
-    return rope_limit(model) is None and model.dtype != torch.float64
 
 
 def _check_room(model: PreTrainedModel, prompts: Sequence[Prompt], max_new_tokens: int) -> None:

@@ -3,18 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from ..common.errors import InputError
 from .anatomy import Anatomy
-from .sites import Site
-from .wrapped import unreadable, wrapped_around, written
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 NEAREST = 16  # in rank, of which one is drawn
 
@@ -48,29 +41,6 @@ def matched_like(ids: Tensor, strength: Tensor, anatomy: Anatomy, generator: tor
             left[found[-1]] = False
         drawn[here] = start + torch.tensor(found)
     return drawn
-
-
-def output_norms(model: PreTrainedModel, anatomy: Anatomy) -> Tensor:
-    """(n_neurons,): the norm of what each neuron writes into the residual stream when its h is 1, in float64."""
-    norms = []
-    for site in anatomy.sites:
-        module: Any = model.get_submodule(site.down)
-        if why := _unreadable_experts(model, site) if site.experts else unreadable(module):
-            raise InputError(f"{site.down}: what its neurons write cannot be told: {why}")
-        if site.experts:
-            rows = module.down_proj if site.transposed else module.down_proj.transpose(-1, -2)
-        else:
-            rows = written(module, site.transposed)
-        norms.append(torch.linalg.vector_norm(rows.detach(), dim=-1, dtype=torch.float64).flatten().cpu())
-    return torch.cat(norms)
-
-
-def _unreadable_experts(model: PreTrainedModel, site: Site) -> str | None:
-    weight: Any = model.get_submodule(site.down)
-    if not weight.down_proj.is_floating_point() or weight.down_proj.ndim != 3:
-        return "its weights are quantised"
-    kind = wrapped_around(model, site.down)
-    return kind and f"PEFT has wrapped its experts ({kind}): merge the adapter first (merge_and_unload)"
 
 
 def blocks_of(ids: Tensor, anatomy: Anatomy) -> Iterator[tuple[int, int, Tensor]]:

@@ -33,9 +33,11 @@ from .factors import (
 )
 from .hub import OnHub, folder_of
 from .learned import CONTROLS, Controls, learned_lines
+from .pictures import neurons_figure
 from .qrnca import key_neurons
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from transformers import PreTrainedModel
 
 CONFIG, TENSORS = "neuron_config.json", "neurons.safetensors"
@@ -100,6 +102,10 @@ class NeuronSet(OnHub):
             good, bad = (show_factor(self.tuned[role], own.get(role)) for role in ROLES)
             lines.append(f"- tuned: good {good}; bad {bad}; positions {self.tuned['positions']}")
         return "\n".join(lines)
+
+    def plot(self, title: str = "") -> Figure:
+        """A matplotlib figure: the neurons of each layer, and their factors or else their scores. Needs matplotlib."""
+        return neurons_figure(self.anatomy, self.ids, self.role, self.score, self.factor, title)
 
     def __len__(self) -> int:
         return len(self.ids)

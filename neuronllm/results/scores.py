@@ -19,9 +19,11 @@ from ..select import extremes
 from .answers import leaning_words
 from .neurons import NeuronSet, check_counts
 from .per_prompt import ShardedScores, Top
+from .pictures import scores_figure
 
 if TYPE_CHECKING:
     import pandas
+    from matplotlib.figure import Figure
 
 CONFIG, TENSORS, MANIFEST = "scores.json", "scores.safetensors", "run.json"
 PARTIAL = ".partial"  # behind the name of a folder: the run that is to become it
@@ -98,6 +100,14 @@ class Scores:
                 "sign_consistency": self.sign_consistency.numpy(),
             }
         )
+
+    def plot(self, title: str | None = None) -> Figure:
+        """A matplotlib figure: a map of layers x neurons, and what lies in each layer. Needs matplotlib.
+
+        >>> scores.plot().savefig("scores.pdf")   # doctest: +SKIP
+        """
+        named = f"{self.provenance.get('method', '')} scores of every neuron".lstrip()
+        return scores_figure(self.anatomy, self.values, named if title is None else title)
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write the scores into a folder, whole or not at all."""

@@ -12,7 +12,8 @@ from ..common.errors import InputError
 from ..data.prompts import Prompt
 from ..engine.base import Engine
 from ..model.anatomy import Anatomy
-from ..model.random_sets import matched_like, output_norms, random_like
+from ..model.outputs import output_norms
+from ..model.random_sets import matched_like, random_like
 from ..results.learned import KINDS, Controls
 from ..runs.processes import Ranks
 from .trainings import Trained
