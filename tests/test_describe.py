@@ -284,6 +284,12 @@ def test_a_model_in_use_is_left_as_found():
         nl.describe(model, None, [3], random_prompts(2), **QUIET)
 
 
+def test_a_set_of_another_model_is_described_with_a_warning(worded):
+    model, tokenizer, _ = worded
+    with pytest.warns(UserWarning, match="found on a gpt2, this is a llama of the same shape"):
+        nl.describe(model, tokenizer, a_set(model, provenance={"model_type": "gpt2"}))
+
+
 def test_bad_input_is_one_line(worded):
     model, tokenizer, questions = worded
     with refused("tokens=-1", "0 or more"):

@@ -71,7 +71,7 @@ def describe(
     check_batch_size(batch_size)
     model = plain_model(model)
     anatomy = Anatomy.of(model)
-    ids = _ids(neurons, anatomy)
+    ids = _ids(neurons, model, anatomy)
     prompts = None if texts is None else _prompts(tokenizer, texts, neurons, template, chat)
     cards = _bare_cards(neurons, anatomy, ids)
     if tokens:
@@ -88,9 +88,9 @@ def describe(
     )
 
 
-def _ids(neurons: NeuronSet | Any, anatomy: Anatomy) -> Tensor:
-    if isinstance(neurons, NeuronSet) and not anatomy.same_layout(neurons.anatomy):
-        raise InputError(f"the neuron set is of a {neurons.anatomy.describe()}, the model a {anatomy.describe()}")
+def _ids(neurons: NeuronSet | Any, model: PreTrainedModel, anatomy: Anatomy) -> Tensor:
+    if isinstance(neurons, NeuronSet):
+        neurons.check_model(model)
     ids = anatomy.checked(neurons.ids if isinstance(neurons, NeuronSet) else neurons)
     if not len(ids):
         raise InputError("neurons: there is none in it, so there is nothing to describe")
