@@ -171,7 +171,7 @@ def test_cards_say_what_the_parts_found():
         assert [token["id"] for token in card["promoted"]] == ends.largest.indices[n].tolist()
         assert [token["value"] for token in card["suppressed"]] == ends.smallest.values[n].tolist()
         assert card["promoted"][0]["token"] == f"<{card['promoted'][0]['id']}>"
-        assert card["read"] == int(spans.read[n]) and card["positive"] == float(spans.positive[n] / spans.read[n])
+        assert card["read"] == int(spans.read[n]) and card["positive"] == int(spans.positive[n]) / card["read"]
         for m, span in enumerate(card["spans"]):
             text, place = int(spans.spans.text[n, m]), int(spans.spans.place[n, m])
             tokens = prompts[text].input_ids[max(0, place - 1) : place + 2]
@@ -208,6 +208,8 @@ def worded() -> tuple[Any, Any, list[nl.Question]]:
 def test_questions_are_read_in_the_words_of_the_set(worded):
     model, tokenizer, questions = worded
     neurons = a_set(model, provenance={"template": "brief"})
+    tokenizer.backend_tokenizer.enable_truncation(40)
+    tokenizer.backend_tokenizer.enable_padding(length=50)
     before = tokenizer.padding_side, tokenizer.backend_tokenizer.to_str()
     found = nl.describe(model, tokenizer, neurons, questions, spans=9, window=500, **QUIET)
     asked = nl.render(tokenizer, questions, "none", "brief")
@@ -220,6 +222,8 @@ def test_questions_are_read_in_the_words_of_the_set(worded):
     other = nl.describe(model, tokenizer, neurons, questions, template="plain", **QUIET)
     assert other.texts["tokens"] == sum(len(p.input_ids) for p in nl.render(tokenizer, questions, "none", "plain"))
     assert (tokenizer.padding_side, tokenizer.backend_tokenizer.to_str()) == before
+    tokenizer.backend_tokenizer.no_truncation()
+    tokenizer.backend_tokenizer.no_padding()
 
 
 def test_texts_are_read_whole(worded):
@@ -278,6 +282,12 @@ def test_a_model_in_use_is_left_as_found():
     blow_after(model, 1)
     with untouched(model), pytest.raises(Fuse):
         nl.describe(model, None, [3], random_prompts(2), **QUIET)
+
+
+def test_a_set_of_another_model_is_described_with_a_warning(worded):
+    model, tokenizer, _ = worded
+    with pytest.warns(UserWarning, match="found on a gpt2, this is a llama of the same shape"):
+        nl.describe(model, tokenizer, a_set(model, provenance={"model_type": "gpt2"}))
 
 
 def test_bad_input_is_one_line(worded):

@@ -254,6 +254,20 @@ def test_steering(tmp_path: Any) -> None:
     assert torch.allclose(found, right, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["gemma2", "qwen3_moe"])
+def test_describe(name: str) -> None:
+    texts = [Prompt(list(range(3 + n, 12)), [[[3]]], 0) for n in range(3)]
+
+    def work(model: Any) -> torch.Tensor:
+        cards = nl.describe(model, None, [30, 2, 41], texts, tokens=4, window=2, progress=False).cards
+        tokens = [[token["id"], token["value"]] for card in cards for token in card["promoted"] + card["suppressed"]]
+        places = [[span["peak"], span["activation"]] for card in cards for span in card["spans"]]
+        return torch.tensor(tokens + places)
+
+    found, right, _ = on_both(work, lambda: tiny(name, torch.float32))
+    assert torch.allclose(found, right, rtol=1e-3, atol=1e-5)
+
+
 @pytest.mark.parametrize("name", ["llama", "qwen3_moe"])
 def test_generation_under_an_edit_of_the_answer(name: str) -> None:
     def work(model: Any) -> torch.Tensor:

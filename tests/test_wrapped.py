@@ -160,6 +160,27 @@ def test_what_a_neuron_writes_is_what_the_module_does_with_it(name, kind):
     assert near(output_norms(model, Anatomy.of(model))[site.width :], by_hand.norm(dim=1))
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("kind", [LORA, IA3, OUTPUT])
+@pytest.mark.parametrize("name", NAMES)
+def test_promoted_tokens_are_those_of_what_is_written_through_the_adapter(name, kind):
+    model = wrapped(name, kind)
+    inside = model.get_base_model()
+    site = Anatomy.of(inside).sites[1]
+    module = inside.get_submodule(site.down)
+    rows = module(torch.eye(site.width, dtype=torch.float64)) - module(torch.zeros(1, site.width).double())
+    if name == "gpt2":
+        rows, norm = rows - rows.mean(-1, keepdim=True), inside.transformer.ln_f
+    else:
+        norm = inside.model.norm
+    expected = (rows * norm.weight) @ inside.lm_head.weight.T
+    with untouched(inside):
+        cards = nl.describe(model, None, [site.width + n for n in range(site.width)], tokens=3).cards
+    assert [[token["id"] for token in card["promoted"]] for card in cards] == expected.topk(3).indices.tolist()
+    found = torch.tensor([[token["value"] for token in card["promoted"]] for card in cards], dtype=torch.float64)
+    assert torch.allclose(found, expected.topk(3).values, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("kind", [LORA, IA3])
 def test_merged_and_switched_off_adapters(kind):
     model, prompts = wrapped("llama", kind), random_prompts()

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..common.checks import integer
 from ..common.errors import InputError
-from ..data.encoding import token_texts
+from ..data.encoding import backend_kept, token_texts
 from ..data.forms import form_of, found_template, wording_of
 from ..data.prompt_sets import encoded, word_prompts
 from ..data.prompts import Prompt
@@ -19,7 +19,7 @@ from ..data.questions import Question
 from ..data.rendering import as_prompts
 from ..engine.asking import check_batch_size
 from ..engine.promoted import promoted
-from ..engine.spans import Activity, activity
+from ..engine.spans import NONE, Activity, activity
 from ..model.anatomy import Anatomy
 from ..model.bridged import plain_model
 from ..model.identity import identity
@@ -71,7 +71,7 @@ def describe(
     check_batch_size(batch_size)
     model = plain_model(model)
     anatomy = Anatomy.of(model)
-    ids = _ids(neurons, anatomy)
+    ids = _ids(neurons, model, anatomy)
     prompts = None if texts is None else _prompts(tokenizer, texts, neurons, template, chat)
     cards = _bare_cards(neurons, anatomy, ids)
     if tokens:
@@ -88,9 +88,9 @@ def describe(
     )
 
 
-def _ids(neurons: NeuronSet | Any, anatomy: Anatomy) -> Tensor:
-    if isinstance(neurons, NeuronSet) and not anatomy.same_layout(neurons.anatomy):
-        raise InputError(f"the neuron set is of a {neurons.anatomy.describe()}, the model a {anatomy.describe()}")
+def _ids(neurons: NeuronSet | Any, model: PreTrainedModel, anatomy: Anatomy) -> Tensor:
+    if isinstance(neurons, NeuronSet):
+        neurons.check_model(model)
     ids = anatomy.checked(neurons.ids if isinstance(neurons, NeuronSet) else neurons)
     if not len(ids):
         raise InputError("neurons: there is none in it, so there is nothing to describe")
@@ -136,10 +136,9 @@ def _add_tokens(
     k: int,
 ) -> None:
     found = promoted(model, anatomy, ids, k, None if tokenizer is None else len(tokenizer))
-    named = _named(
-        tokenizer, sorted({*found.largest.indices.flatten().tolist(), *found.smallest.indices.flatten().tolist()})
-    )
-    for name, end in (("promoted", found.largest), ("suppressed", found.smallest)):
+    ends = {"promoted": found.largest, "suppressed": found.smallest}
+    named = _named(tokenizer, torch.cat([end.indices.flatten() for end in ends.values()]).unique().tolist())
+    for name, end in ends.items():
         for card, values, indices in zip(cards, end.values.tolist(), end.indices.tolist(), strict=True):
             pairs = zip(indices, values, strict=True)
             card[name] = [{"token": named[token], "id": token, "value": value} for token, value in pairs]
@@ -149,19 +148,20 @@ def _named(tokenizer: PreTrainedTokenizerBase | None, tokens: list[int]) -> dict
     """Each token as it stands behind another one, with its space; without a tokenizer by its id."""
     if tokenizer is None:
         return {token: f"<{token}>" for token in tokens}
-    first = tokenizer("a", add_special_tokens=False)["input_ids"][-1:]
+    with backend_kept(tokenizer):
+        first = tokenizer("a", add_special_tokens=False)["input_ids"][-1:]
     return {token: token_texts(tokenizer, [*first, token])[-1] for token in tokens}
 
 
 def _add_spans(
     cards: list[Card], found: Activity, tokenizer: PreTrainedTokenizerBase | None, prompts: list[Prompt]
 ) -> None:
-    window = found.spans.around.shape[-1] // 2
-    for card, read, positive, *columns in zip(cards, *found[1:], *found.spans, strict=True):
-        card["read"], card["positive"] = int(read), float(positive / read) if read else None
-        places = zip(*(column.tolist() for column in (columns[0], columns[1])), columns[3], strict=True)
-        for text, place, around in places:
-            if text >= 0:
+    spans, window = found.spans, found.spans.around.shape[-1] // 2
+    for n, card in enumerate(cards):
+        read, positive = int(found.read[n]), int(found.positive[n])
+        card["read"], card["positive"] = read, positive / read if read else None
+        for text, place, around in zip(spans.text[n].tolist(), spans.place[n].tolist(), spans.around[n], strict=True):
+            if text != NONE:
                 card["spans"].append(_span(tokenizer, prompts[text], place, around, window))
 
 

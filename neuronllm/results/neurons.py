@@ -273,15 +273,18 @@ class NeuronSet(OnHub):
         if not len(self):
             warn("the neuron set is empty: nothing is edited")
 
-    def edits(self, model: PreTrainedModel, how: Steering) -> tuple[Tensor, Tensor]:
-        """Flat ids in `model` and their factors; neurons that keep what they have are left out."""
+    def check_model(self, model: PreTrainedModel) -> None:
+        """Refuse a model of another shape, and warn of another model of the same shape."""
         anatomy = Anatomy.of(model)
         if not anatomy.same_layout(self.anatomy):
             raise InputError(f"the neuron set is of a {self.anatomy.describe()}, the model is a {anatomy.describe()}")
         known = {"model_type": self.anatomy.model_type} | self.provenance
         if found := other_model(known, own_model(model)):
-            other = f"the neuron set was {found} of the same shape: its neurons may do something else"
-            warn(other)
+            warn(f"the neuron set was {found} of the same shape: its neurons may do something else")
+
+    def edits(self, model: PreTrainedModel, how: Steering) -> tuple[Tensor, Tensor]:
+        """Flat ids in `model` and their factors; neurons that keep what they have are left out."""
+        self.check_model(model)
         factors = factors_of(self.role, self.factor, how)
         return self.ids[factors != 1], factors[factors != 1]
 
