@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 from ..common.errors import InputError
 from ..data.forms import form_of, found_template
 from ..data.prompts import Prompt, Questions
+from ..data.seen import packed
 from ..engine.asking import Asker, Edit
 from ..engine.objectives import NEVER, AnyObjective, Readout
 from ..judging.gains import Gain, check_margin
@@ -111,6 +112,7 @@ def verify(
         found[role]["kept"] = len(kept[-1])
     found |= {"questions": len(job.groups), "positions": job.request.positions, "factor": factor, "margin": margin}
     found |= {"objective": job.request.explained.name, "joint": joint, "noise": measured.noise}
+    found["seen"] = packed(questions)
     return measured.of(tried, torch.cat(kept), found)
 
 

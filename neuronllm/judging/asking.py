@@ -11,6 +11,7 @@ from ..common.warning import warn
 from ..data.forms import Form, check_choice, form_of, found_template, wording_of
 from ..data.prompts import Prompt, Questions
 from ..data.rendering import as_prompts
+from ..data.seen import digests, met_before
 from ..data.sources import LETTERS
 from ..engine.unconditional import with_offsets
 from ..results.answers import Answers, leaning_words, shares_by_size
@@ -57,6 +58,18 @@ class Asking(NamedTuple):
             check_choice(questions, "questions", '; or judge what the model writes, with answers="generate"')
         prompts = as_prompts(tokenizer, questions, self.orders, self.template, **self.form.rendered)
         return with_offsets(model, tokenizer, questions, prompts, self.form)
+
+
+def warn_if_met_before(found: Mapping[str, Any], questions: Questions) -> None:
+    """Questions that neurons of this provenance were chosen on say little of others."""
+    given = questions if isinstance(questions, Sequence) and not isinstance(questions, str) else []
+    count, stages = met_before(found, given)
+    if count:
+        where = " and ".join(stages)
+        warn(
+            f"questions: {count} of {len(digests(given))} are among those that the neurons were {where} on, so they "
+            "say little of others: judge on questions that were kept apart"
+        )
 
 
 def warn_if_one_sided(prompts: Sequence[Prompt]) -> None:

@@ -18,6 +18,7 @@ from ..common.errors import InputError
 from ..common.files import clear_aside
 from ..common.warning import warn
 from ..data.prompts import Prompt, Questions, group_by_question
+from ..data.seen import packed
 from ..engine import open_engine
 from ..engine.base import Engine
 from ..engine.borrowed import check_prompts
@@ -96,6 +97,7 @@ class Learning:
         self.groups = self._groups(questions)
         warn_if_one_sided([prompt for group in self.groups for prompt in group])
         self.validation = None if validation is None else self._groups(validation)
+        self.held = validation or []
         _warn_if_shared(self.groups, self.validation or [])
         least = 2 * max(LEAST_FOLDS, request.seeds)
         if validation is None and len(self.groups) < least:
@@ -272,6 +274,7 @@ class Learning:
             "turned": turned(chosen.role, factors),
             "curves": [one.curve for one in trained],
             "retain_texts": len(self.texts),
+            "seen": packed([*self.questions, *self.held]),
             "template": _plain(self.asking.template),
             **self.asking.form._asdict(),
         }
