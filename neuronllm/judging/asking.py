@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from ..common.checks import short
 from ..common.warning import warn
 from ..data.forms import Form, check_choice, form_of, found_template, wording_of
 from ..data.prompts import Prompt, Questions
+from ..data.questions import Question
 from ..data.rendering import as_prompts
 from ..data.seen import digests, met_before
 from ..data.sources import LETTERS
@@ -96,6 +98,23 @@ def _warn_if_one_letter(prompts: Sequence[Prompt]) -> None:
             f"{LETTERS[shares.argmax()]} is the right letter of {shares.max():.0%} of the prompts, so a model that "
             'likes this letter looks right; ask with orders="rotate" (--orders rotate)'
         )
+
+
+def warn_if_one_label(questions: Questions) -> None:
+    """Where the same answer is right everywhere, there is nothing to learn but to give it."""
+    labels = {_label(question) for question in questions}
+    if len(questions) > 1 and len(labels) == 1 and (label := labels.pop()) is not None:
+        warn(
+            f"questions: {short(label)} is the right answer of all of them, so an edit that gives it whatever is asked "
+            "looks like one that has learned the task: give questions of every answer"
+        )
+
+
+def _label(question: Question | Prompt) -> str | None:
+    """The right answer in words; of a prompt that asks for a letter, or that lacks words, nothing is known."""
+    if isinstance(question, Question):
+        return question.choices[question.answer]
+    return question.texts[question.answer] if question.texts else None
 
 
 def warn_if_leaning(base: Answers) -> None:

@@ -23,7 +23,7 @@ from ..engine import open_engine
 from ..engine.base import Engine
 from ..engine.borrowed import check_prompts
 from ..engine.kept_prefixes import KeptPrefixes
-from ..judging.asking import Asking, warn_if_leaning, warn_if_one_sided
+from ..judging.asking import Asking, warn_if_leaning, warn_if_one_label, warn_if_one_sided
 from ..judging.bias import Bias
 from ..judging.controls import warn_if_few
 from ..model.anatomy import Anatomy
@@ -96,6 +96,7 @@ class Learning:
         self.asking = Asking.of(questions, found, *words)
         self.groups = self._groups(questions)
         warn_if_one_sided([prompt for group in self.groups for prompt in group])
+        warn_if_one_label(questions)
         self.validation = None if validation is None else self._groups(validation)
         self.held = validation or []
         _warn_if_shared(self.groups, self.validation or [])
