@@ -19,6 +19,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..common.errors import InputError
+from ..common.interrupts import one_interrupt, undisturbed
 from ..common.warning import warn
 from ..data.prompts import Prompt, Questions
 from ..engine import open_engine
@@ -29,7 +30,6 @@ from ..engine.objectives import AnyObjective
 from ..methods import Collector, Method
 from ..results.answers import Heard, answered_right
 from ..results.scores import Scores
-from ..runs.checkpoint import undisturbed
 from ..runs.processes import Ranks, share_out
 from ..runs.stores import Store, open_store
 from .job import Job
@@ -120,6 +120,7 @@ def attribute(
     return attributed(model, tokenizer, questions, request)
 
 
+@one_interrupt()
 @torch.inference_mode(False)  # a caller's inference mode would forbid gradients
 def attributed(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, questions: Questions, request: Request

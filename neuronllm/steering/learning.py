@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 
 from ..common.errors import InputError
 from ..common.files import clear_aside
+from ..common.interrupts import undisturbed
 from ..common.warning import warn
 from ..data.prompts import Prompt, Questions, group_by_question
 from ..data.seen import packed
@@ -30,7 +31,7 @@ from ..model.anatomy import Anatomy
 from ..model.identity import identity
 from ..results.learned import Controls
 from ..results.neurons import CONFIG, NeuronSet
-from ..runs.checkpoint import partial_folder, undisturbed
+from ..runs.checkpoint import partial_folder
 from ..runs.processes import Ranks
 from ..runs.provenance import prompt_hash, versions, weights_hash, wording
 from .controls import check_controls, check_shuffled, learned_controls, shuffled, strengths
