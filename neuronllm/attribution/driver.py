@@ -72,7 +72,7 @@ def attribute(
 ) -> Scores:
     """Score every FFN neuron of a model by how much it helps (+) or hurts (-) the right answers.
 
-    questions: `nl.load_questions(...)`, or rendered `nl.Prompt`s (then tokenizer, orders and template are not used).
+    questions: `nl.load_questions(...)`, or rendered `nl.Prompt`s, which take no tokenizer, orders or template.
     method, objective: by name, see `neuronllm.methods` and `neuronllm.objectives`, or as objects; method "ace" is that
     of the NeuronLLM paper. None for objective, positions, orders and template means the method's own default; for
     positions that is "all" where the method can ("exact", which is dear there: "answer"), else "answer".

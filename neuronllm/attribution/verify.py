@@ -20,7 +20,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..common.errors import InputError
-from ..data.forms import form_of, found_template
+from ..data.forms import form_of, found_template, is_worded
 from ..data.prompts import Prompt, Questions
 from ..data.seen import packed
 from ..engine.asking import Asker, Edit
@@ -139,6 +139,8 @@ def _as_found(request: Request, tried: NeuronSet, questions: Questions) -> Reque
     if isinstance(questions, Sequence) and any(isinstance(one, Prompt) for one in questions):
         return request
     form = form_of(questions, request.answers, request.length, found)
+    if any(map(is_worded, questions)):
+        return replace(request, answers=form.answers, length=form.length)
     template = request.template or found_template(found, form.answers)
     orders = request.orders or (found.get("orders") if found.get("answers") == form.answers else None)
     return replace(request, answers=form.answers, length=form.length, template=template, orders=orders)

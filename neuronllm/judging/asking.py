@@ -9,7 +9,7 @@ import numpy as np
 
 from ..common.checks import short
 from ..common.warning import warn
-from ..data.forms import Form, check_choice, form_of, found_template, wording_of
+from ..data.forms import Form, check_choice, check_unworded, form_of, found_template, wording_of
 from ..data.prompts import Prompt, Questions
 from ..data.questions import Question
 from ..data.rendering import as_prompts
@@ -43,6 +43,7 @@ class Asking(NamedTuple):
     ) -> Asking:
         """What was asked for, else what the neurons of this provenance were found with: judged as they were chosen."""
         form = form_of(questions, answers, length, found)
+        check_unworded(questions, template, orders)
         return cls(form, orders, wording_of(form.answers, template, found_template(found, form.answers)))
 
     def prompts(
