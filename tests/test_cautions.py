@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
+import torch
 
 import neuronllm as nl
 from neuronllm.data.prompts import Prompt
@@ -34,3 +37,29 @@ def test_neurons_are_judged_in_the_wording_they_were_found_with():
         return report.p_right
 
     assert p_right(None) == p_right("plain") != p_right("default")
+
+
+def test_one_label_for_all_questions_is_warned_about():
+    tokenizer = byte_level()
+    model = tiny("llama", torch.float32, vocab_size=len(tokenizer), max_position_embeddings=512)
+
+    def told(questions, **more):
+        given = {"steps": 1, "seeds": 1, "margin": None, "retain_weight": 0, "progress": False}
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            nl.learn(model, tokenizer, questions, **given | more)
+        return [str(each.message) for each in caught if "the right answer of all of them" in str(each.message)]
+
+    def asked(count, right, labels=("good", "bad")):
+        return [nl.Question(f"is {n} good?", labels, right(n), id=f"q{n}") for n in range(count)]
+
+    line = (
+        "questions: 'bad' is the right answer of all of them, so an edit that gives it whatever is asked looks like "
+        "one that has learned the task: give questions of every answer"
+    )
+    one = asked(6, lambda n: 1)
+    assert told(one, answers="texts") == told(one, orders="rotate") == [line]
+    assert told(nl.render(tokenizer, one, answers="texts")) == [line]
+    assert told(one[:5] + asked(6, lambda n: 0)[5:], answers="texts") == []
+    moved = [nl.Question(q.stem, q.choices[:: 1 - 2 * (n % 2)], n % 2 ^ 1, id=q.id) for n, q in enumerate(one)]
+    assert {q.choices[q.answer] for q in moved} == {"bad"} and told(moved, answers="texts") == [line]

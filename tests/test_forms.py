@@ -9,8 +9,9 @@ import torch
 import neuronllm as nl
 from neuronllm.attribution.job import Job
 from neuronllm.attribution.request import Request
-from neuronllm.data.forms import Form, check_choice, form_of, found_template, option_name, wording_of
+from neuronllm.data.forms import Form, check_choice, check_unworded, form_of, found_template, option_name, wording_of
 from neuronllm.data.prompts import Prompt
+from neuronllm.data.questions import Wording
 from neuronllm.judging.asking import Asking
 from neuronllm.methods import get_method
 from neuronllm.model.anatomy import Anatomy
@@ -18,6 +19,7 @@ from neuronllm.results.neurons import NeuronSet
 from neuronllm.runs.provenance import prompt_hash
 from tests.checks import quiz, refused
 from tests.tiny import random_prompts, tiny
+from tests.tiny_tokenizers import byte_level
 
 CLOSED = [nl.Question("Which is a colour?", ("red", "seven"), answer=0)]
 OPEN = [nl.Question("What is the capital of France?", answer="Paris")]
@@ -119,11 +121,8 @@ def test_every_method_has_a_wording_for_letters_and_one_for_texts(method, letter
 
 
 def test_neurons_are_judged_in_the_form_they_were_found_with():
-    anatomy = Anatomy.of(tiny("llama"))
-
     def asking(found, answers=None, template=None, questions=CLOSED):
-        neurons = NeuronSet(torch.tensor([3]), np.array(["good"]), torch.ones(1), anatomy, found)
-        return Asking.of(questions, neurons, "none", template, answers, None)
+        return Asking.of(questions, found, "none", template, answers, None)
 
     texts = {"answers": "texts", "length": "tokens", "template": "mine {question}"}
     assert asking(texts) == (("texts", "tokens"), "none", "mine {question}")
@@ -182,3 +181,44 @@ def test_a_tuned_set_says_in_what_form_it_was_tuned():
     tuned = nl.tune(model, None, neurons, TEXTS, ks=[1], factors=[0.5], progress=False)
     assert (tuned.tuned["answers"], tuned.tuned["length"]) == ("texts", "sum")
     assert form_of(CLOSED, found=tuned.provenance).answers == "texts"
+
+
+WORDED = [
+    nl.Question(f"which {n}?", ("red", "blue"), n % 2, id=f"w{n}", wording=Wording(f"which {n}?", " ", ("red", "blue")))
+    for n in range(6)
+]
+
+
+@pytest.mark.parametrize("given", ["prompts", "own words"])
+def test_a_template_or_orders_beside_questions_that_are_worded(given):
+    tokenizer = byte_level()
+    model = tiny("llama", vocab_size=len(tokenizer), max_position_embeddings=256)
+    questions = quiz(6, variants=False) if given == "prompts" else WORDED
+    whose = "given prompts are worded" if given == "prompts" else "questions in words of their own (nl.load_task) are"
+    neurons = NeuronSet(torch.tensor([3]), np.array(["bad"]), torch.ones(1), Anatomy.of(model), {"template": "plain"})
+    asked = (model, tokenizer, questions)
+    quick = {"steps": 1, "seeds": 1, "margin": None, "retain_weight": 0, "progress": False}
+    verbs = {
+        "attribute": lambda **how: nl.attribute(*asked, "gradient", progress=False, **how),
+        "dry_run": lambda **how: nl.dry_run(*asked, **how),
+        "evaluate": lambda **how: nl.evaluate(*asked, progress=False, **how),
+        "written": lambda **how: nl.evaluate(*asked, answers="generate", progress=False, **how),
+        "tune": lambda **how: nl.tune(model, tokenizer, neurons, questions, ks=[1], progress=False, **how),
+        "learn": lambda **how: nl.learn(*asked, neurons=neurons, **quick, **how),
+        "verify": lambda **how: nl.verify(model, tokenizer, neurons, questions, margin=0, progress=False, **how),
+        "pushes": lambda **how: nl.pushes(*asked, progress=False, **how),
+    }
+    for verb in verbs.values():
+        with refused("template='brief'", whose, "leave it out (--template)"):
+            verb(template="brief")
+        with refused("orders='rotate'", whose, "leave it out (--orders)"):
+            verb(orders="rotate")
+    with refused("template='brief'", whose):
+        nl.letter_neurons(*asked, template="brief", progress=False)
+    for name in ("attribute", "evaluate", "tune", "learn", "verify"):  # what a set was found with is no demand
+        assert verbs[name](orders="none") is not None
+
+
+def test_only_what_is_asked_for_is_refused():
+    check_unworded([nl.Question("Which?", ("red", "blue"), 0), *quiz(1)][:1], "plain", "rotate")
+    check_unworded(quiz(2), None, "none")

@@ -19,6 +19,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..common.errors import InputError
+from ..common.interrupts import one_interrupt, undisturbed
 from ..common.warning import warn
 from ..data.prompts import Prompt, Questions
 from ..engine import open_engine
@@ -29,7 +30,6 @@ from ..engine.objectives import AnyObjective
 from ..methods import Collector, Method
 from ..results.answers import Heard, answered_right
 from ..results.scores import Scores
-from ..runs.checkpoint import undisturbed
 from ..runs.processes import Ranks, share_out
 from ..runs.stores import Store, open_store
 from .job import Job
@@ -72,7 +72,7 @@ def attribute(
 ) -> Scores:
     """Score every FFN neuron of a model by how much it helps (+) or hurts (-) the right answers.
 
-    questions: `nl.load_questions(...)`, or rendered `nl.Prompt`s (then tokenizer, orders and template are not used).
+    questions: `nl.load_questions(...)`, or rendered `nl.Prompt`s, which take no tokenizer, orders or template.
     method, objective: by name, see `neuronllm.methods` and `neuronllm.objectives`, or as objects; method "ace" is that
     of the NeuronLLM paper. None for objective, positions, orders and template means the method's own default; for
     positions that is "all" where the method can ("exact", which is dear there: "answer"), else "answer".
@@ -120,6 +120,7 @@ def attribute(
     return attributed(model, tokenizer, questions, request)
 
 
+@one_interrupt()
 @torch.inference_mode(False)  # a caller's inference mode would forbid gradients
 def attributed(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, questions: Questions, request: Request

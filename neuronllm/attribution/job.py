@@ -13,6 +13,7 @@ from torch import Tensor
 from ..data.forms import Form, check_choice, one_option_each
 from ..data.prompts import Prompt, Questions, group_by_question
 from ..data.rendering import as_prompts
+from ..data.seen import packed
 from ..engine.borrowed import check_prompts
 from ..engine.unconditional import with_offsets
 from ..methods import Method
@@ -168,6 +169,7 @@ class Job:
             "questions": len(groups),
             "prompts": sum(len(group) for group in groups),
             **wording(self.tokenizer, self.questions, self.request.template),
+            "seen": packed(self.questions),
             "option_tokens": first.first_tokens if (first := groups[0][0]).one_token else first.option_ids,
             **versions(),
             **self.config,

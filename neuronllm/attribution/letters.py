@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..common.errors import InputError
-from ..data.forms import found_template, option_name
+from ..data.forms import check_unworded, found_template, option_name
 from ..data.prompts import Prompt, Questions
 from ..data.rendering import as_prompts
 from ..engine import open_engine
@@ -91,6 +91,7 @@ def letter_neurons(
     if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share <= 1:
         raise InputError(f"share={share!r}: give a number between 0 and 1")
     check_batch_size(batch_size)
+    check_unworded(questions, template)
     model = plain_model(model)
     anatomy = Anatomy.of(model)
     ids = torch.arange(anatomy.n_neurons) if neurons is None else neurons

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..data.forms import form_of, wording_of
+from ..data.forms import check_unworded, form_of, wording_of
 from ..data.prompts import Prompt, Questions, group_by_question
 from ..data.rendering import as_prompts
 from ..engine import open_engine
@@ -52,6 +52,7 @@ def pushes(
     model = plain_model(model)
     anatomy = Anatomy.of(model)
     form = form_of(questions, answers, length)
+    check_unworded(questions, template, orders)
     prompts = as_prompts(tokenizer, questions, orders, wording_of(form.answers, template), **form.rendered)
     prompts = with_offsets(model, tokenizer, questions, prompts, form, batch_size)
     check_prompts(model, prompts)

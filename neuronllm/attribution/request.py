@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from ..common.errors import InputError
-from ..data.forms import ANSWERS, LENGTHS, check_choice, form_of, one_option_each, wording_of
+from ..data.forms import ANSWERS, LENGTHS, check_choice, check_unworded, form_of, one_option_each, wording_of
 from ..data.prompts import Questions
 from ..engine import BACKENDS
 from ..engine.asking import check_batch_size
@@ -125,6 +125,7 @@ class Request:
         """
         self._check_place()
         self._check_values()
+        check_unworded(questions, self.template, self.orders)
         own, form = self.how, form_of(questions, self.answers, self.length)
         letters = form.answers == "letters"
         return replace(

@@ -20,8 +20,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..common.errors import InputError
-from ..data.forms import form_of, found_template
+from ..data.forms import form_of, found_template, is_worded
 from ..data.prompts import Prompt, Questions
+from ..data.seen import packed
 from ..engine.asking import Asker, Edit
 from ..engine.objectives import NEVER, AnyObjective, Readout
 from ..judging.gains import Gain, check_margin
@@ -111,6 +112,7 @@ def verify(
         found[role]["kept"] = len(kept[-1])
     found |= {"questions": len(job.groups), "positions": job.request.positions, "factor": factor, "margin": margin}
     found |= {"objective": job.request.explained.name, "joint": joint, "noise": measured.noise}
+    found["seen"] = packed(questions)
     return measured.of(tried, torch.cat(kept), found)
 
 
@@ -137,6 +139,8 @@ def _as_found(request: Request, tried: NeuronSet, questions: Questions) -> Reque
     if isinstance(questions, Sequence) and any(isinstance(one, Prompt) for one in questions):
         return request
     form = form_of(questions, request.answers, request.length, found)
+    if any(map(is_worded, questions)):
+        return replace(request, answers=form.answers, length=form.length)
     template = request.template or found_template(found, form.answers)
     orders = request.orders or (found.get("orders") if found.get("answers") == form.answers else None)
     return replace(request, answers=form.answers, length=form.length, template=template, orders=orders)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from typing import Any
 
 from ..common.env import first_process
 from ..common.errors import InputError, PeerError, SharedError
+from ..common.interrupts import one_interrupt
 from .flags import leave_together, parser
 from .values import check_form
 
@@ -45,13 +47,20 @@ def _others_running() -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code."""
-    try:
-        code = _run(argv)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        if not _reader_is_gone():
-            raise
-        return 141
+    with one_interrupt():
+        try:
+            code = _run(argv)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            if not _reader_is_gone():
+                raise
+            return 141
+        except KeyboardInterrupt as stop:
+            if argv is None:  # the process ends now, and is not to be interrupted in that
+                signal.signal(signal.SIGINT, signal.SIG_IGN)
+            if first_process():
+                print(f"neuronllm: {stop if stop.args else 'interrupted'}", file=sys.stderr)
+            return 130
     return code
 
 
@@ -101,10 +110,6 @@ def _run(argv: Sequence[str] | None) -> int:
     except PeerError as error:
         print(f"neuronllm {args.command}: error: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt as stop:
-        if first_process():
-            print(f"neuronllm: {stop if stop.args else 'interrupted'}", file=sys.stderr)
-        return 130
     return 0
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from ..common.checks import short
 from ..common.errors import InputError
 from .prompts import Prompt, Questions
 from .questions import Question
@@ -130,6 +131,25 @@ def _latest(provenance: Mapping[str, Any], name: str) -> Any:
     """What tuning or learning says, and else the search."""
     said = [made.get(name) for made in (provenance.get("tuned"), provenance.get("learned")) if made]
     return next((value for value in [*said, provenance.get(name)] if value is not None), None)
+
+
+def is_worded(question: Any) -> bool:
+    """Whether it is settled how it is shown: a prompt, or a question in words of its own."""
+    return isinstance(question, Prompt) or (isinstance(question, Question) and question.wording is not None)
+
+
+def check_unworded(questions: Questions, template: Any, orders: str | None = None) -> None:
+    """Refuse a template, or orders, which would do nothing beside questions that are worded already.
+
+    >>> check_unworded([Question("Which is warm?", ("ice", "fire"), 1)], "plain", "rotate")
+    """
+    for question in filter(is_worded, _listed(questions)):
+        whose = "given prompts" if isinstance(question, Prompt) else "questions in words of their own (nl.load_task)"
+        for name, value in (("template", template), ("orders", None if orders == "none" else orders)):
+            if value is not None:
+                raise InputError(
+                    f"{name}={short(value)}: {whose} are worded already, each in its order; leave it out (--{name})"
+                )
 
 
 def wording_of(form: str, template: Any, default: Any = None) -> Any:

@@ -7,10 +7,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from ..common.checks import short
 from ..common.warning import warn
-from ..data.forms import Form, check_choice, form_of, found_template, wording_of
+from ..data.forms import Form, check_choice, check_unworded, form_of, found_template, wording_of
 from ..data.prompts import Prompt, Questions
+from ..data.questions import Question
 from ..data.rendering import as_prompts
+from ..data.seen import digests, met_before
 from ..data.sources import LETTERS
 from ..engine.unconditional import with_offsets
 from ..results.answers import Answers, leaning_words, shares_by_size
@@ -40,6 +43,7 @@ class Asking(NamedTuple):
     ) -> Asking:
         """What was asked for, else what the neurons of this provenance were found with: judged as they were chosen."""
         form = form_of(questions, answers, length, found)
+        check_unworded(questions, template, orders)
         return cls(form, orders, wording_of(form.answers, template, found_template(found, form.answers)))
 
     def prompts(
@@ -57,6 +61,18 @@ class Asking(NamedTuple):
             check_choice(questions, "questions", '; or judge what the model writes, with answers="generate"')
         prompts = as_prompts(tokenizer, questions, self.orders, self.template, **self.form.rendered)
         return with_offsets(model, tokenizer, questions, prompts, self.form)
+
+
+def warn_if_met_before(found: Mapping[str, Any], questions: Questions) -> None:
+    """Questions that neurons of this provenance were chosen on say little of others."""
+    given = questions if isinstance(questions, Sequence) and not isinstance(questions, str) else []
+    count, stages = met_before(found, given)
+    if count:
+        where = " and ".join(stages)
+        warn(
+            f"questions: {count} of {len(digests(given))} are among those that the neurons were {where} on, so they "
+            "say little of others: judge on questions that were kept apart"
+        )
 
 
 def warn_if_one_sided(prompts: Sequence[Prompt]) -> None:
@@ -83,6 +99,23 @@ def _warn_if_one_letter(prompts: Sequence[Prompt]) -> None:
             f"{LETTERS[shares.argmax()]} is the right letter of {shares.max():.0%} of the prompts, so a model that "
             'likes this letter looks right; ask with orders="rotate" (--orders rotate)'
         )
+
+
+def warn_if_one_label(questions: Questions) -> None:
+    """Where the same answer is right everywhere, there is nothing to learn but to give it."""
+    labels = {_label(question) for question in questions}
+    if len(questions) > 1 and len(labels) == 1 and (label := labels.pop()) is not None:
+        warn(
+            f"questions: {short(label)} is the right answer of all of them, so an edit that gives it whatever is asked "
+            "looks like one that has learned the task: give questions of every answer"
+        )
+
+
+def _label(question: Question | Prompt) -> str | None:
+    """The right answer in words; of a prompt that asks for a letter, or that lacks words, nothing is known."""
+    if isinstance(question, Question):
+        return question.choices[question.answer]
+    return question.texts[question.answer] if question.texts else None
 
 
 def warn_if_leaning(base: Answers) -> None:

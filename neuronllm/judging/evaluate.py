@@ -23,7 +23,7 @@ from ..model.bridged import plain_model
 from ..model.identity import baked_into
 from ..results.answers import Answers
 from ..results.neurons import POSITIONS, NeuronSet
-from .asking import Asking, warn_if_leaning, warn_if_one_sided
+from .asking import Asking, warn_if_leaning, warn_if_met_before, warn_if_one_sided
 from .controls import measures, random_controls, warn_if_few
 from .learned import among_learned, as_learned, corrected, on_plain_text, with_bias_alone
 from .report import Intervals, Report, changed_answers, named
@@ -90,6 +90,8 @@ def evaluate(
         change, edit = _planned(model, neurons, mode, good, bad, positions)
     elif mode or good is not None or bad is not None or unrelated is not None:
         raise InputError("neurons=None: mode, good, bad and unrelated need a neuron set")
+    found = baked_into(model) if neurons is None else neurons.provenance
+    warn_if_met_before(found, questions)
     if answers == "generate" or (answers is None and one_option_each(questions)):
         if unrelated is not None:
             raise InputError('unrelated: the PCR goes by probabilities of options, which answers="generate" has not')
@@ -113,7 +115,6 @@ def evaluate(
         )
     if abstentions is not None:
         raise InputError('abstentions: only answers that the model writes can decline: ask with answers="generate"')
-    found = baked_into(model) if neurons is None else neurons.provenance
     asking = Asking.of(questions, found, orders, template, answers, length)
     prompts = asking.prompts(model, tokenizer, questions)
     warn_if_one_sided(prompts)

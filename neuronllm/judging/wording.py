@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..common.warning import warn
+from ..data.forms import check_unworded
 from ..data.prompts import Prompt, Questions
 from ..data.rendering import as_prompts
 
@@ -22,6 +23,7 @@ def prompts_to_write(
 
     Behind a bare "Answer:" many models write nothing, or a speech.
     """
+    check_unworded(questions, template, orders)
     return as_prompts(tokenizer, questions, orders, TO_WRITE if template is None else template, answers="generate")
 
 

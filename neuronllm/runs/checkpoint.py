@@ -16,10 +16,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -165,19 +161,3 @@ def check_output(output: str | os.PathLike[str], resume: bool, overwrite: bool =
 def every_prompts(bytes_a_prompt: int) -> int:
     """How many prompts go into a shard: few enough that their scores are small beside the memory of a computer."""
     return max(1, min(EVERY, SHARD_BYTES // max(1, bytes_a_prompt)))
-
-
-@contextmanager
-def undisturbed() -> Iterator[None]:
-    """Ctrl-C waits until the body is through, so that what is counted and what is gathered stay in step."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # signals reach the main thread only
-        return
-    waiting: list[Any] = []
-    before = signal.signal(signal.SIGINT, lambda *signals: waiting.append(signals))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-    if waiting and callable(before):
-        before(*waiting[0])

@@ -25,10 +25,11 @@ from torch import Tensor
 
 from ..common.errors import InputError
 from ..common.files import read_tensors, write_tensors
+from ..common.interrupts import undisturbed
 from ..results.per_prompt import PROMPTS, ShardedScores, Top
 from ..results.scores import Scores
 from ..results.streaming import Streaming
-from .checkpoint import Interrupted, Run, every_prompts, state_name, undisturbed
+from .checkpoint import Interrupted, Run, every_prompts, state_name
 from .processes import Ranks
 
 C = TypeVar("C", bound=Streaming)
@@ -162,7 +163,7 @@ class DiskStore(Store[C]):
     def stopped(self, stop: KeyboardInterrupt, plan: dict[str, Any], done: str) -> KeyboardInterrupt:
         if not self.windows:
             return Interrupted("interrupted before the first questions were done: nothing is kept, start again")
-        with undisturbed():
+        with undisturbed(stopping=True):
             self._save(plan)
         return Interrupted(f"interrupted, {done}; go on with resume=True (--resume)")
 

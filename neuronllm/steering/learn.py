@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..common.interrupts import one_interrupt
 from ..data.prompts import Questions
 from ..engine.objectives import AnyObjective
 from ..model.bridged import plain_model
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
+@one_interrupt()
 @torch.inference_mode(False)  # a caller's inference mode would forbid gradients
 def learn(
     model: PreTrainedModel,

@@ -16,20 +16,22 @@ from tqdm.auto import tqdm
 
 from ..common.errors import InputError
 from ..common.files import clear_aside
+from ..common.interrupts import undisturbed
 from ..common.warning import warn
 from ..data.prompts import Prompt, Questions, group_by_question
+from ..data.seen import packed
 from ..engine import open_engine
 from ..engine.base import Engine
 from ..engine.borrowed import check_prompts
 from ..engine.kept_prefixes import KeptPrefixes
-from ..judging.asking import Asking, warn_if_leaning, warn_if_one_sided
+from ..judging.asking import Asking, warn_if_leaning, warn_if_one_label, warn_if_one_sided
 from ..judging.bias import Bias
 from ..judging.controls import warn_if_few
 from ..model.anatomy import Anatomy
 from ..model.identity import identity
 from ..results.learned import Controls
 from ..results.neurons import CONFIG, NeuronSet
-from ..runs.checkpoint import partial_folder, undisturbed
+from ..runs.checkpoint import partial_folder
 from ..runs.processes import Ranks
 from ..runs.provenance import prompt_hash, versions, weights_hash, wording
 from .controls import check_controls, check_shuffled, learned_controls, shuffled, strengths
@@ -95,7 +97,9 @@ class Learning:
         self.asking = Asking.of(questions, found, *words)
         self.groups = self._groups(questions)
         warn_if_one_sided([prompt for group in self.groups for prompt in group])
+        warn_if_one_label(questions)
         self.validation = None if validation is None else self._groups(validation)
+        self.held = validation or []
         _warn_if_shared(self.groups, self.validation or [])
         least = 2 * max(LEAST_FOLDS, request.seeds)
         if validation is None and len(self.groups) < least:
@@ -272,6 +276,7 @@ class Learning:
             "turned": turned(chosen.role, factors),
             "curves": [one.curve for one in trained],
             "retain_texts": len(self.texts),
+            "seen": packed([*self.questions, *self.held]),
             "template": _plain(self.asking.template),
             **self.asking.form._asdict(),
         }

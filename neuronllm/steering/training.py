@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..common.interrupts import undisturbed
 from ..data.prompts import Prompt
 from ..engine.asking import Asker, Edit
 from ..engine.base import Engine, FactorGradients
@@ -19,7 +20,6 @@ from ..engine.kept_prefixes import KeptPrefixes
 from ..engine.objectives import NEVER, Readout
 from ..engine.retain import Text, divergences
 from ..results.answers import Answers
-from ..runs.checkpoint import undisturbed
 from ..runs.processes import Ranks
 from .recipe import Goal, Recipe
 from .trainings import Trained, Trainings

@@ -24,6 +24,7 @@ from tqdm.auto import tqdm
 
 from ..common.errors import InputError
 from ..data.prompts import Questions
+from ..data.seen import packed
 from ..engine.asking import Asker, Edit
 from ..judging.asking import Asking, warn_if_leaning, warn_if_one_sided
 from ..judging.gains import Gain, check_margin
@@ -120,6 +121,7 @@ def tune(
     chosen = neurons.top(best.k_good if best.good != 1 else 0, best.k_bad if best.bad != 1 else 0)
     tuned = {**best._asdict(), "criterion": criterion, "questions": len(search.base.groups), "curve": search.curve()}
     tuned |= {"margin": margin, "best_gain": gain.mean, "best_gain_stderr": gain.stderr, **asking.form._asdict()}
+    tuned["seen"] = packed(questions)
     return replace(chosen, provenance={**neurons.provenance, "tuned": tuned}, factor=_kept(chosen, best))
 
 

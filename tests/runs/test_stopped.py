@@ -5,15 +5,13 @@ from __future__ import annotations
 import os
 import random
 import signal
-import threading
-import time
 from pathlib import Path
 
 import pytest
 
 import neuronllm as nl
+from neuronllm.common import interrupts
 from neuronllm.runs import stores
-from neuronllm.runs.checkpoint import undisturbed
 from tests.checks import quiz, refused, untouched
 from tests.killing import changes, content, dying_at, forked, run
 from tests.runs.tools import KEEPS, ctrl_c, in_window, names
@@ -137,16 +135,23 @@ def test_ctrl_c_without_output_just_ends_it(model):
     assert not stop.value.args
 
 
-def test_undisturbed_defers_ctrl_c_and_gives_the_handler_back():
-    seen, before = [], signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt), undisturbed():
-        os.kill(os.getpid(), signal.SIGINT)
-        time.sleep(0.01)
-        seen.append("through")
-    assert seen == ["through"] and signal.getsignal(signal.SIGINT) is before
-    with undisturbed():
-        pass
-    thread = threading.Thread(target=lambda: undisturbed().__enter__() or seen.append("thread"))
-    thread.start()
-    thread.join()
-    assert seen == ["through", "thread"]
+def test_ctrl_c_again_while_the_state_is_written_changes_nothing(model, tmp_path, monkeypatch):
+    """The second one comes while the first is being obeyed: the same line, the same bytes."""
+    save, saved = stores.DiskStore._save, []
+
+    def save_and_press(self, plan):
+        saved.append(plan)
+        ctrl_c()
+        save(self, plan)
+
+    output = tmp_path / "scores"
+    monkeypatch.setattr(stores.DiskStore, "_save", save_and_press)
+    for pause in (1.0, 0.0):  # within a second of the first, and as if it came later
+        monkeypatch.setattr(interrupts, "AGAIN", pause)
+        with in_window(1, ctrl_c), untouched(model), pytest.raises(KeyboardInterrupt, match="of 8 questions are done"):
+            run(model, output, every=64, resume=True)
+    monkeypatch.undo()
+    assert len(saved) == 2 and names(tmp_path / "scores.partial") == ["run.json", "state-0.safetensors"]
+    run(model, output, every=64, resume=True)
+    run(model, tmp_path / "straight" / "scores", every=64)
+    assert content(output) == content(tmp_path / "straight" / "scores")
