@@ -21,7 +21,8 @@ from tests.tiny import tiny
 from tests.tiny_tokenizers import chat
 
 FOLDER = Path(__file__).resolve().parents[1] / "examples" / "real_model"
-MODULES = ("preferences", "h_neurons", "study", "rows", "setting", "reference", "asking")
+PAGES = ("behaviours", "page", "pooled", "pictures")
+MODULES = ("preferences", "h_neurons", "study", "rows", "setting", "reference", "asking", *PAGES)
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +59,47 @@ def test_length_does_not_tell_which_is_polite() -> None:
     longer = [len(pair["chosen"]) > len(pair["rejected"]) for pair in pairs]
     assert 0.45 < sum(longer) / len(pairs) < 0.55
     assert all(len({pair[name] for pair in pairs}) > 0.98 * len(pairs) for name in ("prompt", "chosen", "rejected"))
+
+
+# ---- their page ----
+
+
+def row(name: str, fold: int, right: list[int], **more: Any) -> dict[str, Any]:
+    facts = {"task": "politeness", "row": name, "fold": fold, "right": right, "collapsed": False}
+    return facts | {"questions": [f"politeness/{fold}/{n}" for n in range(len(right))]} | more
+
+
+def test_the_page_counts_by_hand(here: SimpleNamespace) -> None:
+    texts = {"before": [-3.0, -2.0], "after": [-3.5, -2.0]}
+    preferences = [
+        *(row("base", fold, [1, 1, 0, 0, 0]) for fold in (0, 1)),
+        *(row("learned-256-one", fold, [0, 1, 1, 1, fold], texts=texts) for fold in (0, 1)),
+        *(row("random-00", fold, [1, 1, 0, 0, 1]) for fold in (0, 1)),
+        row("random-01", 0, [1, 1, 1, 1, 1]),  # one fold alone is no set to compare with
+    ]
+    shares = {"right": 5, "made_up": 7}
+    detection = {"row": "detection", "fold": 0, "searched": shares, "tested": shares, "weight": [0.5, -0.5, 2.0]}
+    before, after = (
+        {"inclusion": 0.5, "wrong": 0.25, "abstained": 0.25},
+        {"inclusion": 0.4, "wrong": 0, "abstained": 0.6},
+    )
+    among = {"inclusion": 10.0, "wrong": 100.0, "abstained": None}
+    edited = {"row": "suppressed", "fold": 0, "neurons": 2, "base": before, "edited": after, "texts": texts}
+    edited |= {"controls": {name: {"percentile_of_edit": place} for name, place in among.items()}}
+    text = here.behaviours.page(preferences, [detection | {"auroc": 0.75, "auroc_of_logprob": 0.5}, edited])
+    assert "10 pairs. Random sets: 2 of fold 0, 1 of fold 1." in text
+    (line,) = (line for line in text.splitlines() if line.startswith("| `learned-256-one`"))
+    p = math.comb(7, 0) + math.comb(7, 1) + math.comb(7, 2)  # of 7 that changed 2 were lost, on either side
+    assert f"| +30.0 | +5 -2 | {2 * p / 2**7:.3f} | 100 | -0.250 |" in line
+    assert "| 0 | 7 and 5 | 7 and 5 | 2 | 0.750 | 0.500 |" in text
+    assert "| suppressed | 0 | 2 | 0.500 to 0.400 (10) | 0.250 to 0.000 (100) | 0.250 to 0.600 | -0.250 |" in text
+    assert here.behaviours.page([], []).count("Nothing has been committed yet.") == 2
+
+
+def test_the_committed_page_is_of_the_committed_files(here: SimpleNamespace) -> None:
+    committed = (here.pooled.read(FOLDER / name) for name in ("preferences", "h_neurons"))
+    text = (FOLDER.parents[1] / "docs" / "behaviours.md").read_text(encoding="utf-8")
+    assert text == here.behaviours.page(*committed)
 
 
 # ---- the examples ----
