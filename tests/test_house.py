@@ -35,7 +35,7 @@ PACKAGE = ROOT / "neuronllm"
 # The rooms, from the ground up. A room imports from the floors below its own, and from no neighbour on its floor.
 FLOORS = (
     ("common", "_select"),
-    ("data", "model", "kernels", "select"),
+    ("data", "model", "kernels", "select", "page"),
     ("ops", "results"),
     ("engine", "runs"),
     ("methods", "objectives", "judging"),
