@@ -108,7 +108,9 @@ class Chromium:
         self.wait(f"location.href === {json.dumps(path.as_uri())} && document.readyState === 'complete'")
 
     def click(self, x: float, y: float) -> None:
-        for kind in ("mouseMoved", "mousePressed", "mouseReleased"):
+        self.ask("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
+        time.sleep(0.2)  # plotly.js looks at where the mouse is every 50 ms only
+        for kind in ("mousePressed", "mouseReleased"):
             self.ask("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
 
     def press(self, key: str) -> None:

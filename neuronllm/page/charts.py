@@ -22,17 +22,16 @@ AXIS |= {"automargin": True}
 
 
 def _figure(name: str, group: str, alt: str, data: list[Facts], height: int, **layout: Any) -> Facts:
-    """`height` is in pixels; the legend stands below the axis and takes the room that it needs."""
-    top, bottom = 44, 90
+    """`height` is in pixels, without the legend at the bottom, which the page makes room for."""
     common = {
         "height": height,
         "font": {"family": "system-ui, sans-serif", "size": 13, "color": "--ink"},
         "paper_bgcolor": CLEAR,
         "plot_bgcolor": CLEAR,
-        "margin": {"l": 24, "r": 16, "t": top, "b": bottom},
+        "margin": {"l": 24, "r": 16, "t": 44, "b": 64},
         "hoverlabel": {"bgcolor": "--paper", "bordercolor": "--rule", "font": {"color": "--ink"}},
         "modebar": {"bgcolor": CLEAR, "color": "--muted", "activecolor": "--link"},
-        "legend": {"orientation": "h", "x": 0, "y": -56 / (height - top - bottom), "yanchor": "top"},
+        "legend": {"orientation": "h", "x": 0, "yref": "container", "y": 0, "yanchor": "bottom", "maxheight": 1},
     }
     return {"name": name, "group": group, "alt": alt, "data": data, "layout": common | layout}
 
@@ -80,7 +79,7 @@ def _curves(name: str, task: Facts, curves: Sequence[Facts], methods: list[str])
     x = AXIS | ticks | {"type": "log", "title": titled("neurons of each role")}
     y = AXIS | {"title": titled("accuracy"), "range": [0, 1.02], "tickformat": ".1f"}
     alt = f"Accuracy on {task['name']} against the number of edited neurons. " + " ".join(map(_said, curves))
-    return _figure(name, task["name"], alt, traces, 440, xaxis=x, yaxis=y)
+    return _figure(name, task["name"], alt, traces, 420, xaxis=x, yaxis=y)
 
 
 def _traces(curve: Facts, label: str, colour: str, dash: str, bands: bool) -> Iterator[Facts]:
@@ -160,7 +159,8 @@ def _map(found: Facts, cards: Sequence[Facts], wider: int) -> Facts:
         "hovertemplate": f"%{{y}}, {where}<br>%{{z:.3~g}}<extra></extra>",
     }
     marks = [_marks(found, role, cards) for role in ("good", "bad")]
-    x = AXIS | {"title": titled("neuron"), "range": [-0.5, width * bin_ - 0.5], "tickformat": ",d", "showgrid": False}
+    ticks = {"tickprefix": "neuron ", "showtickprefix": "first", "tickformat": ",d"}
+    x = AXIS | ticks | {"range": [-0.5, width * bin_ - 0.5], "showgrid": False}
     y = AXIS | {"range": [len(rows) - 0.5, -0.5], "showgrid": False}
     alt = f"Map of the scores of {found['method']} on {found['task']}, {len(rows)} layers by neurons. " + _peaks(found)
     height = min(820, max(300, 150 + 18 * len(rows)))

@@ -82,7 +82,7 @@ function openCard(facts, number, move) {
   if (!move) return;
   history.replaceState(null, "", `#card-${number}`);
   place.querySelector("h3").focus({ preventScroll: true });
-  place.scrollIntoView({ block: "nearest", behavior: "smooth" });
+  place.scrollIntoView({ block: "nearest" });
 }
 
 // --- figures ---
@@ -93,6 +93,7 @@ const settings = {
   displaylogo: false,
   showSendToCloud: false,
   plotlyServerURL: "",
+  doubleClick: "reset",
   responsive: true,
 };
 const screenDark = matchMedia("screen and (prefers-color-scheme: dark)");
@@ -100,6 +101,16 @@ const screenDark = matchMedia("screen and (prefers-color-scheme: dark)");
 function drawn(figure, facts, theme) {
   const colours = facts.themes[theme];
   return JSON.parse(JSON.stringify(figure), (_, value) => (Object.hasOwn(colours, value) ? colours[value] : value));
+}
+
+// Below the axis the legend takes as many lines as its longest entry asks for.
+function makeRoom(layout, data, width) {
+  const names = data.filter((trace) => trace.name && trace.showlegend !== false).map((trace) => trace.name);
+  const entry = 56 + 7 * Math.max(0, ...names.map((name) => name.length));
+  const lines = Math.ceil(names.length / Math.max(1, Math.floor((width - 40) / entry)));
+  layout.legend = { ...layout.legend, entrywidth: entry - 40, entrywidthmode: "pixels" };
+  layout.margin.b += 21 * lines;
+  layout.height += 21 * lines;
 }
 
 function liveFigure(box, facts) {
@@ -111,6 +122,7 @@ function liveFigure(box, facts) {
   async function draw() {
     const figure = list[pick.value];
     const { data, layout } = drawn(figure, facts, screenDark.matches ? "dark" : "light");
+    makeRoom(layout, data, plot.clientWidth);
     plot.style.minHeight = `${layout.height}px`;
     plot.setAttribute("aria-label", figure.alt);
     await Plotly.react(plot, data, layout, settings);
@@ -159,8 +171,13 @@ async function start() {
   for (const button of all("button[data-card]")) {
     button.addEventListener("click", () => openCard(facts, Number(button.dataset.card), true));
   }
-  const linked = location.hash.match(/^#card-(\d+)$/);
-  openCard(facts, linked ? Number(linked[1]) : 0, Boolean(linked));
+  const openLinked = () => {
+    const linked = location.hash.match(/^#card-(\d+)$/);
+    if (linked) openCard(facts, Number(linked[1]), true);
+  };
+  openCard(facts, 0, false);
+  openLinked();
+  addEventListener("hashchange", openLinked);
   if (document.getElementById("library")) {
     const script = document.createElement("script");
     script.textContent = await unpacked("library");

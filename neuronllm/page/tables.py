@@ -208,9 +208,9 @@ def neurons(comparison: Facts) -> Table:
         TASK,
         left("Role"),
         Column("Score"),
-        Column("Exact", "the change of the objective when the neuron is silenced, really run"),
+        Column("Exact", "change of the objective when the neuron is really silenced, where that was measured"),
+        left("Promotes"),
     ]
-    columns += [Column("Factor"), left("Promotes")]
     scored, exact = (places_for([card[name] for card in cards]) for name in ("score", "exact"))
     rows = []
     for n, card in enumerate(cards):
@@ -220,7 +220,6 @@ def neurons(comparison: Facts) -> Table:
             text(card["role"]),
             number(card["score"], scored, sign=True),
             number(card["exact"], exact, sign=True),
-            number(card["factor"], 2),
             Cell("", (), "tokens", {"tokens": [pair["token"] for pair in card["promoted"][:3]]}),
         ]
         rows.append(Row(cells, {"task": card["task"], "role": card["role"]}))
