@@ -118,6 +118,7 @@ def test_texts_of_others_stay_texts(page: Parsed) -> None:
     assert len(payload["cards"]) == len(comparison("small")["cards"])
     for card in payload["cards"]:
         assert {tag for tag, _ in Parsed(card).tags}.isdisjoint({"script", "img"})
+    assert sum(tag == "article" for tag, _ in page.tags) == 1  # the first card stands there, also without scripts
     assert any("&lt;/script&gt;" in card for card in payload["cards"])
     assert any("\\u202e\\x07&amp;amp;" in card and "\u202e" not in card for card in payload["cards"])
     assert gzip.decompress(base64.b64decode(page.scripts["library"])).startswith(b"/**\n* plotly.js")

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-from markupsafe import Markup
 
 from ..common.errors import InputError
 from ..common.files import read_json, write_text
@@ -68,7 +67,7 @@ def page(comparison: Facts, timings: Facts) -> str:
     return _template(
         "report",
         policy=_policy(script, library),
-        script=_as_is(script),
+        script=script,
         library=library and pack(library),
         payload=pack(json.dumps(payload, separators=(",", ":"))),
         figures={"curves": curves, "maps": maps},
@@ -143,16 +142,11 @@ def _asset(name: str) -> str:
     return (HERE / name).read_text(encoding="utf-8")
 
 
-def _as_is(text: str) -> Markup:
-    """Text of our own files, and nobody else's, that goes into the page without being escaped."""
-    return Markup(text)
-
-
-def style() -> Markup:
+def style() -> str:
     """The style sheet, with the colours of the palette as its variables."""
     light, dark = palette.css()
     variables = f".neuronllm{light}@media screen and (prefers-color-scheme:dark){{.neuronllm{dark}}}"
-    return _as_is(variables + _asset("page.css"))
+    return variables + _asset("page.css")
 
 
 # --- what is embedded ---
