@@ -15,7 +15,9 @@ import pytest
 
 from neuronllm.common.errors import InputError
 from neuronllm.page.charts import coarser
-from neuronllm.page.page import part, style, write_page
+from neuronllm.page.page import write_page
+from neuronllm.page.parts import Part, part
+from neuronllm.page.rendering import style
 
 from .comparisons import NASTY, comparison, timings
 
@@ -209,14 +211,28 @@ def test_a_comparison_of_little(tmp_path: Path) -> None:
     assert len(text) < 100_000  # no figure, no library
 
 
-def test_parts_for_a_notebook() -> None:
+def test_parts_for_a_notebook(tmp_path: Path) -> None:
     facts = comparison("small")
     whole, card = part("comparison", facts), part("card", facts["cards"][0])
     assert not {tag for tag, _ in Parsed(whole + card).tags} & {"script", "button", "html", "body"}
     assert "Layer" in card and facts["tasks"][0]["summary"] in whole
+    cards = Parsed(part("cards", {"title": NASTY[0], "cards": facts["cards"]}))
+    assert sum(tag == "article" for tag, _ in cards.tags) == len(facts["cards"]) and not cards.scripts
+
     rows = [{"layer": 3, "expert": 5, "index": 17, "role": "good", "score": 0.01234, "factor": None}]
-    assert "3 · expert 5 · 17" in part("neurons", {"title": "A set", "about": {"method": "ace"}, "rows": rows})
-    with pytest.raises(InputError, match="part 'map': known parts are comparison, card, neurons"):
+    told = {"title": "A set", "about": {"method": "ace"}, "layers": {"good": [0, 2], "bad": [1, 0]}, "rows": rows}
+    made = Part(part("neurons", told))
+    assert "3 · expert 5 · 17" in made.html and "by layer, good: 0, 2; bad: 1, 0" in made.html
+    assert "Factor" not in made.html  # no neuron has one
+    made.save(tmp_path / "set.html")
+    alone = Parsed((tmp_path / "set.html").read_text(encoding="utf-8"))
+    assert made.html in (tmp_path / "set.html").read_text(encoding="utf-8") and alone.tags[0][0] == "html"
+    with pytest.raises(InputError, match="something stands there"):
+        made.save(tmp_path / "set.html")
+
+
+def test_bad_facts_of_a_part_are_one_line() -> None:
+    with pytest.raises(InputError, match="part 'map': known parts are comparison, card, cards, neurons"):
         part("map", {})
     with pytest.raises(InputError, match=r"part card: not as neuronllm compare writes it \(missing 'spans'\)"):
         part("card", {"layer": 3})

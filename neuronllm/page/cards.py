@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from .cells import decimals, digits, places_for, plain
-from .tables import address
 
 Facts = dict[str, Any]
 LEVELS = 5  # of colour
@@ -14,19 +13,14 @@ PICTURES = {"\n": "⏎\n", "\t": "⇥\t", "\r": "␍"}
 
 def card_facts(card: Facts) -> Facts:
     spans = card["spans"]
-    largest = max((abs(token["activation"]) for span in spans for token in span["tokens"]), default=0.0)
+    largest = max((abs(token["activation"] or 0.0) for span in spans for token in span["tokens"]), default=0.0)
     pairs = card["promoted"] + card["suppressed"]
     places = min(4, places_for([pair["value"] for pair in pairs]))
     return {
         "title": _title(card),
-        "address": address(card),
         "task": card["task"],
         "role": card["role"],
-        "id": card["id"],
-        "score": digits(card["score"]),
-        "exact": None if card["exact"] is None else digits(card["exact"]),
-        "interval": card["interval"] and " to ".join(digits(end) for end in card["interval"]),
-        "factor": None if card["factor"] is None else decimals(card["factor"], 2),
+        "facts": _facts(card),
         "promoted": [_pushed(pair, places) for pair in card["promoted"]],
         "suppressed": [_pushed(pair, places) for pair in card["suppressed"]],
         "largest": digits(largest),
@@ -40,6 +34,18 @@ def _title(card: Facts) -> str:
     return f"Layer {card['layer']}{expert}, neuron {card['index']}"
 
 
+def _facts(card: Facts) -> dict[str, str]:
+    interval = card["interval"]
+    facts = {
+        "Score": digits(card["score"]),
+        "95 % interval": "n/a" if interval is None else " to ".join(digits(end) for end in interval),
+        "Exact effect": "not measured" if card["exact"] is None else digits(card["exact"]),
+        "Factor": "of its role" if card["factor"] is None else decimals(card["factor"], 2),
+    }
+    above = card.get("positive")  # a description knows it
+    return facts if above is None else facts | {"Above 0": f"{decimals(above, 2)} of {card['read']:,} tokens"}
+
+
 def _pushed(pair: Facts, places: int) -> Facts:
     return {"token": visible(pair["token"]), "value": decimals(pair["value"], places)}
 
@@ -48,13 +54,15 @@ def _pieces(tokens: list[Facts], largest: float) -> list[Facts]:
     """Neighbours of no colour are one piece, so that a page of many cards stays small."""
     pieces: list[Facts] = []
     for token in tokens:
-        level = round(LEVELS * abs(token["activation"]) / largest) if largest else 0
+        activation = token["activation"] or 0.0  # none where the token did not reach the neuron's expert
+        level = round(LEVELS * abs(activation) / largest) if largest else 0
         text = readable(token["text"])
         if not level and pieces and not pieces[-1]["level"]:
             pieces[-1]["text"] += text
             continue
-        sign = "up" if token["activation"] > 0 else "down"
-        pieces.append({"text": text, "level": level, "sign": sign, "value": digits(token["activation"])})
+        pieces.append(
+            {"text": text, "level": level, "sign": "up" if activation > 0 else "down", "value": digits(activation)}
+        )
     return pieces
 
 

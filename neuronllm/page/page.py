@@ -11,23 +11,17 @@ import gzip
 import hashlib
 import json
 import os
-from collections.abc import Callable
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
-
-import jinja2
 
 from ..common.errors import InputError
 from ..common.files import read_json, write_text
 from . import charts, palette, tables
-from .cards import card_facts, visible
-from .cells import between, decimals, whole
+from .cards import card_facts
+from .rendering import asset, checked, rendered
 
-HERE = Path(__file__).parent
 PAGE, COMPARISON, TIMINGS = "report.html", "comparison.json", "timings.json"
 FORMAT, VERSION = "neuronllm-comparison", 1
-PARTS = ("comparison", "card", "neurons")
 Facts = dict[str, Any]
 
 
@@ -39,7 +33,7 @@ def write_page(folder: str | os.PathLike[str]) -> Path:
     """
     comparison, timings = _read(folder)
     path = Path(folder) / PAGE
-    write_text(path, _checked(lambda: page(comparison, timings), Path(folder) / COMPARISON))
+    write_text(path, checked(lambda: page(comparison, timings), Path(folder) / COMPARISON))
     return path
 
 
@@ -57,14 +51,14 @@ def page(comparison: Facts, timings: Facts) -> str:
     """The whole page as text."""
     curves, maps = charts.curve_figures(comparison), charts.map_figures(comparison)
     library, missing = plotly() if curves or maps else (None, "")
-    cards = [_template("card", card=card_facts(card)) for card in comparison["cards"]]
+    cards = [rendered("card", card=card_facts(card)) for card in comparison["cards"]]
     payload = {
         "figures": {"curves": curves, "maps": maps} if library else {},
         "cards": cards,
         "themes": {name: colours | {"--scale": palette.scale(name)} for name, colours in palette.THEMES.items()},
     }
-    script = _asset("page.js")
-    return _template(
+    script = asset("page.js")
+    return rendered(
         "report",
         policy=_policy(script, library),
         script=script,
@@ -86,67 +80,6 @@ def page(comparison: Facts, timings: Facts) -> str:
         matrices=tables.matrices(comparison),
         settings=sorted(comparison["made"]["settings"].items()),
     )
-
-
-def part(name: str, facts: Facts) -> str:
-    """A part of the page by itself, for a notebook: "comparison", "card" or "neurons", of the facts that it shows.
-
-    >>> "Layer 3, neuron 17" in part("card", card)   # doctest: +SKIP
-    True
-    """
-    if name not in PARTS:
-        raise InputError(f"part {name!r}: known parts are {', '.join(PARTS)}")
-    ready: dict[str, Callable[[], Facts]] = {
-        "comparison": lambda: {"comparison": facts, "table": tables.edits(facts)},
-        "card": lambda: {"card": card_facts(facts)},
-        "neurons": lambda: {"facts": facts, "table": tables.members(facts)},
-    }
-    return _checked(lambda: _template(f"part_{name}", **ready[name]()), f"part {name}")
-
-
-def _checked(make: Callable[[], str], where: object) -> str:
-    """What is missing or of another kind in the facts, as one clear line."""
-    try:
-        return make()
-    except (jinja2.UndefinedError, KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-        what = f"missing {error}" if isinstance(error, KeyError) else f"{type(error).__name__}: {error}"
-        raise InputError(f"{where}: not as neuronllm compare writes it ({what}); make the comparison again") from error
-
-
-# --- templates ---
-
-
-def _template(name: str, **facts: Any) -> str:
-    made = _environment().get_template(f"{name}.html.j2").render(style=style, **facts)
-    return made.encode(errors="backslashreplace").decode()  # half a pair of UTF-16 fits into no file
-
-
-@lru_cache(maxsize=1)
-def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(HERE / "templates"),
-        autoescape=True,  # tokens, questions and names are anybody's text
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"decimals": decimals, "between": between, "whole": whole, "visible": visible, "json": _json}
-    return environment
-
-
-def _json(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
-def _asset(name: str) -> str:
-    return (HERE / name).read_text(encoding="utf-8")
-
-
-def style() -> str:
-    """The style sheet, with the colours of the palette as its variables."""
-    light, dark = palette.css()
-    variables = f".neuronllm{light}@media screen and (prefers-color-scheme:dark){{.neuronllm{dark}}}"
-    return variables + _asset("page.css")
 
 
 # --- what is embedded ---

@@ -309,7 +309,7 @@ def _tint(share: float) -> int:
 
 
 def members(facts: Facts) -> Table:
-    """The neurons of a set or the ends of scores, a row each: for a part of the page by itself."""
+    """Neurons of a set or the ends of scores, a row each: for a part of the page by itself."""
     rows = facts["rows"]
     places = places_for([row["score"] for row in rows])
     columns = [left("Neuron"), left("Role"), Column("Score"), Column("Factor")]
@@ -317,4 +317,6 @@ def members(facts: Facts) -> Table:
         [text(address(row)), text(row["role"]), number(row["score"], places, sign=True), number(row["factor"], 2)]
         for row in rows
     ]
-    return Table("members", facts["title"], columns, [Row(cells) for cells in lines])
+    if all(row["factor"] is None for row in rows):
+        columns, lines = columns[:-1], [cells[:-1] for cells in lines]
+    return Table("members", "The strongest: layer · neuron", columns, [Row(cells) for cells in lines])
