@@ -66,7 +66,7 @@ def browser(chromium: Chromium, folder: Path) -> Iterator[Chromium]:
 
 
 def shown(browser: Chromium, table: str, column: int) -> list[str]:
-    rows = f"[...document.querySelectorAll('#table-{table} tbody tr')].filter((row) => !row.hidden)"
+    rows = f"[...document.querySelectorAll('#table-{table} tbody tr')].filter((row) => row.checkVisibility())"
     return browser.evaluate(f"{rows}.map((row) => row.cells[{column}].textContent.trim())")
 
 
@@ -172,8 +172,12 @@ def test_it_fits_the_screen(browser: Chromium, folder: Path, tmp_path: Path, wid
 
 
 def test_on_paper_it_is_light_and_without_tools(browser: Chromium) -> None:
-    browser.look(800, dark=True, media="print")
+    browser.look(1280, dark=True)
+    browser.evaluate("dispatchEvent(new Event('beforeprint'))")
+    browser.look(1017, dark=True, media="print")  # A4 on its side, less the margins
+    assert browser.evaluate("document.documentElement.scrollWidth") == 1017
     assert browser.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     assert browser.evaluate("getComputedStyle(document.querySelector('.tools')).display") == "none"
     assert browser.evaluate("document.querySelector('.plot .xtick text').style.fill") == "rgb(28, 33, 43)"
+    browser.evaluate("dispatchEvent(new Event('afterprint'))")
     assert len(browser.ask("Page.printToPDF", printBackground=True)["data"]) > 50_000

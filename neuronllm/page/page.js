@@ -17,7 +17,11 @@ function liveTable(box) {
     const chosen = rows.filter((row) => filters.every((f) => !f.value || row.dataset[f.dataset.filter] === f.value));
     if (first >= chosen.length) first = 0;
     const shown = new Set(chosen.slice(first, first + size));
-    for (const row of rows) row.hidden = !shown.has(row);
+    for (const row of rows) row.hidden = true;
+    for (const row of chosen) {
+      row.hidden = false;
+      row.classList.toggle("later", !shown.has(row)); // on another page
+    }
     pager.hidden = rows.length <= size;
     pager.querySelector("output").textContent =
       chosen.length ? `${first + 1} to ${first + shown.size} of ${chosen.length}` : "nothing of this kind";
@@ -96,6 +100,7 @@ const settings = {
   doubleClick: "reset",
   responsive: true,
 };
+const PAPER = 980; // pixels that fit between the margins of A4 on its side
 const screenDark = matchMedia("screen and (prefers-color-scheme: dark)");
 
 function drawn(figure, facts, theme) {
@@ -119,10 +124,11 @@ function liveFigure(box, facts) {
   const pick = box.querySelector("[data-pick]");
   let listening = false;
 
-  async function draw() {
+  async function draw(paper = false) {
     const figure = list[pick.value];
-    const { data, layout } = drawn(figure, facts, screenDark.matches ? "dark" : "light");
-    makeRoom(layout, data, plot.clientWidth);
+    const { data, layout } = drawn(figure, facts, screenDark.matches && !paper ? "dark" : "light");
+    if (paper) layout.width = PAPER;
+    makeRoom(layout, data, layout.width || plot.clientWidth);
     plot.style.minHeight = `${layout.height}px`;
     plot.setAttribute("aria-label", figure.alt);
     await Plotly.react(plot, data, layout, settings);
@@ -130,9 +136,11 @@ function liveFigure(box, facts) {
     listening = true;
   }
 
-  pick.addEventListener("change", draw);
+  pick.addEventListener("change", () => draw());
   for (const tools of all(".tools", box)) tools.hidden = list.length < 2;
-  screenDark.addEventListener("change", draw);
+  screenDark.addEventListener("change", () => draw());
+  addEventListener("beforeprint", () => draw(true));
+  addEventListener("afterprint", () => draw());
   return draw();
 }
 
