@@ -18,16 +18,12 @@ DIRECTIONS = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")  # 
 
 @dataclass(frozen=True)
 class Cell:
-    """What is shown, the numbers behind it, and how: `text`, `number`, `token`, or a picture of its own."""
+    """What is shown, the numbers behind it, and how: `text`, `number`, or a small picture of the `facts`."""
 
     text: str
     values: tuple[float, ...] = ()
     kind: str = "text"
     facts: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def sort(self) -> str:
-        return repr(self.values[0]) if self.values else "" if self.kind == "number" else self.text
 
 
 @dataclass(frozen=True)
@@ -123,11 +119,6 @@ def number(value: float | None, places: int = 3, sign: bool = False) -> Cell:
 
 def count(value: float | None) -> Cell:
     return Cell(whole(value), () if value is None else (value,), "number")
-
-
-def measured(value: float | None) -> Cell:
-    """A number whose size is not known beforehand."""
-    return Cell(digits(value), () if value is None else (value,), "number")
 
 
 def p_value(value: float | None) -> Cell:
