@@ -150,7 +150,7 @@ def _example(draw: random.Random, task: str, number: int) -> dict[str, Any]:
 
 
 def _curve(draw: random.Random, task: str, method: str, edit: str) -> dict[str, Any]:
-    points, accuracy = [], 0.6
+    points, accuracy = [{"k": 0, "accuracy": 0.6, "interval": None, "controls": None}], 0.6
     for k in (1, 4, 16, 64):
         accuracy += draw.uniform(0, 0.12) * (1 if edit == "enhance" else -1)
         accuracy = min(0.97, max(0.05, accuracy))

@@ -50,7 +50,11 @@ def words(text: str) -> str:
 
 def curve_figures(comparison: Facts) -> list[Facts]:
     """For each task all methods beside each other, then each by itself with its bands."""
-    return [figure for task in comparison["tasks"] for figure in _of_task(task, comparison["curves"])]
+    # no neurons is no edit, which has a line of its own, and no place on a logarithmic axis
+    curves = [
+        curve | {"points": [point for point in curve["points"] if point["k"] > 0]} for curve in comparison["curves"]
+    ]
+    return [figure for task in comparison["tasks"] for figure in _of_task(task, curves)]
 
 
 def _of_task(task: Facts, curves: Sequence[Facts]) -> Iterator[Facts]:

@@ -287,7 +287,8 @@ def matrices(comparison: Facts) -> list[Facts]:
     ]
     transfer = [[_changed(value) for value in row] for row in overlap["transfer"]]
     about = "Change of accuracy on the column's task under the edit for the row's"
-    named = [{"title": f"Transfer of {overlap['edit']}", "about": about, "rows": transfer}]
+    edit = ", ".join(overlap[name] for name in ("method", "edit") if overlap.get(name))
+    named = [{"title": f"Transfer of {edit}", "about": about, "rows": transfer}]
     return [matrix | {"names": overlap["names"]} for matrix in found + named]
 
 
