@@ -41,7 +41,7 @@ $(BIN)/python:
 # The build tools go into .venv and the build runs there, pinned and incremental, not in a throw-away environment.
 $(VENV)/.demo-stamp: $(INSTALLED_BY) | $(BIN)/python
 	$(PIP) install -c constraints.txt 'setuptools>=77' pybind11 ninja
-	$(PIP) install -c constraints.txt --no-build-isolation -e '.[viz]'
+	$(PIP) install -c constraints.txt --no-build-isolation -e '.[viz,report]'
 	touch $@
 
 $(VENV)/.dev-stamp: $(INSTALLED_BY) | $(BIN)/python

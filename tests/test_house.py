@@ -35,7 +35,7 @@ PACKAGE = ROOT / "neuronllm"
 # The rooms, from the ground up. A room imports from the floors below its own, and from no neighbour on its floor.
 FLOORS = (
     ("common", "_select"),
-    ("data", "model", "kernels", "select"),
+    ("data", "model", "kernels", "select", "page"),
     ("ops", "results"),
     ("engine", "runs"),
     ("methods", "objectives", "judging"),
@@ -245,6 +245,7 @@ def test_wheel(sources: Path, tmp_path: Path) -> None:
     }
     data = {path for path in (PACKAGE / "demo").rglob("*") if path.suffix in (".json", ".jsonl", ".safetensors")}
     data |= set((PACKAGE / "data").glob("*.txt"))
+    data |= {path for path in (PACKAGE / "page").rglob("*") if path.suffix in (".j2", ".css", ".js")}
     kernels = {path for path in (ROOT / "kernels").rglob("*") if path.suffix in (".py", ".json")}
     installed = {str(path.relative_to(ROOT)) for path in data | set(MODULES.values()) - kernels}
     assert installed | {f"neuronllm/{path.relative_to(ROOT)}" for path in kernels} <= names

@@ -13,6 +13,7 @@ from ..common.files import check_new_file, read_json, write_json
 from ..common.tables import show
 from ..model.sites import DENSE, SHARED
 from ..select.results import printable
+from .shown import Shown
 
 FORMAT, VERSION = "neuronllm-description", 1
 ENDS = ("promoted", "suppressed")
@@ -22,7 +23,7 @@ EITHER_SIDE = 5  # tokens around the most active one in a table
 
 
 @dataclass(frozen=True)
-class Description:
+class Description(Shown):
     """What `nl.describe` returns.
 
     `cards` has a dictionary a neuron, in the order of the set: layer, expert, index, id; role, score and factor, where
@@ -72,6 +73,10 @@ class Description:
     def rows(self) -> list[list[str]]:
         """A line of text for every column of `COLUMNS`, neuron by neuron."""
         return [[*_facts(card), *(_tokens(card[end]) for end in ENDS), _span(card)] for card in self.cards]
+
+    def _shown(self) -> tuple[str, dict[str, Any]]:
+        """Every neuron as a card."""
+        return "cards", {"title": f"{len(self)} neurons", "cards": self.cards}
 
     def _repr_html_(self) -> str:
         head = "".join(f"<th>{html.escape(column)}</th>" for column in COLUMNS)

@@ -35,6 +35,7 @@ from .hub import OnHub, folder_of
 from .learned import CONTROLS, Controls, learned_lines
 from .pictures import neurons_figure
 from .qrnca import key_neurons
+from .shown import Shown, neurons_shown
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -45,7 +46,7 @@ POSITIONS = ("answer", "all")  # where a set is found, tuned, judged and lived w
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class NeuronSet(OnHub):
+class NeuronSet(OnHub, Shown):
     """Neurons of one model, each good (it helps) or bad (it hurts); strongest first within a role.
 
     A neuron may have a factor of its own: `factor` is None or one number a neuron, NaN where that of its role applies.
@@ -106,6 +107,10 @@ class NeuronSet(OnHub):
     def plot(self, title: str = "") -> Figure:
         """A matplotlib figure: the neurons of each layer, and their factors or else their scores. Needs matplotlib."""
         return neurons_figure(self.anatomy, self.ids, self.role, self.score, self.factor, title)
+
+    def _shown(self) -> tuple[str, dict[str, Any]]:
+        own = (self.ids, self.role, self.score, self.factor)
+        return neurons_shown(self._counted(), self.provenance, self.anatomy, *own)
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -17,9 +17,11 @@ from ..common.warning import warn
 from ..model.anatomy import Anatomy
 from ..select import extremes
 from .answers import leaning_words
+from .factors import ROLES
 from .neurons import NeuronSet, check_counts
 from .per_prompt import ShardedScores, Top
 from .pictures import scores_figure
+from .shown import Shown, neurons_shown
 
 if TYPE_CHECKING:
     import pandas
@@ -31,7 +33,7 @@ TOP = "top."
 
 
 @dataclass(eq=False, repr=False)
-class Scores:
+class Scores(Shown):
     """What `nl.attribute` returns.
 
     `values` (n_neurons,) float32: + helps, - hurts. `stderr` and `sign_consistency` are over questions (the share of
@@ -108,6 +110,15 @@ class Scores:
         """
         named = f"{self.provenance.get('method', '')} scores of every neuron".lstrip()
         return scores_figure(self.anatomy, self.values, named if title is None else title)
+
+    def _shown(self) -> tuple[str, dict[str, Any]]:
+        """The best and the worst neurons, and in which layers the best and the worst hundredth lie."""
+        count = max(1, self.anatomy.n_neurons // 100)
+        ends = extremes(self.values, largest=count, smallest=count)
+        roles = np.repeat(ROLES, [len(ends.largest.indices), len(ends.smallest.indices)])
+        ids = torch.cat([ends.largest.indices, ends.smallest.indices])
+        title = f"Best and worst hundredth of {self.anatomy.n_neurons:,} scores"
+        return neurons_shown(title, self.provenance, self.anatomy, ids, roles, self.values[ids])
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write the scores into a folder, whole or not at all."""
