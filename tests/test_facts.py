@@ -133,7 +133,15 @@ def test_how_far_unrelated_answers_move(world, facts):
 
 def test_learned_factors_flip_it_too(world, facts):
     edit = nl.edit_fact(
-        world.model, world.tokenizer, facts[4], to="alpha", how="learn", background=facts[:4], controls=1, **ASKED
+        world.model,
+        world.tokenizer,
+        facts[4],
+        to="alpha",
+        how="learn",
+        steps=16,
+        background=facts[:4],
+        controls=1,
+        **ASKED,
     )
     factors = dict(zip(edit.neurons.ids.tolist(), edit.neurons.factor.tolist(), strict=True))
     assert factors.keys() <= {world.ids[4], world.ids[6]} and edit.after == "alpha"
@@ -155,6 +163,8 @@ def test_what_cannot_be_done_is_refused(world, facts):
         edit(how="push")
     with refused("k=0: give a positive whole number"):
         edit(k=0)
+    with refused("steps=0: give a positive whole number"):
+        edit(steps=0)
     with refused("factors=(2.0,): give two numbers"):
         edit(factors=(2.0,))
     with refused("method='contrast': it compares questions"):

@@ -209,9 +209,8 @@ class _OneFact:
         chosen, neurons = neurons, self._learned(neurons) if fact.how == "learn" else neurons
         change = self._change(neurons)
         generator = torch.Generator().manual_seed(asked.seed + fact.number)
-        random = []
-        for _ in range(asked.controls if change is not None else 0):
-            random.append(self._outcome(self._like(chosen, change, generator)))
+        # No neurons: every random set is the same edit, none.
+        random = [self._outcome(self._like(chosen, change, generator)) for _ in range(asked.controls)]
         answers = self.near.ask(change)
         choices = fact.question.choices
         return FactEdit(
@@ -234,9 +233,10 @@ class _OneFact:
 
     def _like(self, chosen: NeuronSet, change: Edit | None, generator: torch.Generator) -> Edit | None:
         """The same edit of random neurons, with factors of their own where factors are learned."""
-        if self.fact.how != "learn" and change is not None:
-            return change._replace(ids=random_like(change.ids, chosen.anatomy, generator))
-        return self._change(self._learned(replace(chosen, ids=random_like(chosen.ids, chosen.anatomy, generator))))
+        if self.fact.how == "learn" and len(chosen):
+            drawn = replace(chosen, ids=random_like(chosen.ids, chosen.anatomy, generator))
+            return self._change(self._learned(drawn))
+        return change and change._replace(ids=random_like(change.ids, chosen.anatomy, generator))
 
     def _learned(self, neurons: NeuronSet) -> NeuronSet:
         """A factor for each of these neurons, learned on the question until it is answered as wanted."""
@@ -257,6 +257,7 @@ class _OneFact:
                 template=judged.template,
                 answers=judged.form.answers,
                 length=judged.form.length if judged.form.answers == "texts" else None,
+                steps=asked.steps,
                 margin=None,
                 seeds=1,
                 seed=asked.seed,

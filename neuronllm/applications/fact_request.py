@@ -33,6 +33,7 @@ class FactRequest:
     method: str
     k: int
     factors: tuple[float, float]
+    steps: int
     objective: AnyObjective | None
     positions: str | None
     orders: str
@@ -54,8 +55,9 @@ class FactRequest:
             raise InputError(f"how={self.how!r}: known values are {', '.join(HOW)}")
         if self.orders not in ORDERS:
             raise InputError(f"orders={self.orders!r}: known values are {', '.join(ORDERS)}")
-        if checked_count("k", self.k) < 1:
-            raise InputError("k=0: give a positive whole number of neurons")
+        for name in ("k", "steps"):
+            if checked_count(name, getattr(self, name)) < 1:
+                raise InputError(f"{name}=0: give a positive whole number")
         for name in ("controls", "seed"):
             checked_count(name, getattr(self, name))
         numbers = self.factors if isinstance(self.factors, Sequence) else ()

@@ -63,6 +63,7 @@ def edit_facts(
     method: str = "qrnca",
     k: int = 20,
     factors: tuple[float, float] = (2.0, 0.0),
+    steps: int = 64,
     objective: AnyObjective | None = None,
     positions: str | None = None,
     orders: str = "rotate",
@@ -81,8 +82,8 @@ def edit_facts(
     to, paraphrases: one for each question, as in `nl.edit_fact`. unrelated: without them the other questions.
     how: "boost" multiplies the k neurons of the wanted answer by the first of `factors`, "suppress" those of the old
     answer by the second, "both" does both (neurons of both answers stay as they are), and "learn" learns a factor for
-    each of the k neurons of the wanted answer and the k of the old one (`nl.learn`). By default "suppress" where any
-    other answer will do, and else "boost".
+    each of the k neurons of the wanted answer and the k of the old one (`nl.learn`, in `steps`). By default "suppress"
+    where any other answer will do, and else "boost".
 
     background: further questions, whose clusters tell qrnca which neurons all questions share; the questions
     themselves do so too. method, objective, positions, template, answers, length, and options of the method: as in
@@ -102,6 +103,7 @@ def edit_facts(
         method=method,
         k=k,
         factors=factors,
+        steps=steps,
         objective=objective,
         positions=positions,
         orders=orders,

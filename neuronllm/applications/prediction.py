@@ -88,7 +88,7 @@ def predict(
     controls: int = 20,
     objective: AnyObjective | None = None,
     positions: str | None = None,
-    orders: str = "none",
+    orders: str = "rotate",
     template: str | list[str] | None = None,
     answers: str | None = None,
     length: str | None = None,
@@ -103,8 +103,9 @@ def predict(
 
     search: questions on which the k neurons of each subject are found; questions without a subject are all of one.
     test: others, of the same subjects. cloze: the wording behind which options are put to read neurons at their tokens.
-    orders, template: how test questions are asked of the model, and of `nl.pushes`. controls: random sets of as many
-    neurons in every block. The rest is as in `nl.attribute`.
+    orders, template: how test questions are asked of the model and of `nl.pushes`; in every order of the choices, so
+    that what neurons do to a letter whatever is asked cancels. controls: random sets of as many neurons in every block.
+    The rest is as in `nl.attribute`.
 
     >>> print(nl.predict(model, tokenizer, search, test))   # doctest: +SKIP
     """
