@@ -28,7 +28,7 @@ def score_map(title: str, scores: Scores, path: Path) -> Any:
     import matplotlib.pyplot as plt
 
     rows = scores.anatomy.split(scores.values)
-    limit = float(scores.values.abs().max()) or 1.0
+    limit = float(scores.values.nan_to_num().abs().max()) or 1.0
     style = {"aspect": "auto", "interpolation": "nearest", "cmap": "RdBu", "norm": _symlog(limit)}
     figure, axes = plt.subplots(2, 1, figsize=(9, 0.8 * len(rows) + 2.4), layout="constrained", sharex=True)
     panels = {"neuron": rows, "neurons of a layer, best first": [row.sort(descending=True).values for row in rows]}

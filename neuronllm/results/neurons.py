@@ -34,6 +34,7 @@ from .factors import (
 from .hub import OnHub, folder_of
 from .learned import CONTROLS, Controls, learned_lines
 from .qrnca import key_neurons
+from .searched import missed_words, searched
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -91,6 +92,7 @@ class NeuronSet(OnHub):
         names = ("model", "method", "objective", "positions")
         said = self.provenance | ({"positions": self.positions} if self.positions else {})
         lines += [f"- {name}: {said[name]}" for name in names if name in said]
+        lines += [f"- {missed_words(top)}"] if (top := searched(self.provenance)) else []
         lines += _verified_lines(self.provenance.get("verified"))
         own = own_range(self.role, self.factor)
         lines += [f"- own factors of {role} neurons: {show_factor(None, own[role])}" for role in own]
