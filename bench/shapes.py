@@ -78,6 +78,9 @@ SHAPES = {
         # Norms behind the FFN; and an FFN of two matrices.
         Shape("narrow-olmo2", "olmo2", _dense(4, 128, 352, 4, 4, 1000, eos_token_id=0), std=0.1, tokens=40),
         Shape("narrow-neox", "gpt_neox", _dense(4, 128, 352, 4, 4, 1000), std=0.1, tokens=40),
+        # Many neurons in few layers, whose exact effects are all within reach.
+        Shape("wide", "llama", _dense(2, 64, 12288, 4, 4, 1000), std=0.1, tokens=40, prompts=4),
+        Shape("wide-neox", "gpt_neox", _dense(2, 64, 12288, 4, 4, 1000), std=0.1, tokens=40, prompts=4),
         Shape("small", "llama", _dense(8, 512, 1408, 8, 8, 8000), std=0.05, dear=("logprob",)),
         # Answers of three tokens, whose normaliser is over the vocabulary.
         *(

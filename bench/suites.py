@@ -21,12 +21,27 @@ from . import (
     quality,
     scaling,
     select,
+    strongest,
     texts,
 )
 from .harness import Benchmark
 from .shapes import SHAPES
 
-FILES = (engine, integrals, texts, learning, methods, footprint, kernels, peers, scaling, select, end_to_end, quality)
+FILES = (
+    engine,
+    integrals,
+    strongest,
+    texts,
+    learning,
+    methods,
+    footprint,
+    kernels,
+    peers,
+    scaling,
+    select,
+    end_to_end,
+    quality,
+)
 ALL: dict[str, Benchmark] = {bench.name: bench for file in FILES for bench in file.BENCHMARKS}
 
 

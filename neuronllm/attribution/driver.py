@@ -28,6 +28,7 @@ from ..engine.batching import Plan
 from ..engine.borrowed import plain_types
 from ..engine.objectives import AnyObjective
 from ..methods import Collector, Method
+from ..methods.exact import Exact
 from ..results.answers import Heard, answered_right
 from ..results.scores import Scores
 from ..runs.processes import Ranks, share_out
@@ -36,6 +37,7 @@ from .job import Job
 from .leaning import Caution, Gathered
 from .request import Request
 from .shares import Share, share_of, windows_of
+from .strongest import strongest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -132,15 +134,17 @@ def attributed(
         return _attributed(job, ranks)
 
 
-def _attributed(job: Job, ranks: Ranks) -> Scores:
+def _attributed(job: Job, ranks: Ranks, silent: bool = False) -> Scores:
     store = _store_of(job, ranks)
+    if isinstance(how := job.how, Exact) and how.top is not None:
+        return strongest(job, how, store, ranks, partial(_attributed, ranks=ranks, silent=True))
     if (scores := store.result()) is not None:
         return scores
     show = job.request.progress and ranks.first
     begun = store.manifest
     chosen, asked = (begun["chosen"], begun["asked"]) if begun else _chosen(job, ranks, show)
     groups = job.groups if chosen is None else [job.groups[number] for number in chosen]
-    caution = Caution(job.request.answers or "letters", asked, silent=not ranks.first)
+    caution = Caution(job.request.answers or "letters", asked, silent=silent or not ranks.first)
     try:
         plan, engine = _scored(job, groups, {"chosen": chosen, "asked": asked}, store, ranks, caution, show)
     except BaseException:
@@ -199,7 +203,8 @@ def _scored(
         first = ranks.gather(engine.plan.to_dict())[0]
         worked = _described(engine)
         _warn_of_post_norms(job, engine)
-        window = frozen["window"] if frozen else (1 if job.how.expensive else engine.at_once)
+        alone = job.how.one_by_one(job.request.positions or "")
+        window = frozen["window"] if frozen else (1 if alone else engine.at_once)
         engine.plan = Plan.from_dict(store.begin(first, engine=engine.name, window=window, **facts))
         share = share_of(groups, ranks.rank, ranks.size)
         with tqdm(total=len(share), desc=_label(job, ranks), disable=not show, unit="question") as bar:

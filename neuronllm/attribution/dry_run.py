@@ -10,7 +10,9 @@ import torch
 from ..data.prompts import Questions
 from ..engine.batching import Plan
 from ..methods import Method
-from ..runs.checkpoint import Run
+from ..methods.exact import Exact
+from ..results.scores import CONFIG
+from ..runs.checkpoint import ROUNDS, Run
 from ..runs.processes import Ranks
 from .driver import engine_of, raw_scores
 from .job import Job
@@ -98,6 +100,10 @@ def _work(job: Job, name: str, plan: Plan, reason: str | None) -> list[str]:
             else f"at most {job.request.batch_size}"
         )
         lines.append(f"  memory: not tried out, which would take long; a pass holds copies of one prompt, {size}")
+    if isinstance(job.how, Exact) and job.how.top is not None:
+        lines.append(
+            f"  top: as many of the {job.anatomy.n_neurons} neurons are run as it takes; figures are of all of them"
+        )
     if job.request.keep != "mean":
         total = job.bytes_a_prompt * len(job.prompts) / 2**20
         lines.append(f'keep="{job.request.keep}": {total:,.1f} MiB, {job.bytes_a_prompt:,} bytes a prompt')
@@ -124,6 +130,9 @@ def _left(job: Job, ranks: Ranks, run: Run | None) -> list[str]:
         return []
     if run.complete:
         return [f"{run.target}: the run is finished, nothing is left to do"]
+    if run.manifest.get("rounds"):
+        done = len(list(run.folder.glob(f"{ROUNDS}/*/{CONFIG}")))
+        return [f"{run.folder}: {done} parts are done, of the two screens and the rounds that follow"]
     chosen, window = run.manifest["chosen"], run.manifest["window"]
     groups = job.groups if chosen is None else [job.groups[number] for number in chosen]
     left: list[Share] = []

@@ -22,6 +22,7 @@ from ..engine import BACKENDS
 from ..engine.asking import check_batch_size
 from ..engine.objectives import NO_OBJECTIVE, AnyObjective, Objective, get_objective
 from ..methods import Method, get_method
+from ..methods.exact import Exact
 from ..runs.checkpoint import check_output
 
 ITEMS = ("all", "wrong", "right")
@@ -153,6 +154,10 @@ class Request:
         for name, known in (("items", ITEMS), ("keep", KEEPS), ("backend", BACKENDS)):
             if (value := getattr(self, name)) not in known:
                 raise InputError(f"{name}={value!r}: known values are {', '.join(known)}")
+        if self.keep != "mean" and isinstance(self.how, Exact) and self.how.top is not None:
+            raise InputError(
+                f'keep={self.keep!r}: with top= most neurons are not run on any prompt; leave it at "mean"'
+            )
         if isinstance(self.k, bool) or not isinstance(self.k, int) or self.k < 1:
             raise InputError(f"k={self.k!r}: give a positive whole number")
         if self.keep_dtype not in KEEP_TYPES:

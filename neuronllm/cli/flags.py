@@ -69,9 +69,10 @@ def parser(run: Mapping[str, Command], attribute: bool = False) -> argparse.Argu
     _model_flags(sub)
     _question_flags(sub, tasks=True)
     if attribute:
-        from .request_flags import add_request_flags
+        from .request_flags import add_request_flags, add_search_flags
 
         add_request_flags(sub)
+        add_search_flags(sub)
     sub.add_argument("--dry-run", "--dry_run", action="store_true", help="print the plan and its memory, write nothing")
 
     sub = command("find", "Choose the best and the worst neurons of saved scores.")

@@ -127,14 +127,16 @@ def _attribute(args: argparse.Namespace) -> None:
     from ..attribution.driver import attributed
     from ..attribution.dry_run import planned
     from ..data.templates import read_templates
+    from ..results.searched import missed_words, searched
     from ..runs.processes import Ranks
-    from .request_flags import request_of
+    from .request_flags import request_of, search_options
 
     with Ranks.here() as ranks, ranks.together():
         if not args.output and not args.dry_run:
             raise InputError("--output: name a folder for the scores (only --dry-run does without)")
         # What can be refused without the model is refused before it is loaded.
-        more = {"options": _options(args.options), "template": _template(args), "progress": not args.quiet}
+        options = search_options(args, _options(args.options))
+        more = {"options": options, "template": _template(args), "progress": not args.quiet}
         request = request_of(args, **more)
         request.checked()
         questions = _questions(args, args.questions, args.labels)
@@ -150,7 +152,9 @@ def _attribute(args: argparse.Namespace) -> None:
     if not first_process():
         return
     good, bad = int((scores.values > 0).sum()), int((scores.values < 0).sum())
-    print(f"{args.output}: {scores.anatomy.n_neurons} neurons scored, {good} help, {bad} hurt")
+    print(f"{args.output}: {int(scores.measured.sum())} neurons scored, {good} help, {bad} hurt")
+    if top := searched(scores.provenance):
+        print(missed_words(top))
 
 
 def _find(args: argparse.Namespace) -> None:

@@ -8,9 +8,10 @@ from typing import Any
 
 from ..attribution.request import Request
 from ..common.errors import InputError
-from .values import batch_size, count, flag_names
+from .values import batch_size, count, flag_names, positive
 
 READERS = {"int": count, "int | str": batch_size}  # how the text of a flag is read, by the type of the field
+SEARCH = ("top", "miss", "budget")  # options of method exact
 FIELDS = {argument.name: argument for argument in fields(Request)}
 
 
@@ -36,6 +37,23 @@ def request_of(args: argparse.Namespace, **more: Any) -> Request:
         if other and name in given and getattr(request, other) != needed:
             raise InputError(f"{flag_names(name)[0]} {_word(given[name])}: it needs {flag_names(other)[0]} {needed}")
     return request
+
+
+def add_search_flags(sub: argparse.ArgumentParser) -> None:
+    """Options of method exact that are worth a flag each."""
+    found = "with --method exact: find the N best and the N worst neurons, without running all"
+    sub.add_argument("--top", type=positive, metavar="N", help=found)
+    share = "with --top: go on until no more than so large a share of N is expected to be missed (default: 0.01)"
+    sub.add_argument("--miss", type=float, metavar="X", help=share)
+    sub.add_argument("--budget", type=positive, metavar="N", help="with --top: run no more than N neurons")
+
+
+def search_options(args: argparse.Namespace, options: dict[str, Any]) -> dict[str, Any]:
+    """The options with those that have a flag of their own."""
+    given = {name: value for name in SEARCH if (value := getattr(args, name)) is not None}
+    if twice := next((name for name in given if name in options), None):
+        raise InputError(f"--{twice} with --option {twice}: it is the same option, give it once")
+    return options | given
 
 
 def _reading(argument: Field[Any]) -> dict[str, Any]:

@@ -46,6 +46,37 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return corrected
 
 
+def largest_share(seen: int, drawn: int, confidence: float = 0.95) -> float:
+    """The share of a whole that is exceeded with no more than 1 - confidence, by a sample (Clopper and Pearson).
+
+    >>> round(largest_share(0, 10), 4)
+    0.2589
+    """
+    if seen >= drawn:
+        return 1.0
+    low, high = seen / drawn, 1.0
+    for _ in range(60):  # halvings: below the rounding of a float
+        share = (low + high) / 2
+        if _so_few(seen, drawn, share) > 1 - confidence:
+            low = share
+        else:
+            high = share
+    return high
+
+
+def _so_few(seen: int, drawn: int, share: float) -> float:
+    """How likely a sample holds no more than so many of what is such a share of the whole."""
+    logs = [
+        math.lgamma(drawn + 1)
+        - math.lgamma(n + 1)
+        - math.lgamma(drawn - n + 1)
+        + n * math.log(share)
+        + (drawn - n) * math.log1p(-share)
+        for n in range(seen + 1)
+    ]
+    return math.fsum(map(math.exp, logs))
+
+
 def relative_change(before: float, after: float) -> float | None:
     """(after - before) / before, signed; None if there was nothing before."""
     return (after - before) / before if before else None

@@ -92,6 +92,10 @@ class Method(ABC):
         """All of them where the method can: scores and edits at all positions are the stronger control."""
         return "all" if "all" in self.positions else "answer"
 
+    def one_by_one(self, positions: str) -> bool:
+        """Whether questions are handed to the engine one at a time, so that a kill costs no more than one."""
+        return self.expensive
+
     @classmethod
     def options(cls) -> list[str]:
         return [field.name for field in fields(cls)]

@@ -35,6 +35,7 @@ from .hub import OnHub, folder_of
 from .learned import CONTROLS, Controls, learned_lines
 from .pictures import neurons_figure
 from .qrnca import key_neurons
+from .searched import missed_words, searched
 from .shown import Shown, neurons_shown
 
 if TYPE_CHECKING:
@@ -94,6 +95,7 @@ class NeuronSet(OnHub, Shown):
         names = ("model", "method", "objective", "positions")
         said = self.provenance | ({"positions": self.positions} if self.positions else {})
         lines += [f"- {name}: {said[name]}" for name in names if name in said]
+        lines += [f"- {missed_words(top)}"] if (top := searched(self.provenance)) else []
         lines += _verified_lines(self.provenance.get("verified"))
         own = own_range(self.role, self.factor)
         lines += [f"- own factors of {role} neurons: {show_factor(None, own[role])}" for role in own]

@@ -21,6 +21,7 @@ from .factors import ROLES
 from .neurons import NeuronSet, check_counts
 from .per_prompt import ShardedScores, Top
 from .pictures import scores_figure
+from .searched import warn_of_missed
 from .shown import Shown, neurons_shown
 
 if TYPE_CHECKING:
@@ -36,9 +37,10 @@ TOP = "top."
 class Scores(Shown):
     """What `nl.attribute` returns.
 
-    `values` (n_neurons,) float32: + helps, - hurts. `stderr` and `sign_consistency` are over questions (the share of
-    questions that agree with the mean's sign). `per_prompt` (prompts, n_neurons): raw scores, with keep="all" only; on
-    disk it is read row by row when it is indexed. `top`: every prompt's highest and lowest, with keep="topk" only.
+    `values` (n_neurons,) float32: + helps, - hurts; NaN where a neuron was not run, as by method "exact" with top=.
+    `stderr` and `sign_consistency` are over questions (the share of questions that agree with the mean's sign).
+    `per_prompt` (prompts, n_neurons): raw scores, with keep="all" only; on disk it is read row by row when it is
+    indexed. `top`: every prompt's highest and lowest, with keep="topk" only.
 
     >>> scores = nl.Scores.load("scores")           # doctest: +SKIP
     >>> neurons = scores.find(good=100, bad=100)    # doctest: +SKIP
@@ -58,7 +60,13 @@ class Scores(Shown):
 
     def __repr__(self) -> str:
         method = self.provenance.get("method", "unknown method")
-        return f"Scores({method}, {self.anatomy.n_neurons} neurons of a {self.anatomy.describe()})"
+        few = "" if (ran := int(self.measured.sum())) == len(self.values) else f"{ran} of "
+        return f"Scores({method}, {few}{self.anatomy.n_neurons} neurons of a {self.anatomy.describe()})"
+
+    @property
+    def measured(self) -> Tensor:
+        """(n_neurons,): True for the neurons that have a score."""
+        return ~self.values.isnan()
 
     def find(self, good: int = 100, bad: int = 100) -> NeuronSet:
         """The neurons that help most and hurt most; fewer, with a warning, where the sign does not allow more."""
@@ -66,6 +74,7 @@ class Scores(Shown):
         if leaning := self.provenance.get("leaning"):
             form = self.provenance.get("answers") or "letters"
             warn(leaning_words(form, leaning["option"], leaning["share"]))
+        warn_of_missed(self.provenance, max(good, bad))
         ends = extremes(self.values, largest=good, smallest=bad)
         parts = []
         for role, asked, end in (("good", good, ends.largest), ("bad", bad, ends.smallest)):
@@ -85,7 +94,7 @@ class Scores(Shown):
         )
 
     def to_dataframe(self) -> pandas.DataFrame:
-        """One row a neuron: layer, expert, index, score, stderr, sign_consistency. Needs pandas."""
+        """One row a neuron: layer, expert, index, score, stderr, sign_consistency; NaN if not run. Needs pandas."""
         try:
             import pandas
         except ImportError as error:

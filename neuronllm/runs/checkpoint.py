@@ -5,6 +5,7 @@ While it is under way, OUTPUT.partial holds
     run.json                    what decides the bytes of the result and the plan of the batches, frozen at the start
     part-R-NNNNN.safetensors    a shard: scores of prompts that process R has done (keep="topk" and "all")
     state-R.safetensors         what process R has gathered, and how far it is
+    rounds/                     attributions that this one is made of, each a run of its own (method "exact" with top=)
 
 A file gets its name when it is whole and on the disk, and a shard is written before the state that counts it. So the
 state is right whenever the process is killed; what came after it is done again, to the same bytes. At the end the
@@ -29,6 +30,7 @@ from ..results.scores import CONFIG, MANIFEST, PARTIAL, TENSORS, Scores
 from .processes import Ranks
 from .provenance import check_same
 
+ROUNDS = "rounds"
 EVERY = 64  # prompts of a shard, unless their scores are large
 SHARD_BYTES = 2**28
 
@@ -81,7 +83,8 @@ class Run:
 
     def discard(self, work: bool = False) -> None:
         """Take the folder away again, unless it holds work that was done; with `work`, then too."""
-        if self._ranks.first and (work or not any(self.folder.glob("state-*"))):
+        done = any(self.folder.glob("state-*")) or any(self.folder.glob(f"{ROUNDS}/*"))
+        if self._ranks.first and (work or not done):
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def windows_done(self, rank: int) -> int:
@@ -114,6 +117,7 @@ class Run:
             needed = {CONFIG, TENSORS, MANIFEST, *read_json(self.folder, CONFIG, "scores").get("parts", [])}
             for ours in (".*", "part-*", "state-*"):
                 self._sweep(ours, needed)
+            shutil.rmtree(self.folder / ROUNDS, ignore_errors=True)
             take_place(self.folder, self.target)
         clear_aside(self.target)
 

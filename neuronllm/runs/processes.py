@@ -96,7 +96,7 @@ class Ranks:
         """Refuse where the processes were given something different; alone, nobody needs the settings."""
         if self.size == 1:
             return
-        mine = settings()
+        mine = json.loads(json.dumps(settings()))  # as the first one's come here: no tuples
         first = self.gather(mine)[0]
         with self.together():
             check_same(first, mine, "the processes must be given the same: the first one has")

@@ -37,6 +37,23 @@ def test_an_option_reaches_the_method(model_folder, questions, tmp_path):
     assert options["steps"] == 3 and options["mask"] == "none"
 
 
+def test_the_strongest_have_flags_of_their_own(model_folder, questions, tmp_path, capsys):
+    command = ["attribute", "--model", model_folder, "--questions", questions, "--quiet", "--limit", 2]
+    top = [*command, "--method", "exact", "--top", 2, "--miss", 0.5, "--budget", 30]
+    assert run(*top, "--output", tmp_path / "scores") == 0
+    scores = Scores.load(tmp_path / "scores")
+    options = {"factor": 0.0, "top": 2, "miss": 0.5, "budget": 30, "seed": 0}
+    assert scores.provenance["options"] == options and 4 <= int(scores.measured.sum()) <= 30
+    scored, told = capsys.readouterr().out.splitlines()
+    assert f": {int(scores.measured.sum())} neurons scored, " in scored
+    assert told.startswith("the 2 best and the 2 worst, searched for among ")
+    more = ["--output", tmp_path / "more"]
+    assert "--top with --option top: it is the same option" in refused(capsys, *top, "-o", "top=3", *more)
+    assert "'gradient' has no option 'top'" in refused(capsys, *command, "--top", 2, *more)
+    assert "budget=3: give 4 or more" in refused(capsys, *top[:-1], 3, *more)
+    assert not (tmp_path / "more").exists()
+
+
 BAD_FILES = {
     "a broken line": ([ROWS[0], "{not json"], ":2"),
     "answer out of range": ([{**ROWS[0], "answer": 3}], ":1"),
