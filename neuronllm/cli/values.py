@@ -69,6 +69,30 @@ def text_lines(source: str) -> list[str]:
     return lines
 
 
+def options(pairs: Sequence[str]) -> dict[str, Any]:
+    """NAME=VALUE pairs, whose values are numbers where they can be read so.
+
+    >>> options(["steps=8", "quadrature=right"])
+    {'steps': 8, 'quadrature': 'right'}
+    """
+    found: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals or not name:
+            raise InputError(f"--option {pair}: write NAME=VALUE")
+        found[name] = _literal(value)
+    return found
+
+
+def _literal(text: str) -> Any:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
 def check_form(args: argparse.Namespace, questions: Sequence[Any], neurons: Any = None) -> None:
     """InputError for questions that cannot be answered in the form asked for, before the model is loaded."""
     from ..data.forms import form_of
