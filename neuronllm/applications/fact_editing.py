@@ -87,11 +87,11 @@ class Editing:
         far = self._far()
         facts = self._facts([one.ask() for one in near])
         unchanged = far() if far is not None else None
-        spoken = self._scores(facts)
+        scored = self._scores(facts)
         edits = []
         for fact in tqdm(facts, desc="editing", disable=not self.asked.progress, unit="fact"):
             one = _OneFact(self, fact, near[fact.number], far, unchanged)
-            edits.append(one.edited(self._neurons(fact, spoken)))
+            edits.append(one.edited(self._neurons(fact, scored)))
         return FactEdits(tuple(edits), self.asked.seed)
 
     # ---- what is asked ----
@@ -161,11 +161,11 @@ class Editing:
         job = Job.of(self.model, self.tokenizer, self.asked.background, self.asked.search)
         return Background.of(job, self.asked.k)
 
-    def _neurons(self, fact: Fact, spoken: dict[str, tuple[Job, QueryScores]]) -> NeuronSet:
+    def _neurons(self, fact: Fact, scored: dict[str, tuple[Job, QueryScores]]) -> NeuronSet:
         """What speaks for the wanted answer is good, what speaks for the old one bad; what does both is neither."""
         found: dict[str, tuple[Tensor, Tensor]] = {}
         provenance: dict[str, Any] = {}
-        for name, (job, scores) in spoken.items():
+        for name, (job, scores) in scored.items():
             if fact.wants_neurons_of(name):
                 found[name] = scores.neurons(fact.number, self.asked.k)
                 provenance = job.provenance(job.groups)

@@ -15,6 +15,7 @@ from ..data.prompts import Questions
 from ..data.questions import Question
 from ..data.rendering import ORDERS
 from ..engine.objectives import AnyObjective
+from ..methods import Method
 from ..select.results import checked_count
 from .queries import check_single
 
@@ -30,7 +31,7 @@ class FactRequest:
     paraphrases: Sequence[Sequence[str | Question]] | None
     unrelated: Questions | None
     background: Questions | None
-    method: str
+    method: str | Method
     k: int
     factors: tuple[float, float]
     steps: int

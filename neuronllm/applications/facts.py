@@ -17,6 +17,7 @@ import torch
 from ..data.prompts import Questions
 from ..data.questions import Question
 from ..engine.objectives import AnyObjective
+from ..methods import Method
 from .fact_editing import Editing
 from .fact_report import FactEdit, FactEdits
 from .fact_request import FactRequest
@@ -60,7 +61,7 @@ def edit_facts(
     paraphrases: Sequence[Sequence[str | Question]] | None = None,
     unrelated: Questions | None = None,
     background: Questions | None = None,
-    method: str = "qrnca",
+    method: str | Method = "qrnca",
     k: int = 20,
     factors: tuple[float, float] = (2.0, 0.0),
     steps: int = 64,

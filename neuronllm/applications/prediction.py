@@ -36,6 +36,7 @@ from ..engine.asking import Asker
 from ..engine.objectives import AnyObjective
 from ..judging.asking import Asking
 from ..judging.controls import among
+from ..methods import Method
 from ..model.random_sets import random_like
 from ..results.neurons import NeuronSet
 from ..select.results import checked_count
@@ -83,7 +84,7 @@ def predict(
     search: Sequence[Question],
     test: Sequence[Question],
     *,
-    method: str = "qrnca",
+    method: str | Method = "qrnca",
     k: int = 20,
     controls: int = 20,
     objective: AnyObjective | None = None,

@@ -20,6 +20,7 @@ from ..common.errors import InputError
 from ..common.tables import markdown_table
 from ..data.questions import Question
 from ..engine.objectives import AnyObjective
+from ..methods import Method
 from ..model.anatomy import Anatomy
 from ..results.neurons import NeuronSet
 from ..results.overlap import by_layer
@@ -90,7 +91,7 @@ def by_subject(
     search: Sequence[Question],
     test: Sequence[Question],
     *,
-    method: str = "qrnca",
+    method: str | Method = "qrnca",
     k: int = 20,
     factors: tuple[float, float] = (2.0, 0.0),
     controls: int = 0,
