@@ -21,7 +21,7 @@ from ..common.env import first_process
 from ..common.errors import InputError, PeerError, SharedError
 from ..common.interrupts import one_interrupt
 from .flags import leave_together, parser
-from .values import check_form
+from .values import check_form, options
 
 DEMO = "demo:"
 
@@ -85,6 +85,7 @@ def _run(argv: Sequence[str] | None) -> int:
         "learn": _learn,
         "contrast": _contrast,
         "describe": _describe,
+        "compare": _compare,
         "distractors": _distractors,
         "bake": _bake,
         "export": _export,
@@ -134,7 +135,7 @@ def _attribute(args: argparse.Namespace) -> None:
         if not args.output and not args.dry_run:
             raise InputError("--output: name a folder for the scores (only --dry-run does without)")
         # What can be refused without the model is refused before it is loaded.
-        more = {"options": _options(args.options), "template": _template(args), "progress": not args.quiet}
+        more = {"options": options(args.options), "template": _template(args), "progress": not args.quiet}
         request = request_of(args, **more)
         request.checked()
         questions = _questions(args, args.questions, args.labels)
@@ -169,6 +170,12 @@ def _describe(args: argparse.Namespace) -> None:
     from .describe import run
 
     run(args, _questions, _model, _template(args))
+
+
+def _compare(args: argparse.Namespace) -> None:
+    from .compare import run
+
+    run(args, _model, _template(args))
 
 
 def _distractors(args: argparse.Namespace) -> None:
@@ -376,25 +383,6 @@ def _template(args: argparse.Namespace) -> Any:
     if args.apply_chat_template and not getattr(args, "tasks", None):  # these word themselves, in a chat too
         return [f"chat:{name}" for name in names] or "chat"
     return names or None
-
-
-def _options(pairs: Sequence[str]) -> dict[str, Any]:
-    options: dict[str, Any] = {}
-    for pair in pairs:
-        name, equals, value = pair.partition("=")
-        if not equals or not name:
-            raise InputError(f"--option {pair}: write NAME=VALUE")
-        options[name] = _literal(value)
-    return options
-
-
-def _literal(text: str) -> Any:
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
 
 
 if __name__ == "__main__":

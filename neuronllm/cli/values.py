@@ -74,3 +74,24 @@ def check_form(args: argparse.Namespace, questions: Sequence[Any], neurons: Any 
     from ..data.forms import form_of
 
     form_of(questions, args.answers, args.length, {} if neurons is None else neurons.provenance)
+
+
+def options(pairs: Sequence[str]) -> dict[str, Any]:
+    """NAME=VALUE of every --option."""
+    found: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals or not name:
+            raise InputError(f"--option {pair}: write NAME=VALUE")
+        found[name] = literal(value)
+    return found
+
+
+def literal(text: str) -> Any:
+    """A number where the text is one."""
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text

@@ -9,7 +9,8 @@ from ..common.env import source_commit
 from ..common.statistics import holm
 from ..judging.verdicts import outcome
 from ..model.identity import identity
-from .overlap import overlaps
+from ..results.overlap import overlaps
+from .quiet import quietly
 from .splits import SIDES
 from .stages import versions
 
@@ -43,7 +44,7 @@ def assembled(setting: Setting) -> dict[str, Any]:
         "edits": named,
         "curves": _curves(setting),
         "maps": [{"task": task, "method": method, **maps[task, method]} for task, method in pairs],
-        "overlap": overlaps(setting, edits),
+        "overlap": overlap(setting, edits),
         "cards": [],
     }
     return plain(whole)
@@ -121,6 +122,18 @@ def summary(task: str, found: Mapping[str, Any], edits: Edits) -> str:
         elif mine:
             parts.append(f"none of {len(mine)} edits {verb} it beyond random sets and chance")
     return "; ".join(parts) + "."
+
+
+def overlap(setting: Setting, edits: Edits) -> dict[str, Any]:
+    """Of the first method and the first edit: what the sets of tasks share, and what an edit does to each of them."""
+    method, edit, names = setting.methods[0], setting.edits[0], list(setting.tasks)
+    found = {task: quietly(setting.scores(task, method).find, setting.k, setting.k) for task in names}
+    transfer = []
+    for task in names:
+        one = edits[task, method, edit]
+        there = {other: moved["after"] - moved["before"] for other, moved in one["elsewhere"].items()}
+        transfer.append([{**there, task: one["gain"]}[name] for name in names])
+    return {**overlaps(found), "method": method, "edit": edit, "transfer": transfer}
 
 
 def _curves(setting: Setting) -> list[dict[str, Any]]:

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..common.statistics import bootstrap_interval, mean_change
+from ..common.statistics import bootstrap_interval
 from ..data.forms import option_name
 from ..engine.asking import Edit
 from ..judging.controls import random_controls
-from ..judging.evaluate import evaluate
+from ..judging.evaluate import change_ratio, evaluate, relative_changes
 from ..judging.report import Report
 from ..results.answers import Answers
 from ..results.neurons import NeuronSet
@@ -142,17 +142,16 @@ def examples(setting: Setting, task: str, base: Answers, edited: Answers) -> lis
 
 def _elsewhere(setting: Setting, task: str, change: Edit, here: float | None) -> dict[str, Any]:
     """Accuracy of the other tasks before and after, and the PCR against all of their prompts together."""
-    found, before, after = {}, [], []
+    found, changes = {}, []
     for other in setting.tasks:
         if other != task:
             base = setting.base(other, elsewhere=True)
             edited = setting.asker(other, elsewhere=True)(change) if len(change.ids) else base
             found[other] = {"before": base.accuracy, "after": edited.accuracy}
-            before.append(base.p_right)
-            after.append(edited.p_right)
-    there = mean_change(np.concatenate(before), np.concatenate(after)) if before else None
-    pcr = abs(here) / abs(there) if there and here is not None else None
-    return {"elsewhere": found, "p_change_elsewhere": there, "pcr": pcr}
+            changes.append(relative_changes(base, edited))
+    pooled = np.concatenate(changes) if changes else np.empty(0)
+    there = float(pooled.mean()) if len(pooled) else None
+    return {"elsewhere": found, "p_change_elsewhere": there, "pcr": change_ratio(here, there)}
 
 
 def curve(setting: Setting, task: str, method: str, edit: str) -> dict[str, Any]:

@@ -18,7 +18,8 @@ from ..attribution.request import Request
 from ..common.errors import InputError
 from ..common.statistics import spearman
 from ..engine.asking import Asker
-from ..results.neurons import NeuronSet
+from ..results.overlap import by_layer
+from ..results.pictures import strongest_of_bins
 from ..results.scores import PARTIAL, Scores
 from ..select import extremes
 from .quiet import heard, quietly
@@ -55,7 +56,7 @@ def scored(setting: Setting, task: str, method: str) -> dict[str, Any]:
         "positions": job.request.positions,
         "questions": len(questions),
         "stability": steady,
-        "layers": layers(neurons),
+        "layers": by_layer(neurons),
         "warnings": said,
         "map": neuron_map(slim),
     }
@@ -123,16 +124,6 @@ def ends_overlap(first: Tensor, second: Tensor, share: float = ENDS) -> tuple[fl
     return len(best[0] & best[1]) / k, len(worst[0] & worst[1]) / k
 
 
-def layers(neurons: NeuronSet) -> dict[str, list[int]]:
-    """How many good and bad neurons every layer has."""
-    count = max(site.layer for site in neurons.anatomy.sites) + 1
-    found = {}
-    for role in ("good", "bad"):
-        mine = neurons.layer[torch.from_numpy(neurons.role == role)]
-        found[role] = torch.bincount(mine, minlength=count).tolist()
-    return found
-
-
 def neuron_map(scores: Scores) -> dict[str, Any]:
     """The scores of every layer, and of every expert, in bins: of each the score that is largest in size."""
     rows = []
@@ -147,9 +138,7 @@ def neuron_map(scores: Scores) -> dict[str, Any]:
 
 
 def _row(values: Tensor, wide: int, layer: int, expert: int, first: int, width: int) -> dict[str, Any]:
-    mine = values[first : first + width]
-    padded = torch.nn.functional.pad(mine, (0, -width % wide)).view(-1, wide)
-    largest = padded.gather(1, padded.abs().argmax(1, keepdim=True))[:, 0].tolist()
+    largest = strongest_of_bins(values[first : first + width], wide).tolist()
     kind = {-1: "", -2: ", shared"}.get(expert, f", expert {expert}")
     shown = [float(f"{value:.3g}") for value in largest]
     return {"label": f"layer {layer}{kind}", "layer": layer, "expert": expert, "first": first, "values": shown}

@@ -80,7 +80,7 @@ class Setting:
     @cached_property
     def asking(self) -> Asking:
         questions = next(iter(self.tasks.values())).splits.test
-        return Asking.of(questions, None, "none", self.request.template, self.form.answers, self.length)
+        return Asking.of(questions, {}, "none", self.request.template, self.form.answers, self.length)
 
     @property
     def length(self) -> str | None:
@@ -90,9 +90,14 @@ class Setting:
     def words(self) -> dict[str, Any]:
         """The same, for `nl.evaluate` and its kind."""
         template = self.asking.template
-        if template is None:
+        if template is None and not self.worded:
             template = "default"
         return {"orders": "none", "template": template, "answers": self.form.answers, "length": self.length}
+
+    @cached_property
+    def worded(self) -> bool:
+        """Whether the questions come in words of their own, which no template has a say in."""
+        return next(iter(self.tasks.values())).splits.test[0].wording is not None
 
     def prompts(self, questions: list[Question]) -> list[Prompt]:
         return self.asking._replace(template=self.words["template"]).prompts(self.model, self.tokenizer, questions)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import random
 import re
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any, TypeVar
 
 from ..common.checks import short
 from ..common.errors import InputError
+from ..common.warning import warn
 from ..data.forms import Form, check_choice, form_of
 from ..data.loading import load_questions
 from ..data.questions import Question, fingerprint
@@ -58,7 +58,7 @@ class Task:
         splits = Splits(search, validation, test)
         if twice := shared(splits):
             said = f"task {name!r}: {twice} questions stand in two of the given splits: what is judged was seen before"
-            warnings.warn(said, stacklevel=5)
+            warn(said)
         return cls(name, splits, {side: file for side, file in zip(SIDES, files, strict=True) if file})
 
     def within(self, budget: Budget, seed: int) -> Task:
