@@ -47,7 +47,7 @@ def split(questions: Sequence[Question], seed: int = 0, by: str = "id") -> Split
     if len(groups) < len(SIDES):
         what = "subjects" if by == "subject" else "different items"
         raise InputError(
-            f"questions: {len(groups)} {what} in {len(questions)} questions, and three are needed to split them into "
+            f"{len(groups)} {what} in {len(questions)} questions, and three are needed to split them into "
             "search, validation and test: give more, or give the three files yourself"
         )
     sides: list[list[int]] = [[] for _ in SIDES]
