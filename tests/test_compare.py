@@ -250,9 +250,6 @@ def test_overlap_by_hand(made) -> None:
             for j, other in enumerate(names):
                 a, b = sets[one, first], sets[other, second]
                 close(table[name][i][j]["jaccard"], len(a & b) / len(a | b))
-                layers = [[n // 28 for n in side] for side in (a, b)]
-                expected = sum(layers[0].count(layer) * layers[1].count(layer) / 28 for layer in (0, 1))
-                close(table[name][i][j]["chance"], expected / (len(a) + len(b) - expected))
     edit = of(made.data["edits"], task="colour", method="gradient", edit="enhance")
     after = edit["elsewhere"]["sky"]
     close(table["transfer"][0], [edit["gain"], after["after"] - after["before"]])
