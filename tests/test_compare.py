@@ -85,7 +85,7 @@ def test_folder_and_form(made) -> None:
     assert (colour["chance"], sky["chance"]) == (0.333333, 0.5)
     assert len(data["methods"]) == 4 and len(data["edits"]) == 12 and len(data["curves"]) == 8
     assert data["model"]["neurons"] == 56 and data["model"]["layers"] == 2
-    assert data["cards"] == [] and data["made"]["settings"]["k"] == 3
+    assert data["made"]["settings"]["k"] == 3
     assert set(made.timings["methods"]["ace"]["sky"]) == {"seconds", "inference", "ratio"}
     assert "NaN" not in (made.folder / "comparison.json").read_text()
     again = nl.Comparison.load(made.folder)
@@ -253,6 +253,30 @@ def test_overlap_by_hand(made) -> None:
     edit = of(made.data["edits"], task="colour", method="gradient", edit="enhance")
     after = edit["elsewhere"]["sky"]
     close(table["transfer"][0], [edit["gain"], after["after"] - after["before"]])
+
+
+def test_cards_say_what_was_measured(made, model, tokenizer) -> None:
+    neurons = made.neurons("sky", "gradient", "enhance")
+    cards = [card for card in made.data["cards"] if card["task"] == "sky"]
+    assert [card["id"] for card in cards] == neurons.ids.tolist() and cards[0]["factor"] == 2
+    search = TASKS["sky"][0]
+    plainly = nl.describe(model, tokenizer, neurons, search, template="plain", progress=False).cards
+    assert [card["promoted"][0]["token"] for card in cards] == [card["promoted"][0]["token"] for card in plainly]
+    assert [len(card["spans"]) for card in cards] == [len(card["spans"]) for card in plainly]
+    drawn = [search[n] for n in sorted(random.Random(0).sample(range(5), 2))]
+    prompts = nl.render(tokenizer, drawn, "none", "plain")
+    exact = nl.attribute(model, None, prompts, "exact", positions="all", progress=False).values
+    close([card["exact"] for card in cards], exact[neurons.ids].tolist())
+    other = made.neurons("colour", "gradient", "enhance")
+    roles = dict(zip(other.ids.tolist(), other.role.tolist(), strict=True))
+    for card in cards:
+        also = [{"task": "colour", "role": roles[card["id"]]}] if card["id"] in roles else []
+        assert card["also"] == also and card["interval"][0] < card["score"] < card["interval"][1]
+
+
+def test_a_picture(made) -> None:
+    figure = made.plot()
+    assert [axes.get_title() for axes in figure.axes[:2]] == ["colour", "sky"]
 
 
 def test_tables(made, tmp_path) -> None:

@@ -10,6 +10,7 @@ from ..common.statistics import holm
 from ..judging.verdicts import outcome
 from ..model.identity import identity
 from ..results.overlap import overlaps
+from .cards import with_others
 from .quiet import quietly
 from .splits import SIDES
 from .stages import versions
@@ -45,7 +46,7 @@ def assembled(setting: Setting) -> dict[str, Any]:
         "curves": _curves(setting),
         "maps": [{"task": task, "method": method, **maps[task, method]} for task, method in pairs],
         "overlap": overlap(setting, edits),
-        "cards": [],
+        "cards": with_others(setting),
     }
     return plain(whole)
 

@@ -8,13 +8,17 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..common.errors import InputError
 from ..common.files import check_new_file, new_folder, read_json, write_json
 from ..common.tables import markdown_table, print_table, show
 from ..results.neurons import NeuronSet
+from ..results.pictures import curves_figure
 from .request import COMPARISON
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 TIMINGS = "timings.json"
 
@@ -116,6 +120,15 @@ class Comparison:
         for task in self.data["tasks"]:
             parts += [task["summary"], "", *markdown_table(SHORT, self._cells(task["name"])), ""]
         return "\n".join(parts)
+
+    def plot(self, title: str = "") -> Figure:
+        """Accuracy against the number of neurons, with the bands of random sets, as a figure of matplotlib.
+
+        >>> comparison.plot().savefig("curves.pdf")   # doctest: +SKIP
+        """
+        base = {task["name"]: task["base"]["accuracy"] for task in self.data["tasks"]}
+        behind = [{**curve, "points": [p for p in curve["points"] if p["k"]]} for curve in self.data["curves"]]
+        return curves_figure(behind, base, title)
 
     def print(self) -> None:
         """The same on the terminal."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ..common.env import package_version
 from ..methods import get_method
 from .agreement import agreement, truth
+from .cards import cards
 from .edits import EDITS, sizes
 from .judged import CURVES, curve, judged, unedited
 from .making import TRIED_ON, TUNED_FACTORS, saved
@@ -61,7 +62,8 @@ def stages(setting: Setting) -> list[list[Stage]]:
             for where in wanted
         ],
         [Stage(("agreement", *pair), cost.agreement(pair[1]), partial(_call, agreement, pair)) for pair in pairs]
-        + [_set(cost, (*pair, edit)) for pair in pairs for edit in others],
+        + [_set(cost, (*pair, edit)) for pair in pairs for edit in others]
+        + [Stage(("cards", task), 2 * cost.test(task), partial(_call, cards, (task,))) for task in setting.tasks],
         [_set(cost, (*pair, edit), together=True) for pair in pairs for edit in learned],
         [
             Stage(("edits", *pair, edit), cost.judged(pair[0]), partial(_call, judged, (*pair, edit)))
