@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from tests.cli.tools import refused, run, write_questions
 
+ROOT = Path(__file__).resolve().parents[2]
 ROWS = [
     {"id": f"q{n}", "question": f"Which of these is word {n}?", "choices": ["red", "blue", "seven"], "answer": n % 3}
     for n in range(9)
@@ -65,3 +70,33 @@ def test_refused_before_the_model_is_loaded(command, tmp_path, capsys, monkeypat
     monkeypatch.chdir(tmp_path)
     assert said in refused(capsys, *command, "--output", tmp_path / "none", *flags)
     assert not (tmp_path / "none").exists() and not (tmp_path / "none.partial").exists()
+
+
+def numbers(value, path=""):
+    """Every number of nested data by its path, in order."""
+    if isinstance(value, dict):
+        return [found for key in sorted(value) for found in numbers(value[key], f"{path}/{key}")]
+    if isinstance(value, list):
+        return [found for n, one in enumerate(value) for found in numbers(one, f"{path}/{n}")]
+    return [(path, value)] if isinstance(value, float) else []
+
+
+@pytest.mark.slow
+def test_two_processes_share_a_comparison(command, tmp_path, capsys) -> None:
+    asked = (*command, "--methods", "gradient", "--edits", "degrade", "learned", "--k", 2)
+    assert run(*asked, "--output", tmp_path / "alone") == 0
+    launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+
+    def torchrun(*flags: object) -> subprocess.CompletedProcess[str]:
+        whole = [str(part) for part in (*launcher, "-m", "neuronllm", *asked, *flags)]
+        return subprocess.run(whole, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+
+    done = torchrun("--output", tmp_path / "two")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Comparison(2 tasks, 1 methods, 4 edits of") == 1
+    alone, two = (json.loads((tmp_path / name / "comparison.json").read_text()) for name in ("alone", "two"))
+    for what in ("tasks", "methods", "edits", "curves"):
+        assert numbers(two[what]) == [(path, pytest.approx(value, abs=1e-4)) for path, value in numbers(alone[what])]
+    refusal = torchrun("--output", tmp_path / "two")
+    assert refusal.returncode != 0 and refusal.stderr.count("an earlier result stands there") == 1
