@@ -39,6 +39,8 @@ _PUBLIC = {
     "Report": "judging.report",
     "learn": "steering.learn",
     "tune": "steering.tune",
+    "compare": "comparing.run",
+    "Comparison": "comparing.comparison",
     "distractors": "judging.distractors",
     "edit_fact": "applications.facts",
     "edit_facts": "applications.facts",

@@ -40,11 +40,11 @@ FLOORS = (
     ("engine", "runs"),
     ("methods", "objectives", "judging"),
     ("attribution", "steering"),
-    ("applications", "bridges", "demo"),
+    ("applications", "bridges", "comparing", "demo"),
     ("cli",),
     ("__main__", "bench"),
 )
-MOST_ROOMS, MOST_FLOORS = 21, 9
+MOST_ROOMS, MOST_FLOORS = 22, 9
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 # where a distribution is imported under another name
 IMPORT_NAMES = {"lm-eval": "lm_eval", "inspect-ai": "inspect_ai", "scikit-learn": "sklearn"}

@@ -190,8 +190,15 @@ class _Measured(NamedTuple):
 
 def _measured(job: Job, ids: Tensor) -> _Measured:
     """Every neuron edited by itself, on every question."""
+    effects, noise = each_effect(job, ids)
+    by_question = _direction(job) * effects
+    return _Measured(by_question.mean(0), by_question.std(0) / len(by_question) ** 0.5, noise)
+
+
+def each_effect(job: Job, ids: Tensor) -> tuple[Tensor, float]:
+    """(questions, ids): the exact effects that a job of method "exact" asks for, in float64, and their noise."""
     request, waiting = job.request, job.groups
-    factor, positions = request.options["factor"], request.positions or ""
+    factor, positions = request.options.get("factor", 0.0), request.positions or ""
     found: list[Tensor] = []
     with (
         engine_of(job) as engine,
@@ -209,8 +216,7 @@ def _measured(job: Job, ids: Tensor) -> _Measured:
             found += [part.double().mean(0) for part in rows.split([len(group) for group in now])]
             bar.update(len(now))
         noise = engine.plan.noise
-    by_question = _direction(job) * torch.stack(found)
-    return _Measured(by_question.mean(0), by_question.std(0) / len(found) ** 0.5, noise)
+    return torch.stack(found), noise
 
 
 class _Together:

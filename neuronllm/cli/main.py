@@ -85,6 +85,7 @@ def _run(argv: Sequence[str] | None) -> int:
         "learn": _learn,
         "contrast": _contrast,
         "describe": _describe,
+        "compare": _compare,
         "distractors": _distractors,
         "bake": _bake,
         "export": _export,
@@ -173,6 +174,12 @@ def _describe(args: argparse.Namespace) -> None:
     from .describe import run
 
     run(args, _questions, _model, _template(args))
+
+
+def _compare(args: argparse.Namespace) -> None:
+    from .compare import run
+
+    run(args, _model, _template(args))
 
 
 def _distractors(args: argparse.Namespace) -> None:

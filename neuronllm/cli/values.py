@@ -80,11 +80,12 @@ def options(pairs: Sequence[str]) -> dict[str, Any]:
         name, equals, value = pair.partition("=")
         if not equals or not name:
             raise InputError(f"--option {pair}: write NAME=VALUE")
-        found[name] = _literal(value)
+        found[name] = literal(value)
     return found
 
 
-def _literal(text: str) -> Any:
+def literal(text: str) -> Any:
+    """A number where the text is one."""
     for kind in (int, float):
         try:
             return kind(text)

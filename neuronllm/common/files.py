@@ -28,6 +28,7 @@ MARKS: dict[str, tuple[str, ...] | None] = {
     "neuronllm_adapter.json": ("adapter_config.json", "adapter_model.safetensors", "README.md"),
     "neuronllm_hooks.json": ("factors.safetensors", "README.md"),
     "neuronllm-demo.json": None,
+    "comparison.json": ("timings.json", "compare.json", "report.html", "sets"),
 }
 OVERWRITE = "overwrite=True (--overwrite) to replace it"
 
@@ -123,8 +124,8 @@ def check_writable(target: Path) -> None:
         raise InputError(f"output {target}: cannot be made, {above} {why}")
 
 
-def write_json(path: Path, data: Any) -> None:
-    write_text(path, json.dumps(data, indent=2, sort_keys=True) + "\n")
+def write_json(path: Path, data: Any, indent: int | None = 2) -> None:
+    write_text(path, json.dumps(data, indent=indent, sort_keys=True) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from ..common.errors import InputError
 from ..common.tables import markdown_table, print_table
 from ..judging.report import Report
+from ..judging.verdicts import outcome
 from ..results.factors import ROLES, show_factor
 from ..results.neurons import NeuronSet
 from ..results.scores import Scores
@@ -41,11 +42,9 @@ def verdict(report: Report) -> str:
     text += f", McNemar p {report.mcnemar:.2g}"
     if report.collapsed:
         return f"{text}; the letters collapse, so this shows nothing about the task"
-    wanted = "below" if report.edit["mode"] == "degrade" else "above"
-    if outside == wanted and report.mcnemar < 0.05:
-        return f"{text}: shown"
-    harm = report.edit["mode"] != "degrade" and outside == "below" and report.mcnemar < 0.05
-    return f"{text}: {'it hurts' if harm else 'not shown'}"
+    edge = (band["p2.5"], band["p97.5"])
+    found = outcome(now - before, now, edge, report.mcnemar, report.edit["mode"] or "enhance")
+    return f"{text}: {'it hurts' if found == 'hurts' else found}"
 
 
 def _recipe(report: Report) -> str:

@@ -56,5 +56,6 @@ def among(drawn: Sequence[float], value: float) -> dict[str, float]:
         "p2.5": float(low),
         "p50": float(middle),
         "p97.5": float(high),
+        "mean": float(np.mean(drawn)),
         "percentile_of_edit": percent_of(drawn, value),
     }

@@ -136,11 +136,17 @@ def partial_folder(output: str | os.PathLike[str]) -> Path:
     return Path(output).with_name(Path(output).name + PARTIAL)
 
 
-def check_output(output: str | os.PathLike[str], resume: bool, overwrite: bool = False, mark: str = CONFIG) -> None:
+def check_output(
+    output: str | os.PathLike[str],
+    resume: bool,
+    overwrite: bool = False,
+    mark: str = CONFIG,
+    manifest: str = MANIFEST,
+) -> None:
     """Refuse a place for a run that holds something else, before any work is done.
 
     A finished result, which holds the file `mark`, may stand there where it is to be replaced, or is perhaps that of
-    the run to go on with.
+    the run to go on with. A run under way holds the file `manifest`.
     """
     if resume and overwrite:
         raise InputError("overwrite=True with resume=True: the one begins anew, the other goes on; give one of them")
@@ -153,9 +159,9 @@ def check_output(output: str | os.PathLike[str], resume: bool, overwrite: bool =
     if not os.path.lexists(folder):
         return
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else {folder.name}
-    if MANIFEST not in names and any(not name.startswith(f".{MANIFEST}") for name in names):
+    if manifest not in names and any(not name.startswith(f".{manifest}") for name in names):
         raise InputError(f"output {output}: {folder} stands there, which is not ours; name another folder")
-    if MANIFEST in names and not resume:
+    if manifest in names and not resume:
         only = ", as overwrite=True (--overwrite) replaces finished results only" if overwrite else ""
         raise InputError(
             f"output {output}: {folder} is a run under way: go on with resume=True (--resume), or delete it{only}"

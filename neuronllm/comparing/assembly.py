@@ -1,0 +1,203 @@
+"""The results of all pieces of work put together: what comparison.json and timings.json hold."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from ..common.env import source_commit
+from ..common.statistics import holm
+from ..judging.verdicts import outcome
+from ..model.identity import identity
+from ..results.overlap import overlaps
+from .cards import with_others
+from .quiet import quietly
+from .splits import SIDES
+from .stages import versions
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from .setting import Setting
+
+FORMAT, VERSION = "neuronllm-comparison", 1
+Edits = dict[tuple[str, str, str], dict[str, Any]]
+
+
+def assembled(setting: Setting) -> dict[str, Any]:
+    """All that does not depend on the clock."""
+    edits = _edits(setting)
+    pairs = [(task, method) for task in setting.tasks for method in setting.methods]
+    scores = {pair: setting.result("scores", *pair) for pair in pairs}
+    maps = {pair: found.pop("map") for pair, found in scores.items()}
+    methods = [
+        {"task": task, "method": method, **scores[task, method], **setting.result("agreement", task, method)}
+        for task, method in pairs
+    ]
+    named = [dict(zip(("task", "method", "edit"), name, strict=True)) | edit for name, edit in edits.items()]
+    whole = {
+        "format": FORMAT,
+        "version": VERSION,
+        "model": _model(setting),
+        "made": made(setting),
+        "tasks": [_task(setting, task, edits) for task in setting.tasks],
+        "methods": methods,
+        "edits": named,
+        "curves": _curves(setting),
+        "maps": [{"task": task, "method": method, **maps[task, method]} for task, method in pairs],
+        "overlap": overlap(setting, edits),
+        "cards": with_others(setting),
+    }
+    return plain(whole)
+
+
+def plain(value: Any) -> Any:
+    """Numbers that JSON can say: six digits of a float, and nothing where it is NaN or infinite.
+
+    >>> plain({"a": (0.123456789, float("nan"))})
+    {'a': [0.123457, None]}
+    """
+    if isinstance(value, dict):
+        return {str(name): plain(one) for name, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(one) for one in value]
+    if isinstance(value, float):
+        return float(f"{value:.6g}") if abs(value) < float("inf") else None
+    return value
+
+
+def _edits(setting: Setting) -> Edits:
+    """Every edit with its p-value corrected for how many there are, and its verdict."""
+    names = [(task, method, edit) for task in setting.tasks for method in setting.methods for edit in setting.edits]
+    edits = {name: setting.result("edits", *name) for name in names}
+    tested = [edit for edit in edits.values() if edit["neurons"]]  # no edit is no test
+    corrected = dict(zip(map(id, tested), holm([edit["p"] for edit in tested]), strict=True))
+    for edit in edits.values():
+        edit["p_holm"] = corrected.get(id(edit), 1.0)
+        edit["verdict"] = verdict(edit)
+    return edits
+
+
+def _outcome(edit: Mapping[str, Any]) -> str:
+    band = edit["controls"]["band"] if edit["controls"] else None
+    return outcome(edit["gain"], edit["accuracy"], band, edit["p_holm"], edit["aim"], edit["collapsed"])
+
+
+def verdict(edit: Mapping[str, Any]) -> str:
+    """One short sentence on an edit."""
+    if not edit["neurons"]:
+        return "no edit: nothing was found, or nothing that was tried is better than the model as it is"
+    found = _outcome(edit)
+    if found == "collapse":
+        return f"collapse: {edit['gain']:+.3f}, but the answers lean on one option, so this says nothing of the task"
+    said = {"shown": "shown", "hurts": "it hurts", "not shown": "not shown"}[found]
+    if edit["controls"] is None:
+        return f"{said}: {edit['gain']:+.3f}, without random sets to compare with"
+    beaten = f"beats {edit['controls']['place']:.0%} of {edit['controls']['count']} random sets"
+    return f"{said}: {edit['gain']:+.3f}, {beaten}, p {edit['p_holm']:.2g} after Holm"
+
+
+def _task(setting: Setting, name: str, edits: Edits) -> dict[str, Any]:
+    task, found = setting.tasks[name], setting.result("tasks", name)
+    return {
+        "name": name,
+        "answers": setting.form.answers,
+        "questions": {side: len(getattr(task.splits, side)) for side in SIDES},
+        "split": task.splits.how,
+        "files": task.files,
+        **found,
+        "summary": summary(name, found, edits),
+    }
+
+
+def summary(task: str, found: Mapping[str, Any], edits: Edits) -> str:
+    """One sentence on a task: what the edits do to it that random ones do not."""
+    parts = [f"{task}: accuracy {found['base']['accuracy']:.3f} unedited (chance {found['chance']:.3f})"]
+    for aim, verb, sign in (("enhance", "raises", 1), ("degrade", "lowers", -1)):
+        mine = {name: edit for name, edit in edits.items() if name[0] == task and edit["aim"] == aim}
+        shown = {name: edit for name, edit in mine.items() if edit["neurons"] and _outcome(edit) == "shown"}
+        if shown:
+            best = max(shown, key=lambda name: sign * shown[name]["gain"])
+            more = f" ({len(shown)} of {len(mine)} edits do)" if len(mine) > 1 else ""
+            parts.append(f"{best[1]}, {best[2]}, {verb} it most, to {shown[best]['accuracy']:.3f}{more}")
+        elif mine:
+            parts.append(f"none of {len(mine)} edits {verb} it beyond random sets and chance")
+    return "; ".join(parts) + "."
+
+
+def overlap(setting: Setting, edits: Edits) -> dict[str, Any]:
+    """Of the first method and the first edit: what the sets of tasks share, and what an edit does to each of them."""
+    method, edit, names = setting.methods[0], setting.edits[0], list(setting.tasks)
+    found = {task: quietly(setting.scores(task, method).find, setting.k, setting.k) for task in names}
+    transfer = []
+    for task in names:
+        one = edits[task, method, edit]
+        there = {other: moved["after"] - moved["before"] for other, moved in one["elsewhere"].items()}
+        transfer.append([{**there, task: one["gain"]}[name] for name in names])
+    return {**overlaps(found), "method": method, "edit": edit, "transfer": transfer}
+
+
+def _curves(setting: Setting) -> list[dict[str, Any]]:
+    found = []
+    for path in sorted((setting.folder / "work" / "curves").glob("*/*/*.json")):
+        task, method, edit = path.parts[-3], path.parts[-2], path.stem
+        found.append({"task": task, "method": method, "edit": edit, **setting.result("curves", task, method, edit)})
+    place = {name: n for n, name in enumerate([*setting.tasks, *setting.methods, *setting.edits])}
+    return sorted(found, key=lambda one: [place[one[name]] for name in ("task", "method", "edit")])
+
+
+def _model(setting: Setting) -> dict[str, Any]:
+    known, anatomy = identity(setting.model), setting.anatomy
+    return {
+        "name": known["model"],
+        "revision": known["revision"],
+        "config_hash": known["config"],
+        "architecture": type(setting.model).__name__,
+        "parameters": sum(parameter.numel() for parameter in setting.model.parameters()),
+        "layers": max(site.layer for site in anatomy.sites) + 1,
+        "neurons": anatomy.n_neurons,
+        "dtype": known["dtype"],
+    }
+
+
+def made(setting: Setting) -> dict[str, Any]:
+    """How to do the same again, and what of a preset is not as published."""
+    request, name = setting.request, identity(setting.model)["model"]
+    asked = {"methods": list(setting.methods), "edits": list(setting.edits)}
+    asked |= {key: value for key, value in request.settings().items() if _said(request, key)}
+    flags = [f"--{key.replace('_', '-')} {_words(value)}" for key, value in asked.items()]
+    tasks = [f"--task {_flag(task.name, task.files)}" for task in setting.tasks.values()]
+    python = ", ".join(f"{key}={value!r}" for key, value in asked.items())
+    named = ", ".join(f"{task!r}: ..." for task in setting.tasks)
+    return {
+        "command": " ".join(["neuronllm compare", f"--model {name}", *tasks, *flags, "--output DIR"]),
+        "python": f"nl.compare(model, tokenizer, {{{named}}}, {python})",
+        "versions": versions(),
+        "commit": source_commit(),
+        "seeds": list(request.seeds),
+        "settings": request.settings(),
+        "unknown": list(request.published.unknown),
+    }
+
+
+def _said(request: Any, name: str) -> bool:
+    """Whether a setting is another than that by default, and an argument of its own."""
+    if name not in type(request).__dataclass_fields__ or name in ("methods", "edits", "options"):
+        return name == "options" and bool(request.options)
+    default = type(request).__dataclass_fields__[name].default
+    value = getattr(request, name)
+    return bool(value != default) if name != "seeds" else tuple(value) != default
+
+
+def _words(value: Any) -> str:
+    if isinstance(value, dict):
+        return " ".join(f"{method}.{option}={x}" for method, some in value.items() for option, x in some.items())
+    return " ".join(json.dumps(one) if " " in str(one) else str(one) for one in _listed(value))
+
+
+def _listed(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def _flag(name: str, files: Mapping[str, str]) -> str:
+    return f"{name}={','.join(files.values()) or 'FILE'}"

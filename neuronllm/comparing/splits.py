@@ -1,0 +1,114 @@
+"""One file of questions cut into search, validation and test, so that no item is on two sides.
+
+Questions belong together, and stay so, if they ask the same (stem and choices, whatever the case, the spacing and the
+order of the choices), if their ids name the same item (all in front of a "#", as in "France#2"), or, with by="subject",
+if they have the same subject. What belongs together through a third question does too.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Hashable, Iterator, Sequence
+from typing import NamedTuple
+
+from ..common.errors import InputError
+from ..data.questions import Question
+
+SIDES = ("search", "validation", "test")
+SHARES = (0.4, 0.2, 0.4)
+BY = ("id", "subject")
+
+
+class Splits(NamedTuple):
+    """The questions to search on, to choose on and to judge on, and how they were split."""
+
+    search: list[Question]
+    validation: list[Question]
+    test: list[Question]
+    how: str = "given"
+
+
+def split(questions: Sequence[Question], seed: int = 0, by: str = "id") -> Splits:
+    """About 40 % to search on, 20 % to choose on and 40 % to judge on, in the order in which they were given.
+
+    by: "id" keeps items together, "subject" whole subjects, so that the test is about others than the search.
+
+    >>> found = split([Question(f"What is {n}?", ("odd", "even"), 0) for n in range(10)])
+    >>> len(found.search), len(found.validation), len(found.test), found.how
+    (4, 2, 4, 'by id')
+    """
+    if by not in BY:
+        raise InputError(f"split_by={by!r}: known values are {', '.join(BY)}")
+    missing = next((n for n, question in enumerate(questions) if question.subject is None), None)
+    if by == "subject" and missing is not None:
+        name = questions[missing].id or f"number {missing}"
+        raise InputError(f'split_by="subject": question {name} has no subject; split by id, or give three files')
+    groups = together(questions, by)
+    if len(groups) < len(SIDES):
+        what = "subjects" if by == "subject" else "different items"
+        raise InputError(
+            f"{len(groups)} {what} in {len(questions)} questions, and three are needed to split them into "
+            "search, validation and test: give more, or give the three files yourself"
+        )
+    sides: list[list[int]] = [[] for _ in SIDES]
+    random.Random(seed).shuffle(groups)
+    for place, group in enumerate(groups):
+        sides[_neediest(sides, len(questions), left=len(groups) - place)] += group
+    search, validation, test = ([questions[n] for n in sorted(side)] for side in sides)
+    return Splits(search, validation, test, f"by {by}")
+
+
+def _neediest(sides: Sequence[Sequence[int]], total: int, left: int) -> int:
+    """The side that lacks most of its share; an empty one as soon as the groups left are needed for these."""
+    empty = [side for side in range(len(sides)) if not sides[side]]
+    among = empty if empty and left <= len(empty) else range(len(sides))
+    return max(among, key=lambda side: (SHARES[side] * total - len(sides[side]), -side))
+
+
+def together(questions: Sequence[Question], by: str = "id") -> list[list[int]]:
+    """The numbers of the questions that belong together, group by group, in the order of their first ones.
+
+    >>> together([Question("Big?", ("yes", "no"), 0), Question("Old?", ("a", "b")), Question("big?", ("No", "yes"), 1)])
+    [[0, 2], [1]]
+    """
+    parent = list(range(len(questions)))
+
+    def root(n: int) -> int:
+        while parent[n] != n:
+            parent[n] = parent[parent[n]]
+            n = parent[n]
+        return n
+
+    seen: dict[Hashable, int] = {}
+    for number, question in enumerate(questions):
+        for mark in marks(question, by):
+            first, own = root(seen.setdefault(mark, number)), root(number)
+            parent[max(first, own)] = min(first, own)
+    groups: dict[int, list[int]] = {}
+    for number in range(len(questions)):
+        groups.setdefault(root(number), []).append(number)
+    return list(groups.values())
+
+
+def marks(question: Question, by: str = "id") -> Iterator[Hashable]:
+    """What questions that belong together have in common."""
+    yield "asks", _plain(question.stem), tuple(sorted(map(_plain, question.choices)))
+    if question.id:
+        yield "item", question.id.split("#")[0].strip() or question.id
+    if by == "subject":
+        yield "subject", question.subject
+
+
+def shared(splits: Splits) -> int:
+    """How many questions of the later sides ask what an earlier side asks too."""
+    before: set[Hashable] = set()
+    found = 0
+    for side in (splits.search, splits.validation, splits.test):
+        asked = [next(marks(question)) for question in side]
+        found += sum(mark in before for mark in asked)
+        before |= set(asked)
+    return found
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.casefold().split())

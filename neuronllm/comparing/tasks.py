@@ -1,0 +1,120 @@
+"""The tasks of a comparison: names, and questions in three splits, given so or split here."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ..common.checks import short
+from ..common.errors import InputError
+from ..common.warning import warn
+from ..data.forms import Form, check_choice, form_of
+from ..data.loading import load_questions
+from ..data.questions import Question, fingerprint
+from .budget import Budget
+from .splits import SIDES, Splits, shared, split
+
+NAME = re.compile(r"\w[\w.-]*")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Task:
+    """Questions under a name; `files` are the names of the files that they come from, side by side."""
+
+    name: str
+    splits: Splits
+    files: dict[str, str]
+
+    @classmethod
+    def of(cls, name: str, given: Any, seed: int = 0, by: str = "id") -> Task:
+        """A task of one source, which is split, or of three: search, validation, test.
+
+        A source is a file, or a list of questions.
+        """
+        if not isinstance(name, str) or not NAME.fullmatch(name):
+            raise InputError(f"task {name!r}: a name is letters, digits, and _ . - behind the first")
+        if isinstance(given, Splits):
+            return cls(name, given, {})
+        sources = [given] if _is_source(given) else list(given) if isinstance(given, Sequence) else []
+        if len(sources) not in (1, len(SIDES)) or not all(map(_is_source, sources)):
+            raise InputError(
+                f"task {name!r}: give one file of questions, which is split, or three: search, validation and test, "
+                f"not {len(sources)}"
+            )
+        sides = [_questions(name, source) for source in sources]
+        files = [Path(source).name if isinstance(source, (str, os.PathLike)) else "" for source in sources]
+        if len(sides) == 1:
+            try:
+                return cls(name, split(sides[0], seed, by), {"all": files[0]} if files[0] else {})
+            except InputError as error:
+                raise InputError(f"task {name!r}: {error}") from None
+        search, validation, test = sides
+        splits = Splits(search, validation, test)
+        if twice := shared(splits):
+            said = f"task {name!r}: {twice} questions stand in two of the given splits: what is judged was seen before"
+            warn(said)
+        return cls(name, splits, {side: file for side, file in zip(SIDES, files, strict=True) if file})
+
+    def within(self, budget: Budget, seed: int) -> Task:
+        """The same with no more questions than the budget allows."""
+        search, validation, test = (sample(getattr(self.splits, side), getattr(budget, side), seed) for side in SIDES)
+        return replace(self, splits=Splits(search, validation, test, self.splits.how))
+
+    def settings(self) -> dict[str, Any]:
+        """What of it decides the bytes of a comparison."""
+        return {side: fingerprint(getattr(self.splits, side)) for side in SIDES} | {"split": self.splits.how}
+
+
+def as_tasks(given: Any, seed: int, by: str) -> dict[str, Task]:
+    """Every task under its name."""
+    if not isinstance(given, Mapping) or not given:
+        raise InputError("tasks: give a dictionary of names, each with its questions (--task NAME=FILE,FILE,FILE)")
+    return {name: Task.of(name, source, seed, by) for name, source in given.items()}
+
+
+def one_form(tasks: Mapping[str, Task], answers: str | None, length: str | None) -> Form:
+    """In what form all tasks are answered; tasks of different kinds are refused, and questions with one option."""
+    forms: dict[str, Form] = {}
+    for name, task in tasks.items():
+        for side in SIDES:
+            questions = getattr(task.splits, side)
+            check_choice(questions, f"task {name!r}")
+            forms[name] = form_of(questions, answers, length)
+    first, *others = forms
+    if other := next((name for name in others if forms[name] != forms[first]), None):
+        raise InputError(
+            f"tasks: {first!r} is answered in {forms[first].answers} and {other!r} in {forms[other].answers}: compare "
+            'tasks of one kind, or ask both in the same form with answers="texts" (--answers texts)'
+        )
+    return forms[first]
+
+
+def sample(things: Sequence[T], most: int | None, seed: int) -> list[T]:
+    """At most so many of them, drawn by a seed, in the order that they had.
+
+    >>> sample("abcdef", 3, 0) == sample("abcdef", 3, 0), sample("abc", None, 0)
+    (True, ['a', 'b', 'c'])
+    """
+    if most is None or len(things) <= most:
+        return list(things)
+    return [things[n] for n in sorted(random.Random(seed).sample(range(len(things)), most))]
+
+
+def _is_source(given: Any) -> bool:
+    if isinstance(given, (str, os.PathLike)):
+        return True
+    return isinstance(given, Sequence) and bool(given) and all(isinstance(one, Question) for one in given)
+
+
+def _questions(name: str, source: Any) -> list[Question]:
+    if not isinstance(source, (str, os.PathLike)):
+        return list(source)
+    if not str(source).strip():
+        raise InputError(f"task {name!r}: {short(source)} is no file: a split is missing")
+    return load_questions(source)

@@ -1,0 +1,102 @@
+"""`neuronllm compare`."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.cli.tools import refused, run, write_questions
+
+ROOT = Path(__file__).resolve().parents[2]
+ROWS = [
+    {"id": f"q{n}", "question": f"Which of these is word {n}?", "choices": ["red", "blue", "seven"], "answer": n % 3}
+    for n in range(9)
+]
+
+
+@pytest.fixture
+def command(model_folder, tmp_path):
+    one = write_questions(tmp_path / "one.jsonl", ROWS)
+    sides = [write_questions(tmp_path / f"{side}.jsonl", ROWS[3 * n : 3 * n + 3]) for n, side in enumerate("abc")]
+    tasks = (f"one={one}", f"two={','.join(map(str, sides))}")
+    return ("compare", "--model", model_folder, "--quiet", "--task", *tasks, "--budget", "quick", "--controls", 2)
+
+
+def test_compared_and_taken_up_again(command, tmp_path, capsys) -> None:
+    output = tmp_path / "comparison"
+    asked = (*command, "--methods", "ace", "random", "--options", "ace.steps=2", "--edits", "degrade", "--k", 2)
+    assert run(*asked, "--dry-run") == 0
+    plan = capsys.readouterr().out
+    assert "task one: 4 search, 2 validation, 3 test questions, split by id" in plan
+    assert "exact effects at positions all: of all neurons, on 3 questions of each task" in plan
+    assert "pieces of work" in plan and "time: roughly" in plan and not output.exists()
+    assert run(*asked, "--output", output) == 0
+    said = capsys.readouterr().out
+    assert "PCR" in said and "Comparison(2 tasks, 2 methods, 4 edits of" in said
+    data = json.loads((output / "comparison.json").read_text())
+    assert data["made"]["command"].startswith("neuronllm compare --model llama (config ")
+    assert "--options ace.steps=2 --budget quick --k 2" in data["made"]["command"]
+    assert data["methods"][0]["positions"] == "answer"
+    assert "an earlier result stands there" in refused(capsys, *asked, "--output", output)
+    assert run(*asked, "--output", output, "--resume") == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("--methods", "gradnt"), "method='gradnt': known methods are"),
+        (("--edits", "enhanc"), "edits: 'enhanc' is none"),
+        (("--preset", "gpt"), "preset='gpt': known presets are"),
+        (("--positions", "all", "--methods", "ace"), "positions='all': method 'ace' takes 'answer'"),
+        (("--task", "three=a.jsonl,b.jsonl"), "task 'three': give one file"),
+        (("--task", "three=a.jsonl,,b.jsonl"), "a split is missing"),
+        (("--task", "three=none.jsonl"), "none.jsonl"),
+        (("--task", "one=none.jsonl"), "'one' is the name of another task"),
+        (("--task", "none.jsonl"), "write NAME=FILE"),
+        (("--task", "demo:chess"), "demo task 'chess'"),
+        (("--options", "steps=2"), "write METHOD.NAME=VALUE"),
+        (("--split-by", "subject"), "task 'one': split_by=\"subject\": question q0 has no subject"),
+        (("--template", "nothing"), "nothing"),
+        (("--output", "."), "output"),
+    ],
+)
+def test_refused_before_the_model_is_loaded(command, tmp_path, capsys, monkeypatch, flags, said) -> None:
+    monkeypatch.setattr("neuronllm.cli.main._model", lambda args: pytest.fail("the model was loaded"))
+    monkeypatch.chdir(tmp_path)
+    assert said in refused(capsys, *command, "--output", tmp_path / "none", *flags)
+    assert not (tmp_path / "none").exists() and not (tmp_path / "none.partial").exists()
+
+
+def numbers(value, path=""):
+    """Every number of nested data by its path, in order."""
+    if isinstance(value, dict):
+        return [found for key in sorted(value) for found in numbers(value[key], f"{path}/{key}")]
+    if isinstance(value, list):
+        return [found for n, one in enumerate(value) for found in numbers(one, f"{path}/{n}")]
+    return [(path, value)] if isinstance(value, float) else []
+
+
+@pytest.mark.slow
+def test_two_processes_share_a_comparison(command, tmp_path, capsys) -> None:
+    asked = (*command, "--methods", "gradient", "--edits", "degrade", "learned", "--k", 2)
+    assert run(*asked, "--output", tmp_path / "alone") == 0
+    launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+
+    def torchrun(*flags: object) -> subprocess.CompletedProcess[str]:
+        whole = [str(part) for part in (*launcher, "-m", "neuronllm", *asked, *flags)]
+        return subprocess.run(whole, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+
+    done = torchrun("--output", tmp_path / "two")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Comparison(2 tasks, 1 methods, 4 edits of") == 1
+    alone, two = (json.loads((tmp_path / name / "comparison.json").read_text()) for name in ("alone", "two"))
+    for what in ("tasks", "methods", "edits", "curves"):
+        assert numbers(two[what]) == [(path, pytest.approx(value, abs=1e-4)) for path, value in numbers(alone[what])]
+    refusal = torchrun("--output", tmp_path / "two")
+    assert refusal.returncode != 0 and refusal.stderr.count("an earlier result stands there") == 1

@@ -1,0 +1,458 @@
+"""`nl.compare`: every number is what the single verbs give, however often the run was stopped."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import neuronllm as nl
+from neuronllm.comparing import run as running
+from neuronllm.comparing.budget import BUDGETS
+from neuronllm.comparing.scoring import neuron_map
+from neuronllm.data.questions import Question, Wording
+from tests.checks import refused, untouched
+from tests.tiny import tiny
+from tests.tiny_tokenizers import byte_level
+
+SMALL = replace(BUDGETS["quick"], judged=2, effects=10**6, controls=3, curve_controls=2, elsewhere=3, test=None)
+WORDS = ("red", "blue", "seven", "door", "sky", "word")
+METHODS, EDITS = ["gradient", "ace"], ["enhance", "degrade", "suppress"]
+ASKED = {"k": 3, "template": "plain", "seeds": (0, 1), "options": {"ace": {"steps": 2}}, "progress": False}
+
+
+def questions(name: str, count: int, options: int) -> list[Question]:
+    """Questions about different numbers; every third right choice stands elsewhere."""
+    return [
+        Question(
+            f"Which {name} is word {n}?",
+            tuple(WORDS[(n + j) % len(WORDS)] for j in range(options)),
+            n % options,
+            id=f"{name}-{n}",
+        )
+        for n in range(count)
+    ]
+
+
+TASKS = {
+    "colour": questions("colour", 14, 3),
+    "sky": tuple(questions("sky", 12, 2)[side] for side in (slice(0, 5), slice(5, 8), slice(8, 12))),
+}
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny("llama", torch.float32, vocab_size=len(byte_level()), max_position_embeddings=256)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return byte_level()
+
+
+@pytest.fixture(scope="module")
+def made(model, tokenizer, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("made") / "comparison"
+    with untouched(model):
+        return nl.compare(model, tokenizer, TASKS, METHODS, edits=EDITS, budget=SMALL, output=folder, **ASKED)
+
+
+def of(rows, **names):
+    (found,) = [row for row in rows if all(row[key] == value for key, value in names.items())]
+    return found
+
+
+def close(found, expected):
+    """What is written has six digits."""
+    assert found == pytest.approx(expected, rel=1e-5, abs=1e-9)
+
+
+def test_folder_and_form(made) -> None:
+    assert {path.name for path in made.folder.iterdir()} == {"comparison.json", "compare.json", "timings.json", "sets"}
+    data = made.data
+    assert [task["name"] for task in data["tasks"]] == ["colour", "sky"]
+    colour, sky = data["tasks"]
+    assert colour["split"] == "by id" and sum(colour["questions"].values()) == 14
+    assert sky["split"] == "given" and sky["questions"] == {"search": 5, "validation": 3, "test": 4}
+    assert (colour["chance"], sky["chance"]) == (0.333333, 0.5)
+    assert len(data["methods"]) == 4 and len(data["edits"]) == 12 and len(data["curves"]) == 8
+    assert data["model"]["neurons"] == 56 and data["model"]["layers"] == 2
+    assert data["made"]["settings"]["k"] == 3
+    assert set(made.timings["methods"]["ace"]["sky"]) == {"seconds", "inference", "ratio"}
+    assert "NaN" not in (made.folder / "comparison.json").read_text()
+    again = nl.Comparison.load(made.folder)
+    assert again.data == data and again.timings == made.timings
+
+
+FACTORS = [("enhance", (2.0, 0.0)), ("degrade", (0.0, 2.0)), ("suppress", (0.0, None))]
+
+
+@pytest.mark.parametrize(("edit", "factors"), FACTORS)
+def test_an_edit_is_judged_as_evaluate_does(model, tokenizer, made, edit, factors) -> None:
+    """The neurons of the scores, the whole report, and the PCR against the other task."""
+    there = TASKS["sky"]
+    scores = nl.attribute(model, tokenizer, there[0], "gradient", template="plain", progress=False)
+    neurons, saved = scores.find(3, 3), made.neurons("sky", "gradient", edit)
+    mine = neurons.top(None, 0) if factors[1] is None else neurons
+    assert saved.ids.tolist() == mine.ids.tolist() and saved.role.tolist() == mine.role.tolist()
+
+    row = of(made.data["edits"], task="sky", method="gradient", edit=edit)
+    report = nl.evaluate(
+        model,
+        tokenizer,
+        there[2],
+        mine,
+        good=factors[0],
+        bad=factors[1],
+        controls=3,
+        template="plain",
+        progress=False,
+    )
+    close(row["accuracy"], report.accuracy)
+    close(row["p_right"], report.p_right)
+    close((row["rac"], row["rcc"], row["p"]), (report.rac, report.rcc, report.mcnemar))
+    close(row["gain"], report.accuracy - report.base["accuracy"])
+    close(row["interval"], list(report.ci["edited"]["accuracy"]))
+    assert row["leaning"].keys() == report.letters.keys() and row["collapsed"] == report.collapsed
+    flips = report.flips
+    assert (row["flips"]["to_right"], row["flips"]["to_wrong"]) == (flips["wrong_to_right"], flips["right_to_wrong"])
+    among = report.controls["accuracy"]
+    place = among["percentile_of_edit"] / 100
+    close(row["controls"]["band"], [among["p2.5"], among["p97.5"]])
+    close(row["controls"]["place"], place if edit == "enhance" else 1 - place)
+    assert row["controls"]["count"] == 3 and row["neurons"] == len(mine)
+
+
+def test_pcr_is_against_the_questions_of_the_other_tasks(model, tokenizer, made) -> None:
+    whole = nl.compare(
+        model,
+        tokenizer,
+        TASKS,
+        ["gradient"],
+        edits=["degrade"],
+        budget=replace(SMALL, elsewhere=None),
+        **ASKED | {"options": {}},
+    )
+    elsewhere = running.read_tasks(TASKS, running.CompareRequest(budget=SMALL).checked())["colour"].splits.test
+    report = nl.evaluate(
+        model,
+        tokenizer,
+        TASKS["sky"][2],
+        made.neurons("sky", "gradient", "degrade"),
+        mode="degrade",
+        controls=0,
+        template="plain",
+        unrelated=elsewhere,
+        progress=False,
+    )
+    row = of(whole.data["edits"], task="sky")
+    close(row["pcr"], report.pcr)
+    close(row["elsewhere"]["colour"], {"before": report.unrelated["base"], "after": report.unrelated["edited"]})
+    assert whole.timings["total_seconds"] > 0 and whole.folder is None
+
+
+def test_every_p_is_corrected_for_how_many_edits_there_are(made) -> None:
+    tested = sorted((edit for edit in made.data["edits"] if edit["neurons"]), key=lambda edit: edit["p"])
+    least = 0.0
+    for rank, edit in enumerate(tested):
+        least = max(least, min(1.0, (len(tested) - rank) * edit["p"]))
+        close(edit["p_holm"], least)
+    assert all(edit["p_holm"] == 1 for edit in made.data["edits"] if not edit["neurons"])
+
+
+def ranks(values) -> list[float]:
+    return [sum((other < value) + (other == value) / 2 for other in values) for value in values]
+
+
+def correlation(first, second) -> float:
+    return float(np.corrcoef(ranks(first), ranks(second))[0, 1])
+
+
+@pytest.mark.parametrize("method", ["gradient", "ace"])
+def test_agreement_is_that_of_single_prompts(model, tokenizer, made, method) -> None:
+    """Every neuron is silenced, prompt by prompt, where the method scores."""
+    found = of(made.data["methods"], task="sky", method=method)
+    positions = {"gradient": "all", "ace": "answer"}[method]
+    assert found["positions"] == positions
+    numbers = sorted(random.Random(0).sample(range(5), 2))
+    prompts = nl.render(tokenizer, [TASKS["sky"][0][n] for n in numbers], "none", "plain")
+    more = {"steps": 2} if method == "ace" else {}
+    mine = nl.attribute(model, None, prompts, method, positions=positions, keep="all", progress=False, **more)
+    real = nl.attribute(model, None, prompts, "exact", positions=positions, keep="all", progress=False)
+    pairs = list(zip(mine.per_prompt[:].tolist(), real.per_prompt[:].tolist(), strict=True))
+    close(found["agreement"]["spearman"], np.mean([correlation(*pair) for pair in pairs]))
+    best = [max(range(56), key=row.__getitem__) == max(range(56), key=other.__getitem__) for row, other in pairs]
+    close(found["agreement"]["top"], np.mean(best))  # 1 % of 56 neurons is one
+    assert found["agreement"]["neurons"] == 56 and not found["agreement"]["sampled"]
+    assert found["agreement"]["interval"] is None
+
+
+@pytest.mark.parametrize("method", ["gradient", "ace"])
+def test_stability_is_that_of_two_attributions(model, tokenizer, made, method) -> None:
+    search, found = TASKS["sky"][0], []
+    for seed in (0, 1):
+        order = np.random.default_rng(seed).permutation(5).tolist()
+        halves = [[search[n] for n in sorted(half)] for half in (order[:2], order[2:])]
+        more = {"steps": 2} if method == "ace" else {}
+        values = [
+            nl.attribute(model, tokenizer, half, method, template="plain", progress=False, **more).values.tolist()
+            for half in halves
+        ]
+        found.append(correlation(*values))
+    assert of(made.data["methods"], task="sky", method=method)["stability"]["spearman"] == pytest.approx(
+        np.mean(found), abs=5e-3
+    )
+
+
+def test_a_sample_of_neurons_has_an_interval(model, tokenizer) -> None:
+    small = replace(SMALL, effects=2 * 20)  # at the answer 20 neurons of each of two prompts, at all positions one
+    found = nl.compare(model, tokenizer, TASKS, ["ace"], edits=["enhance"], budget=small, **ASKED)
+    agreement = found.data["methods"][0]["agreement"]
+    assert agreement["sampled"] and agreement["neurons"] == 20
+    low, high = agreement["interval"]
+    assert low <= agreement["spearman"] <= high and low < high
+
+
+def test_curves_begin_unedited_and_pass_through_the_table(made) -> None:
+    curve = of(made.data["curves"], task="colour", method="ace", edit="degrade")
+    assert [point["k"] for point in curve["points"]] == [0, 1, 3, 12]
+    base = made.data["tasks"][0]["base"]
+    own = of(made.data["edits"], task="colour", method="ace", edit="degrade")
+    assert curve["points"][0]["accuracy"] == base["accuracy"] and curve["points"][2]["accuracy"] == own["accuracy"]
+    assert curve["points"][2]["controls"] == own["controls"]
+
+
+def test_maps_hold_the_largest_score_of_every_bin(made, model) -> None:
+    scores = nl.Scores(torch.linspace(-3, 2, 56), torch.zeros(56), torch.zeros(56), nl.Anatomy.of(model))
+    found = neuron_map(scores)
+    assert found["bin"] == 1 and [row["first"] for row in found["rows"]] == [0, 28]
+    assert found["rows"][1]["values"] == [float(f"{value:.3g}") for value in scores.values[28:].tolist()]
+    assert [row["label"] for row in made.data["maps"][0]["rows"]] == ["layer 0", "layer 1"]
+
+
+def test_overlap_by_hand(made) -> None:
+    table, names = made.data["overlap"], ["colour", "sky"]
+    sets = {}
+    for task in names:
+        found = made.neurons(task, "gradient", "enhance")
+        for role in ("good", "bad"):
+            sets[task, role] = set(found.ids[torch.from_numpy(found.role == role)].tolist())
+    for name, (first, second) in {"good": ("good", "good"), "bad": ("bad", "bad"), "good_bad": ("good", "bad")}.items():
+        for i, one in enumerate(names):
+            for j, other in enumerate(names):
+                a, b = sets[one, first], sets[other, second]
+                close(table[name][i][j]["jaccard"], len(a & b) / len(a | b))
+    edit = of(made.data["edits"], task="colour", method="gradient", edit="enhance")
+    after = edit["elsewhere"]["sky"]
+    close(table["transfer"][0], [edit["gain"], after["after"] - after["before"]])
+
+
+def test_cards_say_what_was_measured(made, model, tokenizer) -> None:
+    neurons = made.neurons("sky", "gradient", "enhance")
+    cards = [card for card in made.data["cards"] if card["task"] == "sky"]
+    assert [card["id"] for card in cards] == neurons.ids.tolist() and cards[0]["factor"] == 2
+    search = TASKS["sky"][0]
+    plainly = nl.describe(model, tokenizer, neurons, search, template="plain", progress=False).cards
+    assert [card["promoted"][0]["token"] for card in cards] == [card["promoted"][0]["token"] for card in plainly]
+    assert [len(card["spans"]) for card in cards] == [len(card["spans"]) for card in plainly]
+    drawn = [search[n] for n in sorted(random.Random(0).sample(range(5), 2))]
+    prompts = nl.render(tokenizer, drawn, "none", "plain")
+    exact = nl.attribute(model, None, prompts, "exact", positions="all", progress=False).values
+    close([card["exact"] for card in cards], exact[neurons.ids].tolist())
+    other = made.neurons("colour", "gradient", "enhance")
+    roles = dict(zip(other.ids.tolist(), other.role.tolist(), strict=True))
+    for card in cards:
+        also = [{"task": "colour", "role": roles[card["id"]]}] if card["id"] in roles else []
+        assert card["also"] == also and card["interval"][0] < card["score"] < card["interval"][1]
+
+
+def test_a_picture(made) -> None:
+    figure = made.plot()
+    assert [axes.get_title() for axes in figure.axes[:2]] == ["colour", "sky"]
+
+
+def test_tables(made, tmp_path) -> None:
+    rows = list(csv.DictReader(io.StringIO(made.to_csv(tmp_path / "table.csv"))))
+    assert len(rows) == 12 and rows[0]["accuracy"] == str(made.data["edits"][0]["accuracy"])
+    latex = made.to_latex(tmp_path / "table.tex")
+    assert latex.count(r"\\") == 13 and latex.count(r"\midrule") == 2 and "%" not in latex.replace(r"\%", "")
+    assert (tmp_path / "table.tex").read_text() == latex
+    assert made.to_markdown().count("| gradient |") == 6
+    made.save(tmp_path / "copy")
+    assert nl.Comparison.load(tmp_path / "copy").data == made.data
+    with refused("something stands there"):
+        made.to_csv(tmp_path / "table.csv")
+
+
+def test_stopped_and_taken_up_again(model, tokenizer, made, tmp_path, monkeypatch) -> None:
+    """Ctrl-C in front of one piece of work after the other, and the same bytes at the end."""
+    plain_do, output = running._do, tmp_path / "comparison"
+    whole = (made.folder / "comparison.json").read_bytes()
+    asked = {"edits": EDITS, "budget": SMALL, "output": output, **ASKED}
+    for stop_at in (1, 8, 20):
+        left = [stop_at]
+
+        def do(setting, stage, left=left):
+            left[0] -= 1
+            if left[0] < 0:
+                raise KeyboardInterrupt
+            plain_do(setting, stage)
+
+        monkeypatch.setattr(running, "_do", do)
+        with pytest.raises(KeyboardInterrupt, match="pieces of work are done; go on with resume=True"):
+            nl.compare(model, tokenizer, TASKS, METHODS, resume=stop_at > 1, **asked)
+        assert not output.exists()
+    monkeypatch.setattr(running, "_do", plain_do)
+    with refused("is a run under way"):
+        nl.compare(model, tokenizer, TASKS, METHODS, **asked)
+    with refused("was begun with k 3, not 4"):
+        nl.compare(model, tokenizer, TASKS, METHODS, resume=True, **asked | {"k": 4})
+    nl.compare(model, tokenizer, TASKS, METHODS, resume=True, **asked)
+    assert (output / "comparison.json").read_bytes() == whole
+    assert not output.with_name("comparison.partial").exists()
+    with refused("an earlier result stands there"):
+        nl.compare(model, tokenizer, TASKS, METHODS, **asked)
+    assert nl.compare(model, tokenizer, TASKS, METHODS, resume=True, **asked).data == made.data  # nothing is left to do
+
+
+@pytest.mark.slow
+def test_tuned_verified_and_learned_sets(model, tokenizer, tmp_path) -> None:
+    found = nl.compare(
+        model,
+        tokenizer,
+        TASKS,
+        ["gradient"],
+        edits=["tuned", "verified", "learned"],
+        budget=SMALL,
+        learned_controls=1,
+        output=tmp_path / "comparison",
+        **ASKED | {"options": {}},
+    )
+    for edit in found.data["edits"]:
+        neurons = found.neurons(edit["task"], "gradient", edit["edit"])
+        assert [edit["edit"]] == [kind for kind in ("tuned", "verified", "learned") if kind in neurons.provenance]
+        if edit["edit"] == "learned":
+            assert neurons.provenance["learned"]["seeds"] == 2
+            assert edit["neurons"] == 0 or edit["controls"]["kind"] == "learned"
+
+
+def test_refused(model, tokenizer, tmp_path) -> None:
+    def compare(*given, **more):
+        return nl.compare(model, tokenizer, *given, output=tmp_path / "none", progress=False, **more)
+
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").write_text("mine")
+    one = questions("colour", 9, 3)
+    free = [Question(f"{n}?", answer="Paris") for n in range(9)]
+    wide = [Question(f"{n}?", [f"choice {n}" for n in range(30)], 1) for n in range(9)]
+    with refused("method='gradnt': known methods are"):
+        compare({"a": one}, ["gradnt"])
+    with refused("edits: 'enhanc' is none, known edits are enhance"):
+        compare({"a": one}, edits=["enhanc"])
+    with refused("preset='gpt': known presets are neuronllm, qrnca, knowledge"):
+        compare({"a": one}, preset="gpt")
+    with refused("positions='all': method 'ace' takes 'answer'"):
+        compare({"a": one}, ["gradient", "ace"], positions="all")
+    with refused("task 'a': give one file", "or three: search, validation and test, not 2"):
+        compare({"a": [one, one]})
+    with refused("task 'a/b': a name is letters"):
+        compare({"a/b": one})
+    with refused("task 'a': 1 different items in 2 questions, and three are needed"):
+        compare({"a": [one[0], one[0]]})
+    with refused("task 'b': question 0 has only one option", "distractors"):
+        compare({"a": one, "b": free})
+    with refused("30 choices, more than there are letters"):
+        compare({"a": one, "b": wide})
+    with refused("method 'ace' has no option 'stepz'"):
+        compare({"a": one}, ["ace"], options={"ace": {"stepz": 1}})
+    with refused("options: 'qrnca' is not among the methods"):
+        compare({"a": one}, ["ace"], options={"qrnca": {"steps": 1}})
+    with refused("budget='huge': known budgets are quick, standard, thorough"):
+        compare({"a": one}, budget="huge")
+    with refused("seeds=[1, 1]"):
+        compare({"a": one}, seeds=[1, 1])
+    with refused("methods: 'ace' is given twice"):
+        compare({"a": one}, ["ace", "ace"])
+    with refused("k=0: give a whole number, 1 or more"):
+        compare({"a": one}, k=0)
+    with refused("the folder is not empty and not one of ours"):
+        nl.compare(model, tokenizer, {"a": one}, output=tmp_path / "full")
+    with refused("resume=True: it needs output="):
+        nl.compare(model, tokenizer, {"a": one}, resume=True)
+    assert {path.name for path in tmp_path.iterdir()} == {"full"}
+
+
+def test_tasks_of_different_kinds(model, tokenizer) -> None:
+    worded = [
+        replace(question, wording=Wording(f"{question.stem} It is", " ", question.choices))
+        for question in questions("sky", 9, 2)
+    ]
+    with refused("tasks: 'a' is answered in letters and 'b' in texts: compare tasks of one kind"):
+        nl.compare(model, tokenizer, {"a": questions("colour", 9, 3), "b": worded})
+
+
+@pytest.mark.slow
+def test_presets_and_texts(model, tokenizer) -> None:
+    found = nl.compare(
+        model,
+        tokenizer,
+        {name: questions(name, 9, 3) for name in ("colour", "sky")},
+        preset="qrnca",
+        answers="texts",
+        k=2,
+        budget=SMALL,
+        progress=False,
+        options={"qrnca": {"steps": 2}, "knowledge": {"steps": 2}},
+    )
+    assert [edit["edit"] for edit in found.data["edits"][:2]] == ["good", "suppress"]
+    assert {one["method"] for one in found.data["methods"]} == {"qrnca", "knowledge", "activation", "random"}
+    assert found.data["made"]["unknown"] and found.data["tasks"][0]["answers"] == "texts"
+    assert all(math.isfinite(edit["accuracy"]) for edit in found.data["edits"]) and found.folder is None
+    assert json.loads(json.dumps(found.data)) == found.data
+    with refused("made without output="):
+        found.neurons("sky", "qrnca", "good")
+
+
+def test_given_splits_that_share_questions_are_said(model, tokenizer) -> None:
+    one = questions("colour", 3, 3)
+    with pytest.warns(UserWarning, match="task 'a': 3 questions stand in two of the given splits"):
+        running.read_tasks({"a": (one[:2], one[2:], one)}, running.CompareRequest().checked())
+
+
+def test_a_file_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "colour.jsonl"
+    nl.save_questions(path, questions("colour", 9, 3))
+    (task,) = running.read_tasks({"a": path}, running.CompareRequest().checked()).values()
+    assert task.files == {"all": "colour.jsonl"}
+    assert sum(len(side) for side in task.splits[:3]) == 9
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment(model, tokenizer, tmp_path) -> None:
+    """SIGKILL in front of changes of the disk, again and again in one folder, and the same bytes at the end."""
+    from tests.killing import changes, dying_at, forked
+
+    asked = ["ace"], {"edits": ["enhance"], "budget": SMALL, **ASKED}
+
+    def work(output: Path, resume: bool = False):
+        return lambda: nl.compare(model, tokenizer, TASKS, asked[0], output=output, resume=resume, **asked[1])
+
+    work(tmp_path / "first")()  # whatever is loaded at first use, the forked find loaded
+    total = changes(work(tmp_path / "counted"))
+    whole = (tmp_path / "first" / "comparison.json").read_bytes()
+    assert (tmp_path / "counted" / "comparison.json").read_bytes() == whole
+    generator = random.Random(0)
+    for number in range(10):
+        output = tmp_path / str(number)
+        assert forked(dying_at(generator.randrange(total), work(output))) != 0
+        assert forked(work(output, resume=True)) == 0
+        assert (output / "comparison.json").read_bytes() == whole
+        assert not output.with_name(f"{number}.partial").exists()

@@ -1,0 +1,89 @@
+"""One file of questions becomes three sides, and no item is on two of them."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from neuronllm.common.errors import InputError
+from neuronllm.comparing.splits import SIDES, Splits, shared, split, together
+from neuronllm.data.questions import Question
+from tests.checks import refused
+
+WORDS = st.sampled_from(["river", "River", "  river ", "hill", "Hill", "town", "gate", "well", "barn"])
+
+
+@st.composite
+def some_questions(draw: st.DrawFn) -> list[Question]:
+    """Few words, so that stems, ids and subjects come again and again, in other spellings and orders."""
+    found = []
+    for _ in range(draw(st.integers(3, 40))):
+        choices = draw(st.permutations(["yes", "no", "maybe"]))[: draw(st.integers(2, 3))]
+        item = draw(st.sampled_from(["", "a", "b", "c", "d", "e"]))
+        number = draw(st.sampled_from(["", "#1", "#2"]))
+        subject = draw(st.sampled_from(["map", "zoo", "sea", "art"]))
+        found.append(Question(f"Is the {draw(WORDS)} far?", tuple(choices), 0, subject, item and item + number))
+    return found
+
+
+def item(question: Question) -> set[object]:
+    """All by which a reader would say that two questions are about the same, written down once more."""
+    names: set[object] = {(question.stem.lower().replace(" ", ""), frozenset(question.choices))}
+    return names | ({question.id.partition("#")[0]} if question.id else set())
+
+
+@settings(max_examples=150, deadline=None)
+@given(some_questions(), st.integers(0, 5), st.sampled_from(["id", "subject"]))
+def test_no_item_is_on_two_sides(questions: list[Question], seed: int, by: str) -> None:
+    try:
+        found = split(questions, seed, by)
+    except InputError as error:
+        assert len(together(questions, by)) < 3 and "three" in str(error)
+        return
+    sides = [found.search, found.validation, found.test]
+    assert all(sides)
+    ids = [[id(question) for question in side] for side in sides]
+    assert sorted(sum(ids, [])) == sorted(map(id, questions))  # every question once
+    for names in (item, lambda question: {question.subject}) if by == "subject" else (item,):
+        seen = [set().union(*map(names, side)) for side in sides]
+        assert not (seen[0] & seen[1] or seen[0] & seen[2] or seen[1] & seen[2])
+    assert split(questions, seed, by) == found
+    assert shared(found) == 0
+
+
+def test_shares_seeds_and_order() -> None:
+    questions = [Question(f"What is {n}?", ("odd", "even"), n % 2, id=str(n)) for n in range(200)]
+    found = split(questions, 0)
+    assert [len(getattr(found, side)) for side in SIDES] == [80, 40, 80]
+    assert [int(question.id) for question in found.test] == sorted(int(question.id) for question in found.test)
+    assert found.how == "by id" and split(questions, 1).test != found.test
+
+
+def test_one_large_group_leaves_something_for_every_side() -> None:
+    questions = [
+        Question(f"What is {n}?", ("odd", "even"), 0, "big" if n < 50 else str(n), id=str(n)) for n in range(52)
+    ]
+    for seed in range(6):
+        found = split(questions, seed, "subject")
+        assert sorted(len(getattr(found, side)) for side in SIDES) == [1, 1, 50]
+
+
+def test_questions_that_given_files_share() -> None:
+    first, second, third = (Question(f"What is {n}?", ("odd", "even"), 0) for n in range(3))
+    again = Question("what  is 0?", ("even", "odd"), 1)
+    assert shared(Splits([first], [second], [again, third])) == 1
+
+
+@pytest.mark.parametrize(
+    ("questions", "by", "said"),
+    [
+        ([Question("Warm?", ("yes", "no"))] * 9, "id", "1 different items in 9 questions"),
+        ([Question(f"{n}?", ("a", "b"), 0, "zoo") for n in range(9)], "subject", "1 subjects in 9 questions"),
+        ([Question("a?", ("a", "b"), id="q7")], "subject", "question q7 has no subject"),
+        ([], "letter", "split_by='letter': known values are id, subject"),
+    ],
+)
+def test_refused(questions: list[Question], by: str, said: str) -> None:
+    with refused(said):
+        split(questions, 0, by)
