@@ -119,10 +119,11 @@ def by_subject(
     words: dict[str, Any] = {"template": template, "answers": answers, "length": length, "batch_size": batch_size}
     more: dict[str, Any] = {"positions": positions, "backend": backend, "progress": progress}
     request = Request(method, objective=objective, **words, **more, options=method_options)
-    job, scores = subject_scores(model, tokenizer, search, test, request, k)
+    check_questions("search", search)
     names = subjects_of(search)
     if len(names) < 2:
         raise InputError(f"search: all questions are of one subject, {names[0]!r}: there must be two to compare")
+    job, scores = subject_scores(model, tokenizer, search, test, request, k)
     sets = subject_sets(job, search, scores, k)
     tasks = {name: [question for question in test if subject_of(question) == name] for name in names}
     asked: dict[str, Any] = {"positions": positions, "controls": controls, "orders": orders, **words}
