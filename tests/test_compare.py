@@ -76,7 +76,13 @@ def close(found, expected):
 
 
 def test_folder_and_form(made) -> None:
-    assert {path.name for path in made.folder.iterdir()} == {"comparison.json", "compare.json", "timings.json", "sets"}
+    assert {path.name for path in made.folder.iterdir()} == {
+        "comparison.json",
+        "compare.json",
+        "timings.json",
+        "report.html",
+        "sets",
+    }
     data = made.data
     assert [task["name"] for task in data["tasks"]] == ["colour", "sky"]
     colour, sky = data["tasks"]

@@ -57,13 +57,13 @@ BUDGETS = {
     "standard": Budget(
         search=200,
         expensive=32,
-        validation=120,
-        test=240,
-        elsewhere=120,
+        validation=100,
+        test=200,
+        elsewhere=100,
         judged=8,
         effects=200_000,
         controls=20,
-        curve_controls=5,
+        curve_controls=3,
     ),
     "thorough": Budget(
         search=None,

@@ -48,7 +48,21 @@ COLUMNS = (
     Column("stability", lambda edit, method: method["stability"] and method["stability"]["spearman"]),
     Column("verdict", lambda edit, method: edit["verdict"]),
 )
-SHORT = ("method", "edit", "neurons", "accuracy", "gain", "RAC", "RCC", "PCR", "beats", "p, Holm", "agreement")
+SHORT = ("method", "edit", "neurons", "accuracy", "gain", "PCR", "beats", "p, Holm")  # what a terminal has room for
+PRINTED = (
+    "task",
+    "method",
+    "edit",
+    "neurons",
+    "accuracy",
+    "gain",
+    "RAC",
+    "RCC",
+    "PCR",
+    "beats",
+    "p, Holm",
+    "agreement",
+)
 ESCAPED = {c: f"\\{c}" for c in "&%$#_{}"} | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\^{}"}
 
 
@@ -104,7 +118,7 @@ class Comparison:
 
     def to_latex(self, path: str | os.PathLike[str] | None = None) -> str:
         """The table as LaTeX (package booktabs); with `path`, written to a new file too."""
-        names = ["task", *SHORT]
+        names = PRINTED
         lines = [rf"\begin{{tabular}}{{lll{'r' * (len(names) - 3)}}}", r"\toprule", _latex(names), r"\midrule"]
         task = None
         for row in self.rows:
@@ -134,6 +148,18 @@ class Comparison:
         """The same on the terminal."""
         for task in self.data["tasks"]:
             print_table(task["summary"], SHORT, self._cells(task["name"]))
+        print_table("Rank correlation with the exact effects, and between halves of the questions", *self._methods())
+
+    def _methods(self) -> tuple[list[str], list[list[Any]]]:
+        """How far the scores of every method can be trusted, task by task."""
+        names = [task["name"] for task in self.data["tasks"]]
+        found = {(one["method"], one["task"]): one for one in self.data["methods"]}
+        rows = []
+        for method in dict.fromkeys(one["method"] for one in self.data["methods"]):
+            cells = [found[method, name] for name in names]
+            agreement = [cell["agreement"] and cell["agreement"]["spearman"] for cell in cells]
+            rows.append([method, *agreement, *(cell["stability"] and cell["stability"]["spearman"] for cell in cells)])
+        return ["method", *names, *(f"{name}, halves" for name in names)], rows
 
     def _cells(self, task: str) -> list[list[str]]:
         return [[_cell(row, name) for name in SHORT] for row in self.rows if row["task"] == task]

@@ -23,6 +23,7 @@ from ..common.errors import InputError
 from ..common.files import clear_aside, read_json, take_place, write_json
 from ..model.bridged import plain_model
 from ..model.identity import identity
+from ..page.page import PAGE, write_page
 from ..runs.checkpoint import Interrupted, partial_folder
 from ..runs.processes import Ranks
 from ..runs.provenance import check_same, weights_hash
@@ -37,7 +38,7 @@ from .tasks import Task, as_tasks, one_form
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-KEPT = {COMPARISON, TIMINGS, MANIFEST, "report.html", "sets"}
+KEPT = {COMPARISON, TIMINGS, MANIFEST, PAGE, "sets"}
 CLOCK = "clock"  # seconds of the pieces, which decide no byte of comparison.json
 
 
@@ -87,8 +88,8 @@ def compare(
     neurons' exact effects would cost more, a sample's are measured. controls: random sets beside every edit, edited the
     same way; learned_controls: random sets learned the same way as learned ones.
 
-    output: a folder for comparison.json, timings.json and the neuron sets. A run that was stopped or killed goes on
-    with resume=True, and ends with the same comparison.json to the byte. Inside torch.distributed (torchrun) every
+    output: a folder for report.html, comparison.json, timings.json and the neuron sets. A run that was stopped or killed
+    goes on with resume=True, and ends with the same comparison.json to the byte. Inside torch.distributed (torchrun) every
     process calls this alike, and they share the work.
 
     >>> files = {name: [nl.demo_task(name, split) for split in ("search", "validation", "test")] for name in ("facts",)}
@@ -285,6 +286,8 @@ def timings(setting: Setting) -> dict[str, Any]:
 
 def _settle(folder: Path, target: Path) -> None:
     """The last steps of a comparison that is written, which may have been cut short at any of them."""
+    if not (folder / PAGE).is_file():
+        write_page(folder)
     for path in folder.iterdir():
         if path.name not in KEPT:
             shutil.rmtree(path) if path.is_dir() else path.unlink()

@@ -33,7 +33,7 @@ class Stage(NamedTuple):
     name: tuple[str, ...]
     cost: float
     work: Work
-    together: bool = False  # all processes take part
+    together: bool = False  # all processes take part, as they must where neurons are scored or factors learned
     scratch: tuple[str, ...] = ()  # a folder that nobody needs when it is done
 
     @property
@@ -61,7 +61,7 @@ def stages(setting: Setting) -> list[list[Stage]]:
             for task in setting.tasks
             for where in wanted
         ],
-        [Stage(("agreement", *pair), cost.agreement(pair[1]), partial(_call, agreement, pair)) for pair in pairs]
+        [Stage(("agreement", *pair), cost.agreement(pair[1]), partial(_call, agreement, pair), True) for pair in pairs]
         + [_set(cost, (*pair, edit)) for pair in pairs for edit in others]
         + [Stage(("cards", task), 2 * cost.test(task), partial(_call, cards, (task,))) for task in setting.tasks],
         [_set(cost, (*pair, edit), together=True) for pair in pairs for edit in learned],
