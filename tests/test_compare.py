@@ -280,7 +280,8 @@ def test_cards_say_what_was_measured(made, model, tokenizer) -> None:
         assert card["also"] == also and card["interval"][0] < card["score"] < card["interval"][1]
 
 
-def test_a_picture(made) -> None:
+def test_pictures(made) -> None:
+    assert "gradient" in made.show().html and made._repr_html_() == made.show().html
     figure = made.plot()
     assert [axes.get_title() for axes in figure.axes[:2]] == ["colour", "sky"]
 

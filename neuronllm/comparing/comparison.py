@@ -15,6 +15,7 @@ from ..common.files import check_new_file, new_folder, read_json, write_json
 from ..common.tables import markdown_table, print_table, show
 from ..results.neurons import NeuronSet
 from ..results.pictures import curves_figure
+from ..results.shown import Shown
 from .request import COMPARISON
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ ESCAPED = {c: f"\\{c}" for c in "&%$#_{}"} | {"\\": r"\textbackslash{}", "~": r"
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Comparison(Shown):
     """The numbers of a comparison: `data` as comparison.json has them, `timings` as measured by the clock.
 
     >>> comparison = nl.compare(model, tokenizer, tasks)      # doctest: +SKIP
@@ -134,6 +135,9 @@ class Comparison:
         for task in self.data["tasks"]:
             parts += [task["summary"], "", *markdown_table(SHORT, self._cells(task["name"])), ""]
         return "\n".join(parts)
+
+    def _shown(self) -> tuple[str, dict[str, Any]]:
+        return "comparison", self.data
 
     def plot(self, title: str = "") -> Figure:
         """Accuracy against the number of neurons, with the bands of random sets, as a figure of matplotlib.

@@ -88,9 +88,9 @@ def compare(
     neurons' exact effects would cost more, a sample's are measured. controls: random sets beside every edit, edited the
     same way; learned_controls: random sets learned the same way as learned ones.
 
-    output: a folder for report.html, comparison.json, timings.json and the neuron sets. A run that was stopped or killed
-    goes on with resume=True, and ends with the same comparison.json to the byte. Inside torch.distributed (torchrun) every
-    process calls this alike, and they share the work.
+    output: a folder for report.html, comparison.json, timings.json and the neuron sets. A run that was stopped or
+    killed goes on with resume=True, and ends with the same comparison.json to the byte. Inside torch.distributed
+    (torchrun) every process calls this alike, and they share the work.
 
     >>> files = {name: [nl.demo_task(name, split) for split in ("search", "validation", "test")] for name in ("facts",)}
     >>> comparison = nl.compare(model, tokenizer, files, ["gradient", "ace"], output="comparison")  # doctest: +SKIP
