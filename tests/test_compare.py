@@ -299,6 +299,7 @@ def test_tables(made, tmp_path) -> None:
         made.to_csv(tmp_path / "table.csv")
 
 
+@pytest.mark.slow
 def test_stopped_and_taken_up_again(model, tokenizer, made, tmp_path, monkeypatch) -> None:
     """Ctrl-C in front of one piece of work after the other, and the same bytes at the end."""
     plain_do, output = running._do, tmp_path / "comparison"
