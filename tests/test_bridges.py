@@ -9,6 +9,7 @@ import copy
 import importlib
 import importlib.util
 import os
+import runpy
 import subprocess
 import sys
 from collections.abc import Callable
@@ -21,10 +22,13 @@ import torch
 from torch import Tensor
 
 import neuronllm as nl
+from neuronllm.bridges.inspect import steered_provider
 from neuronllm.model.anatomy import Anatomy
+from neuronllm.steering.hook_files import to_hooks
 from tests import plain
 from tests.checks import refused, snapshot
 from tests.tiny import GLU, random_prompts, tiny
+from tests.tiny_tokenizers import byte_level
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples" / "doors"
 FAMILIES = ["llama", "gpt2"]
@@ -225,6 +229,28 @@ def test_a_trace_of_nnsight_makes_the_edit(family: str) -> None:
 
 
 @pytest.mark.doors
+def test_the_lines_of_an_exported_set_make_the_edit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of more than ten layers, whose names are not in the order of the layers."""
+    needs("nnsight")
+    tokenizer = byte_level()
+    model = tiny("llama", torch.float32, num_hidden_layers=12, vocab_size=len(tokenizer))
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    anatomy = Anatomy.of(model)
+    ids = torch.arange(0, anatomy.n_neurons, 20)
+    neurons = nl.NeuronSet(ids, np.array(["good"] * len(ids)), torch.ones(len(ids)), anatomy)
+    to_hooks(model, neurons, tmp_path / "out", "nnsight", good=2.0)
+    block = (tmp_path / "out" / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    monkeypatch.chdir(tmp_path / "out")
+    Path("lines.py").write_text(block.replace("MODEL", str(tmp_path / "model")))
+    with torch.no_grad():
+        names = runpy.run_path("lines.py")  # a trace reads its own source
+    text = torch.tensor([tokenizer("The capital of France is").input_ids])
+    with torch.no_grad(), neurons.apply(model, good=2.0, positions="all"):
+        assert difference(names["logits"], model(text).logits) < LIMIT
+
+
+@pytest.mark.doors
 def test_a_trace_of_another_model() -> None:
     nnsight = needs("nnsight")
     net = nnsight.NNsight(float32("gpt2"))
@@ -244,6 +270,8 @@ def test_edits_that_other_libraries_cannot_make() -> None:
     found_there = some_neurons(float32("llama"), positions="answer")
     with refused("the set is for edits at the answer, and nnsight does not say"):
         nl.steer_trace(None, found_there, mode="enhance")
+    with refused("net: give the model as nnsight has it (nnsight.NNsight(model)), not the LlamaForCausalLM"):
+        nl.steer_trace(float32("llama"), neurons, mode="enhance")
     with refused("positions='everywhere'"):
         nl.to_transformer_lens(neurons, mode="enhance", positions="everywhere")
     with refused("good=nan: a factor must be a finite number"):
@@ -337,6 +365,13 @@ def test_captum_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "neuronllm.bridges.captum", raising=False)
     with refused("takes the package captum; pip install 'neuronllm[doors]'"):
         importlib.import_module("neuronllm.bridges.captum").LayerNeuronAttribution(float32("llama"))
+
+
+def test_inspect_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("inspect_ai", "inspect_ai.model"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with refused("the provider neuronllm of Inspect takes the package inspect-ai; pip install 'neuronllm[doors]'"):
+        steered_provider()
 
 
 # ---- the examples ----

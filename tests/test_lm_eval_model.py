@@ -257,6 +257,9 @@ def test_the_command_line_refuses_in_one_line(saved: Path, folder: Path, capsys:
     given = ("--model", "neuronllm", "--tasks", "choose", "--include_path", folder, "--device", "cpu")
     assert run("lm-eval", *given, "--model_args", f"pretrained={saved / 'model'}") == 2
     assert "neuronllm lm-eval: error: neurons=: name the folder" in capsys.readouterr().err.splitlines()[-1]
+    assert run("lm-eval", *given, "--tasks", "nosuch", "--model_args", f"pretrained={saved / 'model'}") == 2
+    said = "neuronllm lm-eval: error: --tasks: lm-eval does not know nosuch"
+    assert capsys.readouterr().err.splitlines()[-1] == said
 
 
 # ---- the table ----

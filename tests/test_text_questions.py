@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from neuronllm.data.forms import form_of
 from neuronllm.data.loading import load_questions, save_questions
 from neuronllm.data.questions import Question, fingerprint
 from neuronllm.data.rendering import render
@@ -263,6 +264,15 @@ def test_the_chosen_answer_has_no_place_of_its_own() -> None:
     assert [question.choices[question.answer] for question in questions] == [row["chosen"] for row in rows]
     assert 25 <= sum(question.answer for question in questions) <= 55
     assert load_questions(rows[7:8])[0].answer == questions[7].answer  # by content, not by place
+
+
+def test_pairs_are_answered_in_words_unless_letters_are_asked_for(tmp_path: Path) -> None:
+    questions = load_questions([{"prompt": "Warm?", "chosen": "Good.", "rejected": "Bad."}])
+    save_questions(tmp_path / "pairs.jsonl", questions)
+    for asked in (questions, load_questions(tmp_path / "pairs.jsonl")):
+        assert form_of(asked).answers == "texts" and form_of(asked, "letters").answers == "letters"
+        assert form_of(asked, found={"answers": "letters"}).answers == "letters"  # as the neurons were found
+    assert form_of([replace(questions[0], in_words=False)]).answers == "letters"
 
 
 def test_pairs_that_answer_different_things() -> None:

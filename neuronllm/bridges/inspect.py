@@ -16,8 +16,12 @@ from ..common.errors import InputError
 
 def steered_provider() -> type[Any]:
     """The provider's class. Inspect asks for it when it is used, and nothing large is imported before that."""
-    from inspect_ai.model import GenerateConfig
-    from inspect_ai.model._providers.hf import HuggingFaceAPI
+    try:
+        from inspect_ai.model import GenerateConfig
+        from inspect_ai.model._providers.hf import HuggingFaceAPI
+    except ModuleNotFoundError as error:
+        what = "the provider neuronllm of Inspect takes the package inspect-ai; pip install 'neuronllm[doors]'"
+        raise InputError(what) from error
 
     from ..results.neurons import NeuronSet
 

@@ -20,6 +20,7 @@ from ..common.errors import InputError
 from ..engine.asking import Edit
 from ..model.anatomy import Anatomy
 from ..model.edit import edit
+from ..model.loading import DEMO, demo_path
 from ..results.neurons import POSITIONS, NeuronSet
 from .lm_eval_tasks import need_lm_eval
 
@@ -59,7 +60,7 @@ class NeuronLM(HFLM):
             raise InputError(f"positions={positions!r}: known values are {', '.join(POSITIONS)}")
         found = neurons if isinstance(neurons, NeuronSet) else NeuronSet.from_pretrained(neurons)
         how = found.steering(mode, good, bad)  # what is wrong with these is said before a model is loaded
-        super().__init__(pretrained, **settings)
+        super().__init__(demo_path() if pretrained == DEMO else pretrained, **settings)
         self.anatomy = Anatomy.of(self.model)
         self.change: Edit | None = Edit(*found.edits(self.model, how), positions or found.positions or "all")
         self._starts: list[int] | None = None  # of every row of a batch, where its answer begins
@@ -124,5 +125,9 @@ def command_line(given: Sequence[str]) -> None:
     sys.argv = ["lm_eval", *given]
     try:
         cli_evaluate()
+    except ValueError as error:
+        if str(error).startswith("Tasks not found"):
+            raise InputError(f"--tasks: lm-eval does not know {str(error).partition(': ')[2]}") from None
+        raise
     finally:
         sys.argv = before

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from ..common.errors import InputError
 from ..model.edit import Positions
 from ..results.neurons import NeuronSet
@@ -30,7 +32,12 @@ def steer_trace(
     ...     steer_trace(net, neurons, mode="enhance")
     ...     logits = net.output.logits.save()
     """
-    for edit in layer_edits(neurons, good, bad, mode, positions, "nnsight"):
+    edits = layer_edits(neurons, good, bad, mode, positions, "nnsight")
+    if isinstance(net, torch.nn.Module):
+        raise InputError(
+            f"net: give the model as nnsight has it (nnsight.NNsight(model)), not the {type(net).__name__}"
+        )
+    for edit in edits:
         down = _module(net, edit.site.down)
         down.input = edit(down.input)
 

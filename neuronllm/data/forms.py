@@ -37,8 +37,8 @@ def form_of(
 ) -> Form:
     """The form that is asked for; None is that of given prompts, else of `found`, a neuron set's provenance.
 
-    Where that says nothing either, questions without choices are answered in texts, and others in letters. Questions
-    with words of their own say themselves which it is.
+    Where that says nothing either, questions without choices are answered in texts, and so are those that say so
+    (preference pairs), others in letters. Questions with words of their own say themselves which it is.
 
     >>> form_of([Question("Capital of France?", answer="Paris")])
     Form(answers='texts', length='sum')
@@ -56,7 +56,8 @@ def form_of(
         )
     before = _said(found or {}, "answers")
     own = worded_form(listed, answers)
-    form = answers or own or ("texts" if free is not None else before) or "letters"
+    in_words = any(isinstance(question, Question) and question.in_words for question in listed)
+    form = answers or own or ("texts" if free is not None else before) or ("texts" if in_words else "letters")
     if form == "letters":
         if length not in (None, "sum"):
             raise InputError(f'length="{length}": a letter has no length; it counts for answers="texts"')

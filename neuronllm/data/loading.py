@@ -123,7 +123,9 @@ def _question(row: Row, columns: Mapping[str, Any] | None, names: Mapping[Any, s
     parts = read_parts(row.fields, columns, names)
     name = row_id(row, "id" if columns is None else columns.get("id", "id"))
     own = _wording(row.fields.get("wording")) if columns is None else None
-    return Question(parts.stem, parts.choices, parts.answer, parts.subject or None, name, tuple(parts.answers), own)
+    in_words = parts.in_words or row.fields.get("in_words") is True
+    found = (parts.stem, parts.choices, parts.answer, parts.subject or None, name, tuple(parts.answers))
+    return Question(*found, wording=own, in_words=in_words)
 
 
 def _wording(value: Any) -> Wording | None:
@@ -160,4 +162,5 @@ def _row(question: Question) -> dict[str, Any]:
     row: dict[str, Any] = {"id": question.id, "question": question.stem, "choices": choices, "answer": answer}
     row |= {"answers": question.answers or None, "subject": question.subject}
     row["wording"] = None if question.wording is None else asdict(question.wording)
+    row["in_words"] = question.in_words or None
     return {name: value for name, value in row.items() if value not in ("", None)}

@@ -43,7 +43,8 @@ class Question:
     An open question has a right answer and no choices: `answer` is then its text, and becomes the only choice.
     `answers` are further texts that count as right where the model writes its answer.
 
-    `wording` is how the question is shown where that is settled, as for `nl.load_task`.
+    `wording` is how the question is shown where that is settled, as for `nl.load_task`. `in_words`: it is answered in
+    texts unless letters are asked for, as a preference pair is.
 
     >>> Question("Which is a colour?", ("red", "seven"), answer=0).choices[0]
     'red'
@@ -58,6 +59,7 @@ class Question:
     id: str = ""
     answers: tuple[str, ...] = ()
     wording: Wording | None = field(default=None, repr=False)
+    in_words: bool = field(default=False, repr=False)
 
     def __post_init__(self) -> None:
         if isinstance(self.choices, str) or not isinstance(self.choices, Sequence):

@@ -34,6 +34,7 @@ class Parts(NamedTuple):
     answer: Any
     subject: Any = None
     answers: Sequence[Any] = ()
+    in_words: bool = False
 
 
 def listed(value: Any) -> Any:
@@ -193,7 +194,7 @@ def preferred(prompt: Any, chosen: Any, rejected: Any) -> Parts:
     if not turns:
         raise InputError("no field prompt, and nothing in front of the last message of chosen: say what is answered")
     stem = turns[0][1] if len(turns) == 1 else "\n".join(f"{role}: {content}" for role, content in turns)
-    return Parts(stem, *answer_placed(right[1], [wrong[1]]))
+    return Parts(stem, *answer_placed(right[1], [wrong[1]]), in_words=True)
 
 
 def _turns(given: Any, name: str, role: str) -> list[Turn]:

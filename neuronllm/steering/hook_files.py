@@ -38,16 +38,18 @@ with bridge.hooks(fwd_hooks=[(name, turn) for name in factors]):
     logits = bridge("The capital of France is")
 """,
     "nnsight": """\
-from nnsight import LanguageModel
+import re
+
+from nnsight import TransformersModel
 from safetensors.torch import load_file
 
-model = LanguageModel({model!r})
+model = TransformersModel({model!r}, task="text-generation", dispatch=True)
 factors = load_file("factors.safetensors")  # one tensor a module, by its name
 
 with model.trace("The capital of France is"):
-    for name, factor in factors.items():
+    for name in sorted(factors, key=lambda name: int(re.search(r"\\d+", name)[0])):  # a trace goes through the layers
         down = model.get(name)
-        down.input = down.input * factor.to(down.input)
+        down.input = down.input * factors[name].to(down.input)
     logits = model.output.logits.save()
 """,
 }
