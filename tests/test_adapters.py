@@ -268,12 +268,39 @@ def test_the_folder_tells_what_it_is(tmp_path):
     card = (tmp_path / "adapter" / "README.md").read_text()
     for line in neurons.describe().split("\n"):
         assert line in card
-    for part in ("library_name: peft", "- ia3", 'PeftModel.from_pretrained(model, "adapter")', "enhance"):
+    for part in ('library_name: "peft"', '"ia3"', 'PeftModel.from_pretrained(model, "adapter")', "enhance"):
         assert part in card
     told = json.loads((tmp_path / "adapter" / "neuronllm_adapter.json").read_text())
     assert told["provenance"] == neurons.provenance and told["mode"] == "enhance" and told["for"]["config"]
     nl.to_peft(model, neurons, tmp_path / "adapter", "lora", mode="degrade")  # ours is replaced
     assert json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["peft_type"] == "LORA"
+
+
+@pytest.mark.parametrize("kind", ["ia3", "lora"])
+def test_the_card_shows_the_report_and_what_learning_came_to(kind, tmp_path):
+    model = tiny("llama", torch.float32)
+    turned = {"good_up": 2, "good_down": 1, "bad_up": 0, "bad_down": 3}
+    said = {
+        "goal": "enhance",
+        "seeds": 3,
+        "steps": 8,
+        "positions": "all",
+        "kept": True,
+        "gain": {"stderr": 0.1},
+        "margin": 2,
+    }
+    said |= {"turned": turned, "accuracy": [0.25, 0.5], "validation_questions": 40}
+    neurons = some_neurons(model, method="gradient", learned=said)
+    report = nl.evaluate(model, None, quiz(6, variants=False), neurons, controls=20, progress=False)
+    nl.to_peft(model, neurons, tmp_path / "adapter", kind, report=report)
+    card = (tmp_path / "adapter" / "README.md").read_text()
+    assert f"\n| p_right | {report.base['p_right']:.3f} | {report.p_right:.3f} | " in card and "20 random sets" in card
+    assert "- method: gradient\n- positions: all\n" in card
+    assert "accuracy of 40 validation questions 0.250 -> 0.500" in card
+    report.base = None
+    with refused("report: it is of the unedited model"):
+        nl.to_peft(model, neurons, tmp_path / "other", kind, report=report)
+    assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
 
 
 def test_an_adapter_of_somebody_else_is_not_replaced(tmp_path):

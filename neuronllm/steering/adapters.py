@@ -24,6 +24,7 @@ from ..model.identity import identity
 from ..model.sites import Site
 from ..model.wrapped import own_model, unreadable, wrapped_around, written
 from ..results.adapters import ADAPTER_CONFIG, ADAPTER_TENSORS, FACTORS, PREFIX
+from ..results.cards import front_matter, model_id, steered_card
 from ..results.neurons import NeuronSet
 from .bake import check_positions
 
@@ -52,13 +53,15 @@ def to_peft(
     *,
     mode: str | None = None,
     positions: str | None = None,
+    report: Any = None,
 ) -> None:
     """Write a neuron set as an adapter that `PeftModel.from_pretrained(model, folder)` loads.
 
     "ia3" gives the logits of the live edit at all positions to the bit, and to rounding once it is merged. "lora" gives
     them to rounding, for vLLM, SGLang and whatever else takes no IA3; it holds up to 512 neurons a layer. In a 16-bit
     model both hold the factors as a live edit there rounds them. `mode`, `good` and `bad` count as in `nl.bake`, and an
-    adapter knows no answer position either: a set of it is refused unless positions="all" is given.
+    adapter knows no answer position either: a set of it is refused unless positions="all" is given. The README.md says
+    what the set is, and shows `report` (of `nl.evaluate`) as a table.
 
     >>> nl.to_peft(model, neurons, "adapter", mode="enhance")   # doctest: +SKIP
     >>> steered = PeftModel.from_pretrained(model, "adapter")   # doctest: +SKIP
@@ -73,11 +76,12 @@ def to_peft(
     config, tensors = (_ia3 if kind == "ia3" else _lora)(model, turned)
     told = neurons.steered_by(how) | {"kind": kind, "positions": "all", "positions_of_the_set": neurons.positions}
     told |= {"for": identity(model), "provenance": neurons.provenance}
+    card = _card(Path(folder).name, kind, neurons, told, report)
     with new_folder(folder, MARK) as temporary:
         write_json(temporary / MARK, told)
         write_json(temporary / ADAPTER_CONFIG, config | _of_model(model))
         write_tensors(temporary / ADAPTER_TENSORS, tensors)
-        (temporary / "README.md").write_text(_card(Path(folder).name, kind, neurons, told), encoding="utf-8")
+        (temporary / "README.md").write_text(card, encoding="utf-8")
 
 
 def turned_sites(model: PreTrainedModel, ids: Tensor, factors: Tensor) -> list[Turned]:
@@ -218,14 +222,8 @@ EXACT = {
 }
 
 
-def _card(name: str, kind: str, neurons: NeuronSet, told: dict[str, Any]) -> str:
-    counted, *facts = neurons.describe().split("\n")
-    base = f"base_model: {told['for']['model']}\n" if "/" in told["for"]["model"] else ""
-    steered = ", ".join(f"{key} {told[key]}" for key in ("mode", "good", "bad", "own") if told[key] not in (None, {}))
-    return (
-        f"---\nlibrary_name: peft\n{base}tags:\n- neuronllm\n- {kind}\n---\n# {name}\n\n"
-        f"{counted}, found with neuronllm, as {'an IA3' if kind == 'ia3' else 'a LoRA'} for PEFT.\n\n"
-        + "\n".join(facts)
-        + f"\n- factors: {steered}\n- for: {told['for']['model']}, {told['for']['dtype']}\n\n{EXACT[kind]}\n\n"
-        f'```python\nfrom peft import PeftModel\n\nsteered = PeftModel.from_pretrained(model, "{name}")\n```\n'
-    )
+def _card(name: str, kind: str, neurons: NeuronSet, told: dict[str, Any], report: Any) -> str:
+    head = front_matter("peft", model_id(told["for"]), kind)
+    load = f'from peft import PeftModel\n\nsteered = PeftModel.from_pretrained(model, "{name}")'
+    use, form = f"{EXACT[kind]}\n\n```python\n{load}\n```", f"as {'an IA3' if kind == 'ia3' else 'a LoRA'} for PEFT"
+    return steered_card(name, head, neurons.describe(), form, told, use, report)
