@@ -155,4 +155,8 @@ def test_what_cannot_be_exported(model_folder, neurons, tmp_path, capsys):
     assert "no neuron is edited" in refused(
         capsys, *asked(neurons, "--kind", "ia3", "--good", 1, "--bad", 1, "--quiet")
     )
+    bare = nl.NeuronSet.from_pretrained(neurons).with_factors(None)
+    bare.save_pretrained(tmp_path / "bare")
+    said = refused(capsys, *asked(tmp_path / "bare", "--kind", "ia3"))
+    assert all(part in said for part in ("(--mode)", "--good, --bad", "neuronllm tune"))
     assert not (tmp_path / "out").exists()
