@@ -272,7 +272,11 @@ def test_the_folder_tells_what_it_is(tmp_path):
         assert part in card
     told = json.loads((tmp_path / "adapter" / "neuronllm_adapter.json").read_text())
     assert told["provenance"] == neurons.provenance and told["mode"] == "enhance" and told["for"]["config"]
-    nl.to_peft(model, neurons, tmp_path / "adapter", "lora", mode="degrade")  # ours is replaced
+    before = {path.name: path.read_bytes() for path in (tmp_path / "adapter").iterdir()}
+    with refused("adapter: an earlier result stands there", "overwrite=True"):
+        nl.to_peft(model, neurons, tmp_path / "adapter", "lora", mode="degrade")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "adapter").iterdir()} == before
+    nl.to_peft(model, neurons, tmp_path / "adapter", "lora", mode="degrade", overwrite=True)
     assert json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["peft_type"] == "LORA"
 
 
@@ -376,6 +380,33 @@ def test_bad_arguments_leave_nothing_behind(arguments, parts, tmp_path):
     with untouched(model), refused(*parts):
         nl.to_peft(model, some_neurons(model), tmp_path / "adapter", **arguments)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kind", ["ia3", "lora"])
+def test_a_factor_beyond_the_type_of_the_model_is_refused(kind, tmp_path):
+    model = tiny("llama", torch.float16)
+    with untouched(model), refused("layers.0.mlp.down_proj", "1e+06", "float16", "bfloat16"):
+        nl.to_peft(model, some_neurons(model), tmp_path / "adapter", kind, good=1e6)
+    assert not list(tmp_path.iterdir())
+    nl.to_peft(model, some_neurons(model), tmp_path / "adapter", kind, good=65504)
+    nl.to_peft(model.bfloat16(), some_neurons(model), tmp_path / "wide", kind, good=1e6)
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [("somebody/theirs", "somebody/theirs"), ("gpt2", "gpt2"), ("demo", None), ("", None), ("/no/such/folder", None)],
+)
+def test_the_base_model_is_a_name_that_peft_can_load_or_none(name, told, tmp_path):
+    model = tiny("llama", torch.float32)
+    model.config._name_or_path = name
+    nl.to_peft(model, some_neurons(model), tmp_path / "adapter")
+    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == told
+    assert (
+        f"- for: {told or ('demo' if name == 'demo' else 'llama (config ')}"
+        in (tmp_path / "adapter" / "README.md").read_text()
+    )
+    loaded(model, tmp_path / "adapter")
 
 
 def test_a_set_of_another_model_is_refused(tmp_path):

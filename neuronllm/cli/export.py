@@ -42,7 +42,7 @@ def run(args: argparse.Namespace, load: Callable[..., Any]) -> None:
     model, _ = load(args)
     asked = (model, neurons, args.output, args.kind, args.good, args.bad)
     if adapter:
-        adapters.to_peft(*asked, mode=args.mode, positions=args.positions, report=report)
+        adapters.to_peft(*asked, mode=args.mode, positions=args.positions, report=report, overwrite=args.overwrite)
     else:
         hook_files.to_hooks(*asked, mode=args.mode, positions=args.positions)
     print(f"{args.output}: {len(neurons)} neurons as {args.kind}")

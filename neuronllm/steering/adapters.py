@@ -20,13 +20,13 @@ from ..common.errors import InputError
 from ..common.files import check_new_folder, new_folder, write_json, write_tensors
 from ..model.anatomy import Anatomy
 from ..model.edit import factors_by_site
-from ..model.identity import identity
+from ..model.identity import hub_id, identity
 from ..model.sites import Site
 from ..model.wrapped import own_model, unreadable, wrapped_around, written
 from ..results.adapters import ADAPTER_CONFIG, ADAPTER_TENSORS, FACTORS, PREFIX
 from ..results.cards import front_matter, model_id, steered_card
 from ..results.neurons import NeuronSet
-from .bake import check_positions
+from .bake import check_positions, rounded
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -54,6 +54,7 @@ def to_peft(
     mode: str | None = None,
     positions: str | None = None,
     report: Any = None,
+    overwrite: bool = False,
 ) -> None:
     """Write a neuron set as an adapter that `PeftModel.from_pretrained(model, folder)` loads.
 
@@ -61,14 +62,14 @@ def to_peft(
     them to rounding, for vLLM, SGLang and whatever else takes no IA3; it holds up to 512 neurons a layer. In a 16-bit
     model both hold the factors as a live edit there rounds them. `mode`, `good` and `bad` count as in `nl.bake`, and an
     adapter knows no answer position either: a set of it is refused unless positions="all" is given. The README.md says
-    what the set is, and shows `report` (of `nl.evaluate`) as a table.
+    what the set is, and shows `report` (of `nl.evaluate`) as a table. `overwrite` replaces an earlier adapter.
 
     >>> nl.to_peft(model, neurons, "adapter", mode="enhance")   # doctest: +SKIP
     >>> steered = PeftModel.from_pretrained(model, "adapter")   # doctest: +SKIP
     """
     if kind not in KINDS:
         raise InputError(f"kind={kind!r}: known kinds of adapters are {', '.join(KINDS)}")
-    check_new_folder(folder, MARK)
+    check_new_folder(folder, MARK, overwrite)
     check_positions(neurons, positions, "adapters")
     model = own_model(model)
     how = neurons.steering(mode, good, bad)
@@ -104,7 +105,7 @@ def turned_sites(model: PreTrainedModel, ids: Tensor, factors: Tensor) -> list[T
                 f"{site.down}: PEFT has wrapped it already ({kind}): merge that adapter first "
                 "(model = model.merge_and_unload())"
             )
-        turned.append(Turned(site, rows[site.down].to(_live_type(model, site))))
+        turned.append(Turned(site, rounded(rows[site.down], _live_type(model, site), site.down)))
     return turned
 
 
@@ -207,7 +208,7 @@ def _names(model: PreTrainedModel, sites: Sequence[Site]) -> list[str]:
 def _of_model(model: PreTrainedModel) -> dict[str, Any]:
     known = identity(model)
     return {
-        "base_model_name_or_path": known["model"],
+        "base_model_name_or_path": hub_id(known),  # PEFT takes no other name
         "revision": known["revision"],
         "task_type": "CAUSAL_LM",
         "inference_mode": True,
