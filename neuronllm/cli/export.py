@@ -10,6 +10,7 @@ from typing import Any
 from ..common.errors import InputError
 from ..common.files import BAKED, check_new_folder, new_folder, write_json
 from ..model.identity import identity
+from ..results.adapters import MARK
 from ..results.cards import front_matter, model_id, saved_report, steered_card
 from ..results.neurons import NeuronSet
 from ..steering import adapters, hook_files
@@ -30,7 +31,7 @@ def run(args: argparse.Namespace, load: Callable[..., Any]) -> None:
         run_bake(args, load)
         return
     adapter = args.kind in adapters.KINDS
-    check_new_folder(args.output, adapters.MARK if adapter else hook_files.MARK, args.overwrite)
+    check_new_folder(args.output, MARK if adapter else hook_files.MARK, args.overwrite)
     if args.report and not adapter:
         raise InputError(
             f"--report: hooks have no card that shows one; leave it out, or take another kind than {args.kind}"

@@ -23,15 +23,15 @@ from ..model.edit import factors_by_site
 from ..model.identity import hub_id, identity
 from ..model.sites import Site
 from ..model.wrapped import own_model, unreadable, wrapped_around, written
-from ..results.adapters import ADAPTER_CONFIG, ADAPTER_TENSORS, FACTORS, PREFIX
+from ..results.adapters import ADAPTER_CONFIG, ADAPTER_TENSORS, FACTORS, MARK, PREFIX
 from ..results.cards import front_matter, model_id, steered_card
+from ..results.factors import Steering, factors_of, steering_of
 from ..results.neurons import NeuronSet
 from .bake import check_positions, rounded
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-MARK = "neuronllm_adapter.json"
 KINDS = ("ia3", "lora")
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM takes
 
@@ -76,7 +76,7 @@ def to_peft(
     turned = turned_sites(model, *neurons.edits(model, how))
     config, tensors = (_ia3 if kind == "ia3" else _lora)(model, turned)
     told = neurons.steered_by(how) | {"kind": kind, "positions": "all", "positions_of_the_set": neurons.positions}
-    told |= {"for": identity(model), "provenance": neurons.provenance}
+    told |= {"for": identity(model), "provenance": neurons.provenance, "neurons": _kept(neurons, how)}
     card = _card(Path(folder).name, kind, neurons, told, report)
     with new_folder(folder, MARK) as temporary:
         write_json(temporary / MARK, told)
@@ -203,6 +203,17 @@ def _names(model: PreTrainedModel, sites: Sequence[Site]) -> list[str]:
 
 
 # ---- what stands beside ----
+
+
+def _kept(neurons: NeuronSet, how: Steering) -> dict[str, Any]:
+    """The set as `NeuronSet.from_peft` reads it back, steered by itself as the adapter steers."""
+    own, tuned = neurons.factor, neurons.tuned
+    by_itself = (own is not None or tuned is not None) and how == steering_of(None, None, None, own, tuned)
+    if not by_itself or neurons.positions == "answer":
+        own = factors_of(neurons.role, own, how)
+    factor = None if own is None else [None if value != value else value for value in own.tolist()]
+    rows = {"ids": neurons.ids.tolist(), "role": neurons.role.tolist(), "score": neurons.score.float().tolist()}
+    return rows | {"factor": factor}
 
 
 def _of_model(model: PreTrainedModel) -> dict[str, Any]:
