@@ -33,10 +33,13 @@ def steered_card(
 ) -> str:
     """The README.md of a neuron set in another form; `told` is what the folder's record says, `use` how it is used."""
     counted, *facts = described.split("\n")
-    steered = ", ".join(f"{key} {told[key]}" for key in ("mode", "good", "bad", "own") if told[key] not in (None, {}))
-    facts += [f"- factors: {steered}", f"- for: {told['for']['model']}, {told['for']['dtype']}"]
+    facts += [f"- factors: {_steered(told)}", f"- for: {told['for']['model']}, {told['for']['dtype']}"]
     lines = [*head, f"# {name}", "", f"{counted}, found with neuronllm, {form}.", "", *facts, "", use]
     return "\n".join([*lines, *report_table(report)]).rstrip() + "\n"
+
+
+def _steered(told: dict[str, Any]) -> str:
+    return ", ".join(f"{key} {told[key]}" for key in ("mode", "good", "bad", "own") if told[key] not in (None, {}))
 
 
 def report_table(report: Any) -> list[str]:
@@ -44,7 +47,7 @@ def report_table(report: Any) -> list[str]:
     if report is None:
         return []
     found = report if isinstance(report, dict) else report.to_dict()
-    base, controls, change = found["base"], found["controls"] or {}, found["ci"].get("change", {})
+    base, edit, controls, change = found["base"], found["edit"], found["controls"] or {}, found["ci"].get("change", {})
     if base is None:
         raise InputError("report: it is of the unedited model; give that of nl.evaluate(..., neurons)")
     rows = []
@@ -55,14 +58,15 @@ def report_table(report: Any) -> list[str]:
             rows.append([name, before, found[name], show(change.get(name)), show(band)])
     sets = f"{controls['sets']} random sets" if controls else "random sets"
     columns = ["", "unedited", "edited", "95 % change", f"{sets}, 95 %"]
-    return ["", f"{found['questions']} questions:", "", *markdown_table(columns, rows), ""]
+    heading = f"{found['questions']} questions, edited with {_steered(edit)}, positions {edit['positions']}:"
+    return ["", heading, "", *markdown_table(columns, rows), ""]
 
 
 def saved_report(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The report that `neuronllm evaluate --neurons NEURONS --output FILE` wrote."""
     file = Path(path)
     found = read_json(file.parent, file.name, "report")
-    if not isinstance(found, dict) or not {"base", "ci", "controls", "questions"} <= found.keys():
+    if not isinstance(found, dict) or not {"base", "ci", "controls", "edit", "questions"} <= found.keys():
         raise InputError(f"{path}: not a report of neuronllm evaluate --neurons DIR --output FILE")
     if found["base"] is None:
         raise InputError(f"{path}: the report is of the unedited model; give that of neuronllm evaluate --neurons DIR")

@@ -75,7 +75,11 @@ def test_the_card_shows_a_saved_report(kind, model_folder, neurons, questions, t
     (row,) = re.findall(r"^\| p_right \| (.*) \|$", card, re.MULTILINE)
     low, high = report["ci"]["change"]["p_right"]
     shown = [f"{report['base']['p_right']:.3f}", f"{report['p_right']:.3f}", f"{low:+.3f} to {high:+.3f}"]
-    assert row.split(" | ")[:3] == shown and f"{report['questions']} questions:" in card and "2 random sets" in card
+    assert (
+        row.split(" | ")[:3] == shown
+        and f"{report['questions']} questions, edited with mode own, " in card
+        and "2 random sets" in card
+    )
     before = (out / "README.md").read_bytes()
     assert run(*judged, "--output", tmp_path / "base.json") == 0
     (tmp_path / "other.json").write_text("[]")
