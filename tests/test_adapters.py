@@ -1,4 +1,4 @@
-"""Adapters: PEFT, left to itself, does with what was written what the live edit does; and what it says is read back."""
+"""Adapters: PEFT, left to itself, does with what was written what the live edit does."""
 
 from __future__ import annotations
 
@@ -127,43 +127,6 @@ def test_modes_and_factors_mean_what_they_mean_elsewhere(kind, how, tmp_path):
     assert distance(logits(loaded(model, tmp_path / "adapter")), live(model, neurons, **how)) < 1e-6
 
 
-# ---- and back ----
-
-
-@pytest.mark.parametrize("name", QUICK)
-def test_what_was_written_is_read_back(name, tmp_path):
-    model = tiny(name, torch.float32)
-    neurons = some_neurons(model)
-    nl.to_peft(model, neurons, tmp_path / "adapter")
-    again = NeuronSet.from_peft(tmp_path / "adapter", model)
-    factors = dict(zip(neurons.ids.tolist(), neurons.factor.tolist(), strict=True))
-    assert dict(zip(again.ids.tolist(), again.factor.tolist(), strict=True)) == factors  # floats, to the bit
-    assert dict(zip(again.ids.tolist(), again.role.tolist(), strict=True)) == {
-        i: "good" if factor > 1 else "bad" for i, factor in factors.items()
-    }
-    size = (again.factor - 1).abs()
-    assert torch.equal(size, size.sort(descending=True).values) and torch.equal(again.score, again.factor - 1)
-    assert again.positions == "all" and again.provenance["model_type"] == model.config.model_type
-    assert torch.equal(live(model, again), live(model, neurons))
-    nl.to_peft(model, again, tmp_path / "again")
-    first, second = (load_file(tmp_path / which / "adapter_model.safetensors") for which in ("adapter", "again"))
-    assert first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
-
-
-def test_an_ia3_that_peft_has_learned_is_a_neuron_set(tmp_path):
-    model = tiny("llama", torch.float32)
-    config = peft.IA3Config(target_modules=["down_proj"], feedforward_modules=["down_proj"])
-    wrapped = peft.get_peft_model(copy.deepcopy(model), config).eval()
-    with torch.no_grad():
-        for name, parameter in wrapped.named_parameters():
-            if "ia3_l" in name:
-                parameter[0, 5:9] = torch.tensor([0.5, 1.5, 1.25, 0.0])
-    wrapped.save_pretrained(tmp_path / "learned")
-    neurons = NeuronSet.from_peft(tmp_path / "learned", model)
-    assert sorted(neurons.ids.tolist()) == [5, 6, 7, 8, 33, 34, 35, 36] and neurons.role.tolist().count("good") == 4
-    assert torch.equal(live(model, neurons), logits(wrapped))
-
-
 # ---- LoRA ----
 
 
@@ -268,12 +231,43 @@ def test_the_folder_tells_what_it_is(tmp_path):
     card = (tmp_path / "adapter" / "README.md").read_text()
     for line in neurons.describe().split("\n"):
         assert line in card
-    for part in ("library_name: peft", "- ia3", 'PeftModel.from_pretrained(model, "adapter")', "enhance"):
+    for part in ('library_name: "peft"', '"ia3"', 'PeftModel.from_pretrained(model, "adapter")', "enhance"):
         assert part in card
     told = json.loads((tmp_path / "adapter" / "neuronllm_adapter.json").read_text())
     assert told["provenance"] == neurons.provenance and told["mode"] == "enhance" and told["for"]["config"]
-    nl.to_peft(model, neurons, tmp_path / "adapter", "lora", mode="degrade")  # ours is replaced
+    before = {path.name: path.read_bytes() for path in (tmp_path / "adapter").iterdir()}
+    with refused("adapter: an earlier result stands there", "overwrite=True"):
+        nl.to_peft(model, neurons, tmp_path / "adapter", "lora", mode="degrade")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "adapter").iterdir()} == before
+    nl.to_peft(model, neurons, tmp_path / "adapter", "lora", mode="degrade", overwrite=True)
     assert json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["peft_type"] == "LORA"
+
+
+@pytest.mark.parametrize("kind", ["ia3", "lora"])
+def test_the_card_shows_the_report_and_what_learning_came_to(kind, tmp_path):
+    model = tiny("llama", torch.float32)
+    turned = {"good_up": 2, "good_down": 1, "bad_up": 0, "bad_down": 3}
+    said = {
+        "goal": "enhance",
+        "seeds": 3,
+        "steps": 8,
+        "positions": "all",
+        "kept": True,
+        "gain": {"stderr": 0.1},
+        "margin": 2,
+    }
+    said |= {"turned": turned, "accuracy": [0.25, 0.5], "validation_questions": 40}
+    neurons = some_neurons(model, method="gradient", learned=said)
+    report = nl.evaluate(model, None, quiz(6, variants=False), neurons, controls=20, progress=False)
+    nl.to_peft(model, neurons, tmp_path / "adapter", kind, report=report)
+    card = (tmp_path / "adapter" / "README.md").read_text()
+    assert f"\n| p_right | {report.base['p_right']:.3f} | {report.p_right:.3f} | " in card and "20 random sets" in card
+    assert "- method: gradient\n- positions: all\n" in card
+    assert "accuracy of 40 validation questions 0.250 -> 0.500" in card
+    report.base = None
+    with refused("report: it is of the unedited model"):
+        nl.to_peft(model, neurons, tmp_path / "other", kind, report=report)
+    assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
 
 
 def test_an_adapter_of_somebody_else_is_not_replaced(tmp_path):
@@ -349,6 +343,33 @@ def test_bad_arguments_leave_nothing_behind(arguments, parts, tmp_path):
     with untouched(model), refused(*parts):
         nl.to_peft(model, some_neurons(model), tmp_path / "adapter", **arguments)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kind", ["ia3", "lora"])
+def test_a_factor_beyond_the_type_of_the_model_is_refused(kind, tmp_path):
+    model = tiny("llama", torch.float16)
+    with untouched(model), refused("layers.0.mlp.down_proj", "1e+06", "float16", "bfloat16"):
+        nl.to_peft(model, some_neurons(model), tmp_path / "adapter", kind, good=1e6)
+    assert not list(tmp_path.iterdir())
+    nl.to_peft(model, some_neurons(model), tmp_path / "adapter", kind, good=65504)
+    nl.to_peft(model.bfloat16(), some_neurons(model), tmp_path / "wide", kind, good=1e6)
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [("somebody/theirs", "somebody/theirs"), ("gpt2", "gpt2"), ("demo", None), ("", None), ("/no/such/folder", None)],
+)
+def test_the_base_model_is_a_name_that_peft_can_load_or_none(name, told, tmp_path):
+    model = tiny("llama", torch.float32)
+    model.config._name_or_path = name
+    nl.to_peft(model, some_neurons(model), tmp_path / "adapter")
+    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == told
+    assert (
+        f"- for: {told or ('demo' if name == 'demo' else 'llama (config ')}"
+        in (tmp_path / "adapter" / "README.md").read_text()
+    )
+    loaded(model, tmp_path / "adapter")
 
 
 def test_a_set_of_another_model_is_refused(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -63,3 +64,31 @@ def test_what_is_no_ia3_is_refused(tmp_path):
     (tmp_path / "ia3" / "adapter_config.json").write_text("[]")
     with refused("only an IA3"):
         NeuronSet.from_peft(tmp_path / "ia3", model)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"ids": [3, 11, 20, 30, 39, 4000]},
+        {"role": ["good"]},
+        {"factor": "1.5"},
+        {"score": None},
+    ],
+)
+def test_a_record_that_was_changed_is_refused(change, tmp_path):
+    model, record = tiny("llama", torch.float32), tmp_path / "adapter" / "neuronllm_adapter.json"
+    nl.to_peft(model, some_neurons(model), tmp_path / "adapter")
+    told = json.loads(record.read_text())
+    record.write_text(json.dumps(told | {"neurons": told["neurons"] | change}))
+    with refused("neuronllm_adapter.json", "not as written here"):
+        NeuronSet.from_peft(tmp_path / "adapter", model)
+    for whole in ([1], {"for": "llama"}, {"for": {"config": "0"}}):
+        record.write_text(json.dumps(whole))
+        with refused("neuronllm_adapter.json", "not as written here"):
+            NeuronSet.from_peft(tmp_path / "adapter", model)
+
+
+def test_names_of_the_hub_are_no_folders(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with refused("user/adapter: no such folder here", "hf download user/adapter --local-dir"):
+        NeuronSet.from_peft("user/adapter", tiny("llama"))

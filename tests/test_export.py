@@ -233,6 +233,12 @@ def test_bad_arguments_change_nothing(arguments, parts):
         nl.bake(model, some_neurons(model), **arguments)
 
 
+def test_a_factor_beyond_the_type_of_the_weights_changes_nothing():
+    model = tiny("llama", torch.float16)
+    with untouched(model), refused("layers.0.mlp.down_proj", "1e+06", "float16", "bfloat16"):
+        nl.bake(model, some_neurons(model), good=1e6)
+
+
 def test_a_set_of_another_model_is_refused():
     model, other = tiny("llama"), tiny("llama", intermediate_size=40)
     before = snapshot(other)

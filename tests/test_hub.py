@@ -109,7 +109,8 @@ def test_the_card_shows_the_report(hub: FakeHub, model: Any) -> None:
     neurons.push_to_hub(REPOSITORY, report=report, base_model="other/model")
     data, text = card_of(hub)
     assert data["base_model"] == "other/model" and "license" not in data
-    assert "\n6 questions:\n\n|  | unedited | edited | 95 % change | 20 random sets, 95 % |\n" in text
+    assert "\n6 questions, edited with mode enhance, good 2.0, bad 0.0, positions all:\n\n|  | unedited |" in text
+    assert "\n|  | unedited | edited | 95 % change | 20 random sets, 95 % |\n" in text
     band = report.controls["p_right"]
     (row,) = re.findall(r"^\| p_right \| (.*) \|$", text, re.MULTILINE)
     assert row.split(" | ") == [

@@ -152,6 +152,7 @@ def parser(run: Mapping[str, Command], attribute: bool = False) -> argparse.Argu
     where = "all bakes a set that was found or tuned at the answer position for every token"
     sub.add_argument("--positions", choices=("answer", "all"), help=where)
     sub.add_argument("--output", required=True, metavar="DIR", help="a new folder for the model")
+    _report_flag(sub)
     _overwrite_flag(sub)
 
     sub = command("export", "Write a neuron set as an adapter, a model or hooks, for other tools.")
@@ -163,6 +164,7 @@ def parser(run: Mapping[str, Command], attribute: bool = False) -> argparse.Argu
     where = "all writes a set that was found or tuned at the answer position for every token"
     sub.add_argument("--positions", choices=("answer", "all"), help=where)
     sub.add_argument("--output", required=True, metavar="DIR", help="a new folder for what is written")
+    _report_flag(sub)
     _overwrite_flag(sub)
 
     sub = command("select", "The largest and smallest numbers of .safetensors and .npy files, however large.")
@@ -313,6 +315,10 @@ def _form_flags(sub: argparse._ActionsContainer, *more: str) -> None:
 
 def _neurons_flag(sub: argparse.ArgumentParser, required: bool = True) -> None:
     sub.add_argument("--neurons", required=required, metavar="DIR", help="a folder that find, tune or learn wrote")
+
+
+def _report_flag(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--report", metavar="FILE", help="what evaluate --output wrote, for the README.md of the folder")
 
 
 def _factor_flags(sub: argparse.ArgumentParser) -> None:

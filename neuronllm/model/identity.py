@@ -9,7 +9,7 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 from ..common.files import BAKED, read_json
-from .loading import GGUF, public_name
+from .loading import DEMO, GGUF, public_name
 from .wrapped import adapters_on
 
 if TYPE_CHECKING:
@@ -69,6 +69,12 @@ def other_model(then: dict[str, Any], model: PreTrainedModel) -> str | None:
     return None if same else f"found on {_said(then)}, this is {_said(now)}"
 
 
+def hub_id(record: dict[str, Any]) -> str | None:
+    """The id by which a hub knows the model of a record; the bundled model and those from folders have none."""
+    name = record.get("model")
+    return name if isinstance(name, str) and _is_id(name) and name != DEMO else None
+
+
 def baked_into(model: PreTrainedModel) -> dict[str, Any]:
     """The provenance of the neurons that were folded into a saved model; empty where nothing says so.
 
@@ -84,9 +90,10 @@ def baked_into(model: PreTrainedModel) -> dict[str, Any]:
 
 
 def _said(record: dict[str, Any]) -> str:
-    """The id with what else tells models apart."""
-    revision, config = record.get("revision") or "unknown", record["config"]
-    return f"{record['model']}, revision {revision[:SHOWN]}, config {config[:SHOWN]}"
+    """The id with what else tells models apart; a model without an id is already called by its configuration."""
+    name, config = record["model"], f"config {record['config'][:SHOWN]}"
+    revision = f"revision {record['revision'][:SHOWN]}, " if record.get("revision") else ""
+    return name if config in name else f"{name} ({revision}{config})"
 
 
 def _known_as(model: Any) -> str | None:

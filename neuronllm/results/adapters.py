@@ -3,26 +3,85 @@
 from __future__ import annotations
 
 import os
+from math import nan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..common.errors import InputError
 from ..common.files import read_json, read_tensors
+from ..common.warning import warn
 from ..model.anatomy import Anatomy
+from ..model.identity import identity, other_model
+from .cards import REPOSITORY
+from .factors import factors_of, steering_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 ADAPTER_CONFIG, ADAPTER_TENSORS = "adapter_config.json", "adapter_model.safetensors"
+MARK = "neuronllm_adapter.json"  # what `nl.to_peft` keeps of the set, beside the files of PEFT
 PREFIX, FACTORS = "base_model.model.", ".ia3_l"  # of the tensors of an IA3, around the name of its module
 WHAT = "adapter of PEFT"
+ROUNDED = (torch.float64, torch.float32, torch.bfloat16, torch.float16)  # types in which models hold factors
+
+
+def read_ia3(folder: str | os.PathLike[str], model: PreTrainedModel, anatomy: Anatomy) -> dict[str, Any]:
+    """The fields of a neuron set: as `nl.to_peft` kept them, where the tensors still say so, else what these say."""
+    ids, factor = ia3_factors(folder, model, anatomy)
+    told = read_json(folder, MARK, WHAT) if (Path(folder) / MARK).is_file() else {}
+    try:
+        if told and (found := other_model(told["for"], model)):
+            warn(
+                f"{folder}: the neurons of the adapter were {found} of the same shape: they may do something else there"
+            )
+        if "neurons" in told and _same(kept := _kept(told), ids, factor, anatomy.n_neurons):
+            return kept
+        model_of = told["for"] if told else identity(model)
+        provenance = {"method": "ia3", "source": Path(folder).name, "positions": "all"} | model_of
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        why = f"{type(error).__name__}: {error}"
+        raise InputError(
+            f"{folder}: {MARK} is not as written here ({why}): without that file the tensors are read"
+        ) from error
+    role = np.where(factor > 1, "good", "bad")
+    return {"ids": ids, "role": role, "score": factor - 1, "factor": factor, "provenance": provenance}
+
+
+def _kept(told: dict[str, Any]) -> dict[str, Any]:
+    rows, own = told["neurons"], told["neurons"]["factor"]
+    provenance = {"positions": "all"} | told["for"] | told["provenance"]
+    if told["positions_of_the_set"] == "answer":  # what was tuned, learned and verified there is another edit
+        provenance = {name: value for name, value in provenance.items() if name not in ("tuned", "learned", "verified")}
+        provenance |= {"positions": "all", "adapter_of": told["provenance"]}
+    return {
+        "ids": torch.tensor(rows["ids"], dtype=torch.int64),
+        "role": np.array(rows["role"], dtype=str),
+        "score": torch.tensor(rows["score"], dtype=torch.float32),
+        "factor": None if own is None else torch.tensor([nan if f is None else f for f in own], dtype=torch.float64),
+        "provenance": provenance,
+    }
+
+
+def _same(kept: dict[str, Any], ids: Tensor, factor: Tensor, total: int) -> bool:
+    """Whether the factors of a kept set are those of the tensors, rounded to the type of whatever model it was."""
+    held = torch.ones(total).index_put((ids,), factor)
+    how = steering_of(None, None, None, kept["factor"], kept["provenance"].get("tuned"))
+    asked, there = factors_of(kept["role"], kept["factor"], how), held[kept["ids"]]
+    equal = torch.stack([asked.to(dtype).float() == there for dtype in ROUNDED]).any(0)
+    return bool(equal.all()) and bool(torch.isin(ids, kept["ids"]).all())
 
 
 def ia3_factors(folder: str | os.PathLike[str], model: PreTrainedModel, anatomy: Anatomy) -> tuple[Tensor, Tensor]:
     """Flat ids of the neurons that an IA3 turns and their factors, float32; those turned hardest first."""
+    if not os.path.exists(folder) and REPOSITORY.fullmatch(os.fspath(folder)):
+        raise InputError(
+            f"{folder}: no such folder here, and adapters are read from folders only: download it first "
+            f"(hf download {folder} --local-dir FOLDER)"
+        )
     config = read_json(folder, ADAPTER_CONFIG, WHAT)
     kind = config.get("peft_type") if isinstance(config, dict) else None
     if kind != "IA3":

@@ -15,8 +15,8 @@ ROLES = ("good", "bad")
 FACTORS = {"enhance": (2.0, 0.0), "degrade": (0.0, 2.0)}  # of the good and of the bad neurons
 MODES = (*FACTORS, "own", "tuned")
 NOTHING_SAID = (
-    'give mode="enhance" or "degrade", or factors good= and bad=, or give the neurons factors of their own '
-    "(with_factors), or run nl.tune first"
+    'give mode="enhance" or "degrade" (--mode), or factors good= and bad= (--good, --bad), or tune or learn factors '
+    "first (nl.tune, nl.learn, with_factors; neuronllm tune, neuronllm learn)"
 )
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,10 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from ..common.errors import InputError
-from ..common.tables import markdown_table, show
+from .cards import REPOSITORY, TAG, front_matter, model_id, report_table
 
-TAG = "neuronllm"
-REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 UNREACHED = "the Hub cannot be reached"
 
 
@@ -56,8 +52,8 @@ class OnHub:
         with tempfile.TemporaryDirectory() as made:
             folder = Path(made) / "set"
             self.save_pretrained(folder)
-            head = _front_matter(base_model or _model_id(self.provenance), license)
-            card = "\n".join([*head, "", self.card(repo_id), *_table(report)])
+            head = front_matter(TAG, base_model or model_id(self.provenance), license=license)
+            card = "\n".join([*head, "", self.card(repo_id), *report_table(report)])
             (folder / "README.md").write_text(card, encoding="utf-8")
             return _upload(folder, repo_id, private, token, revision, commit_message)
 
@@ -114,34 +110,3 @@ def _in_one_line(repo_id: str, revision: str | None, before: str = "") -> Iterat
     except (errors.HFValidationError, errors.LocalTokenNotFoundError, OSError, of_client) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(f"{repo_id}: {before}the Hub says: {first}") from error
-
-
-def _model_id(provenance: dict[str, Any]) -> str | None:
-    """The id of the model on the Hub; a model from a folder has only a name."""
-    name = provenance.get("model")
-    return name if isinstance(name, str) and REPOSITORY.fullmatch(name) else None
-
-
-def _front_matter(base_model: str | None, license: str | None) -> list[str]:
-    """What the Hub reads of a card, as YAML, in which quoted strings are those of JSON."""
-    facts = {"library_name": TAG, "tags": [TAG], "base_model": base_model, "license": license}
-    return ["---", *(f"{key}: {json.dumps(value)}" for key, value in facts.items() if value is not None), "---"]
-
-
-def _table(report: Any) -> list[str]:
-    """The shares that a report gives, before and after the edit, beside random sets."""
-    if report is None:
-        return []
-    found = report.to_dict()
-    base, controls, change = found["base"], found["controls"] or {}, found["ci"].get("change", {})
-    if base is None:
-        raise InputError("report: it is of the unedited model; give that of nl.evaluate(..., neurons)")
-    rows = []
-    for name, before in base.items():
-        if isinstance(before, float) and isinstance(found.get(name), float):
-            drawn = controls.get(name)
-            band = f"{drawn['p2.5']:.3f} to {drawn['p97.5']:.3f}" if drawn else None
-            rows.append([name, before, found[name], show(change.get(name)), show(band)])
-    sets = f"{controls['sets']} random sets" if controls else "random sets"
-    columns = ["", "unedited", "edited", "95 % change", f"{sets}, 95 %"]
-    return ["", f"{found['questions']} questions:", "", *markdown_table(columns, rows), ""]

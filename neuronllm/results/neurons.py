@@ -18,9 +18,9 @@ from ..common.files import new_folder, read_json, read_tensors, write_json
 from ..common.warning import warn
 from ..model.anatomy import Anatomy
 from ..model.edit import Positions, edit
-from ..model.identity import identity, other_model
+from ..model.identity import other_model
 from ..model.wrapped import own_model
-from .adapters import ia3_factors
+from .adapters import read_ia3
 from .factors import (
     ROLES,
     Steering,
@@ -355,15 +355,14 @@ class NeuronSet(OnHub, Shown):
     def from_peft(cls, folder: str | os.PathLike[str], model: PreTrainedModel) -> NeuronSet:
         """Read an IA3 on down projections (`nl.to_peft`, or one that PEFT has learned), with the factors that it holds.
 
-        Neurons that it strengthens are good, and those that it weakens bad; the score is the factor less 1.
+        The set that `nl.to_peft` wrote comes back as it was, but for `controls`. Of another adapter the neurons that it
+        strengthens are good, and those that it weakens bad; the score is the factor less 1.
 
         >>> neurons = NeuronSet.from_peft("adapter", model)   # doctest: +SKIP
         """
         model = own_model(model)
         anatomy = Anatomy.of(model)
-        ids, factor = ia3_factors(folder, model, anatomy)
-        role, provenance = np.where(factor > 1, "good", "bad"), {"method": "ia3", "source": Path(folder).name}
-        return cls(ids, role, factor - 1, anatomy, provenance | {"positions": "all"} | identity(model), factor)
+        return cls(anatomy=anatomy, **read_ia3(folder, model, anatomy))
 
     def card(self, name: str) -> str:
         """The README.md of a set that is called `name`."""

@@ -20,17 +20,18 @@ from ..common.errors import InputError
 from ..common.files import check_new_folder, new_folder, write_json, write_tensors
 from ..model.anatomy import Anatomy
 from ..model.edit import factors_by_site
-from ..model.identity import identity
+from ..model.identity import hub_id, identity
 from ..model.sites import Site
 from ..model.wrapped import own_model, unreadable, wrapped_around, written
-from ..results.adapters import ADAPTER_CONFIG, ADAPTER_TENSORS, FACTORS, PREFIX
+from ..results.adapters import ADAPTER_CONFIG, ADAPTER_TENSORS, FACTORS, MARK, PREFIX
+from ..results.cards import front_matter, model_id, steered_card
+from ..results.factors import Steering, factors_of, steering_of
 from ..results.neurons import NeuronSet
-from .bake import check_positions
+from .bake import check_positions, rounded
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-MARK = "neuronllm_adapter.json"
 KINDS = ("ia3", "lora")
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM takes
 
@@ -52,32 +53,36 @@ def to_peft(
     *,
     mode: str | None = None,
     positions: str | None = None,
+    report: Any = None,
+    overwrite: bool = False,
 ) -> None:
     """Write a neuron set as an adapter that `PeftModel.from_pretrained(model, folder)` loads.
 
     "ia3" gives the logits of the live edit at all positions to the bit, and to rounding once it is merged. "lora" gives
     them to rounding, for vLLM, SGLang and whatever else takes no IA3; it holds up to 512 neurons a layer. In a 16-bit
     model both hold the factors as a live edit there rounds them. `mode`, `good` and `bad` count as in `nl.bake`, and an
-    adapter knows no answer position either: a set of it is refused unless positions="all" is given.
+    adapter knows no answer position either: a set of it is refused unless positions="all" is given. The README.md says
+    what the set is, and shows `report` (of `nl.evaluate`) as a table. `overwrite` replaces an earlier adapter.
 
     >>> nl.to_peft(model, neurons, "adapter", mode="enhance")   # doctest: +SKIP
     >>> steered = PeftModel.from_pretrained(model, "adapter")   # doctest: +SKIP
     """
     if kind not in KINDS:
         raise InputError(f"kind={kind!r}: known kinds of adapters are {', '.join(KINDS)}")
-    check_new_folder(folder, MARK)
+    check_new_folder(folder, MARK, overwrite)
     check_positions(neurons, positions, "adapters")
     model = own_model(model)
     how = neurons.steering(mode, good, bad)
     turned = turned_sites(model, *neurons.edits(model, how))
     config, tensors = (_ia3 if kind == "ia3" else _lora)(model, turned)
     told = neurons.steered_by(how) | {"kind": kind, "positions": "all", "positions_of_the_set": neurons.positions}
-    told |= {"for": identity(model), "provenance": neurons.provenance}
+    told |= {"for": identity(model), "provenance": neurons.provenance, "neurons": _kept(neurons, how)}
+    card = _card(Path(folder).name, kind, neurons, told, report)
     with new_folder(folder, MARK) as temporary:
         write_json(temporary / MARK, told)
         write_json(temporary / ADAPTER_CONFIG, config | _of_model(model))
         write_tensors(temporary / ADAPTER_TENSORS, tensors)
-        (temporary / "README.md").write_text(_card(Path(folder).name, kind, neurons, told), encoding="utf-8")
+        (temporary / "README.md").write_text(card, encoding="utf-8")
 
 
 def turned_sites(model: PreTrainedModel, ids: Tensor, factors: Tensor) -> list[Turned]:
@@ -100,7 +105,7 @@ def turned_sites(model: PreTrainedModel, ids: Tensor, factors: Tensor) -> list[T
                 f"{site.down}: PEFT has wrapped it already ({kind}): merge that adapter first "
                 "(model = model.merge_and_unload())"
             )
-        turned.append(Turned(site, rows[site.down].to(_live_type(model, site))))
+        turned.append(Turned(site, rounded(rows[site.down], _live_type(model, site), site.down)))
     return turned
 
 
@@ -200,10 +205,21 @@ def _names(model: PreTrainedModel, sites: Sequence[Site]) -> list[str]:
 # ---- what stands beside ----
 
 
+def _kept(neurons: NeuronSet, how: Steering) -> dict[str, Any]:
+    """The set as `NeuronSet.from_peft` reads it back, steered by itself as the adapter steers."""
+    own, tuned = neurons.factor, neurons.tuned
+    by_itself = (own is not None or tuned is not None) and how == steering_of(None, None, None, own, tuned)
+    if not by_itself or neurons.positions == "answer":
+        own = factors_of(neurons.role, own, how)
+    factor = None if own is None else [None if value != value else value for value in own.tolist()]
+    rows = {"ids": neurons.ids.tolist(), "role": neurons.role.tolist(), "score": neurons.score.float().tolist()}
+    return rows | {"factor": factor}
+
+
 def _of_model(model: PreTrainedModel) -> dict[str, Any]:
     known = identity(model)
     return {
-        "base_model_name_or_path": known["model"],
+        "base_model_name_or_path": hub_id(known),  # PEFT takes no other name
         "revision": known["revision"],
         "task_type": "CAUSAL_LM",
         "inference_mode": True,
@@ -218,14 +234,8 @@ EXACT = {
 }
 
 
-def _card(name: str, kind: str, neurons: NeuronSet, told: dict[str, Any]) -> str:
-    counted, *facts = neurons.describe().split("\n")
-    base = f"base_model: {told['for']['model']}\n" if "/" in told["for"]["model"] else ""
-    steered = ", ".join(f"{key} {told[key]}" for key in ("mode", "good", "bad", "own") if told[key] not in (None, {}))
-    return (
-        f"---\nlibrary_name: peft\n{base}tags:\n- neuronllm\n- {kind}\n---\n# {name}\n\n"
-        f"{counted}, found with neuronllm, as {'an IA3' if kind == 'ia3' else 'a LoRA'} for PEFT.\n\n"
-        + "\n".join(facts)
-        + f"\n- factors: {steered}\n- for: {told['for']['model']}, {told['for']['dtype']}\n\n{EXACT[kind]}\n\n"
-        f'```python\nfrom peft import PeftModel\n\nsteered = PeftModel.from_pretrained(model, "{name}")\n```\n'
-    )
+def _card(name: str, kind: str, neurons: NeuronSet, told: dict[str, Any], report: Any) -> str:
+    head = front_matter("peft", model_id(told["for"]), kind)
+    load = f'from peft import PeftModel\n\nsteered = PeftModel.from_pretrained(model, "{name}")'
+    use, form = f"{EXACT[kind]}\n\n```python\n{load}\n```", f"as {'an IA3' if kind == 'ia3' else 'a LoRA'} for PEFT"
+    return steered_card(name, head, neurons.describe(), form, told, use, report)

@@ -97,11 +97,22 @@ def bake(
             raise InputError(f"{site.down}: its weight is shared with another module, use the live edit")
         within = (ids[where == n] - anatomy.offsets[n]).to(weight.device)
         neurons_here = (within // site.width, within % site.width) if site.experts else (within,)
-        plan.append((weight, site.transposed, neurons_here, factors[where == n]))
+        plan.append((weight, site.transposed, neurons_here, rounded(factors[where == n], weight.dtype, site.down)))
     handle = Baked()
     for step in plan:
         handle.scale(*step)
     return handle
+
+
+def rounded(factors: Tensor, dtype: torch.dtype, down: str) -> Tensor:
+    """The factors in the type that they act in, after refusing those that it cannot hold."""
+    held = factors.to(dtype)
+    if len(beyond := factors[held.isinf()]):
+        raise InputError(
+            f"{down}: the factor {float(beyond[0]):g} is more than {str(dtype).removeprefix('torch.')} holds: give "
+            "smaller factors, or load the model in bfloat16 or float32"
+        )
+    return held
 
 
 def check_positions(neurons: NeuronSet, positions: str | None, holder: str = "weights") -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
@@ -53,7 +55,42 @@ def test_a_baked_model_is_what_bake_writes(model_folder, neurons, tmp_path):
     assert run("export", neurons, "--kind", "baked", *shared, "--output", tmp_path / "exported") == 0
     assert run("bake", "--neurons", neurons, *shared, "--output", tmp_path / "baked") == 0
     first, second = ({p.name: p.read_bytes() for p in (tmp_path / name).iterdir()} for name in ("exported", "baked"))
+    first["README.md"] = first["README.md"].replace(b"exported", b"baked")  # the name of the folder
     assert first == second
+    card = huggingface_hub.ModelCard(second["README.md"].decode())
+    assert card.data.to_dict() == {"library_name": "transformers", "tags": ["neuronllm", "baked"]}
+    for part in ("# baked\n\n2 good and 2 bad neurons", "- factors: mode enhance, good 2.0, bad 0.0\n", 'd("baked", '):
+        assert part in card.text
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # a tiny model leans on an option
+@pytest.mark.parametrize("kind", ["ia3", "lora", "baked"])
+def test_the_card_shows_a_saved_report(kind, model_folder, neurons, questions, tmp_path, capsys):
+    model, found, out = ("--model", model_folder), tmp_path / "found.json", tmp_path / "out"
+    judged = ("evaluate", *model, "--questions", questions, "--quiet", "--controls", 2)
+    assert run(*judged, "--neurons", neurons, "--output", found) == 0
+    asked = ("export", neurons, "--kind", kind, *model, "--output", out, "--report")
+    assert run(*asked, found) == 0
+    report, card = json.loads(found.read_text()), (out / "README.md").read_text()
+    (row,) = re.findall(r"^\| p_right \| (.*) \|$", card, re.MULTILINE)
+    low, high = report["ci"]["change"]["p_right"]
+    shown = [f"{report['base']['p_right']:.3f}", f"{report['p_right']:.3f}", f"{low:+.3f} to {high:+.3f}"]
+    assert (
+        row.split(" | ")[:3] == shown
+        and f"{report['questions']} questions, edited with mode own, " in card
+        and "2 random sets" in card
+    )
+    before = (out / "README.md").read_bytes()
+    assert run(*judged, "--output", tmp_path / "base.json") == 0
+    (tmp_path / "other.json").write_text("[]")
+    for name, part in (("base", "unedited model"), ("other", "not a report"), ("none", "no report there")):
+        assert part in refused(capsys, *asked, tmp_path / f"{name}.json", "--overwrite")
+    assert (out / "README.md").read_bytes() == before
+
+
+def test_hooks_take_no_report(model_folder, neurons, tmp_path, capsys):
+    asked = ("export", neurons, "--kind", "nnsight", "--model", model_folder, "--output", tmp_path / "out")
+    assert "--report: hooks" in refused(capsys, *asked, "--report", tmp_path / "report.json")
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # a tiny model leans on an option
@@ -122,4 +159,8 @@ def test_what_cannot_be_exported(model_folder, neurons, tmp_path, capsys):
     assert "no neuron is edited" in refused(
         capsys, *asked(neurons, "--kind", "ia3", "--good", 1, "--bad", 1, "--quiet")
     )
+    bare = nl.NeuronSet.from_pretrained(neurons).with_factors(None)
+    bare.save_pretrained(tmp_path / "bare")
+    said = refused(capsys, *asked(tmp_path / "bare", "--kind", "ia3"))
+    assert all(part in said for part in ("(--mode)", "--good, --bad", "neuronllm tune"))
     assert not (tmp_path / "out").exists()
