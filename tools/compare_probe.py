@@ -151,7 +151,7 @@ def pushes(subject: Subject, record: Record) -> None:
     for backend in BACKENDS:
         asked = {"orders": "rotate", "backend": backend, "dtype": None, **subject.wording}
         for name, ids in (("all", None), ("chosen", subject.neurons.ids)):
-            found = subject.nl.pushes(subject.model, subject.tokenizer, subject.search, ids, **asked)
+            found = subject.nl.pushes(subject.model, subject.tokenizer, subject.search, ids, **subject.worded(asked))
             record.add(f"{name}/{backend}", pushes=found)
 
 

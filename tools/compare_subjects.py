@@ -106,13 +106,17 @@ class Subject:
     def wording(self) -> dict[str, Any]:
         return {"template": "plain", "batch_size": self.batch_size, "progress": False}
 
+    def worded(self, asked: dict[str, Any]) -> dict[str, Any]:
+        """Of prompts, which are worded already, neither template nor orders is asked for."""
+        return asked if self.tokenizer is not None else {k: asked[k] for k in asked.keys() - {"template", "orders"}}
+
     def attribute(self, method: str, **changed: Any) -> Any:
         asked = {"positions": "answer", "orders": "rotate", "items": "all", "keep": "mean", "k": 100}
         asked |= {"keep_dtype": torch.float32, "backend": "fast", "dtype": None, **self.wording}
         asked |= METHODS[method]
         # Contrast needs answers of both kinds, which a few questions may lack.
         questions = self.held_out[:12] if method == "contrast" else self.search
-        return self.nl.attribute(self.model, self.tokenizer, questions, method, **asked | changed)
+        return self.nl.attribute(self.model, self.tokenizer, questions, method, **self.worded(asked | changed))
 
     def scores(self, method: str, positions: str, backend: str = "fast") -> Any:
         key = (method, positions, backend)
@@ -127,14 +131,16 @@ class Subject:
     def evaluate(self, neurons: Any, **changed: Any) -> Any:
         asked = {"mode": None, "good": None, "bad": None, "positions": None, "controls": 4, "seed": 3}
         asked |= {"unrelated": None, "orders": "none", **self.wording}
-        return self.nl.evaluate(self.model, self.tokenizer, self.held_out, neurons, **asked | changed)
+        return self.nl.evaluate(self.model, self.tokenizer, self.held_out, neurons, **self.worded(asked | changed))
 
     def tune(self, criterion: str, margin: float, positions: tuple[str, ...]) -> Any:
         key = (criterion, margin, positions)
         if key not in self._known:
             asked = {"ks": (2, 6), "factors": (0.0, 0.5, 1.5, 2.0), "positions": positions, "criterion": criterion}
             asked |= {"margin": margin, "orders": "none", **self.wording}
-            self._known[key] = self.nl.tune(self.model, self.tokenizer, self.neurons, self.held_out, **asked)
+            self._known[key] = self.nl.tune(
+                self.model, self.tokenizer, self.neurons, self.held_out, **self.worded(asked)
+            )
         return self._known[key]
 
     def logits(self) -> Tensor:
