@@ -18,28 +18,14 @@ import neuronllm as nl
 from neuronllm.comparing import run as running
 from neuronllm.comparing.budget import BUDGETS
 from neuronllm.comparing.scoring import neuron_map
-from neuronllm.data.questions import Question, Wording
+from tests.asked_tasks import questions
 from tests.checks import refused, untouched
 from tests.tiny import tiny
 from tests.tiny_tokenizers import byte_level
 
 SMALL = replace(BUDGETS["quick"], judged=2, effects=10**6, controls=3, curve_controls=2, elsewhere=3, test=None)
-WORDS = ("red", "blue", "seven", "door", "sky", "word")
 METHODS, EDITS = ["gradient", "ace"], ["enhance", "degrade", "suppress"]
 ASKED = {"k": 3, "template": "plain", "seeds": (0, 1), "options": {"ace": {"steps": 2}}, "progress": False}
-
-
-def questions(name: str, count: int, options: int) -> list[Question]:
-    """Questions about different numbers; every third right choice stands elsewhere."""
-    return [
-        Question(
-            f"Which {name} is word {n}?",
-            tuple(WORDS[(n + j) % len(WORDS)] for j in range(options)),
-            n % options,
-            id=f"{name}-{n}",
-        )
-        for n in range(count)
-    ]
 
 
 TASKS = {
@@ -352,61 +338,6 @@ def test_tuned_verified_and_learned_sets(model, tokenizer, tmp_path) -> None:
             assert edit["neurons"] == 0 or edit["controls"]["kind"] == "learned"
 
 
-def test_refused(model, tokenizer, tmp_path) -> None:
-    def compare(*given, **more):
-        return nl.compare(model, tokenizer, *given, output=tmp_path / "none", progress=False, **more)
-
-    (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "mine.txt").write_text("mine")
-    one = questions("colour", 9, 3)
-    free = [Question(f"{n}?", answer="Paris") for n in range(9)]
-    wide = [Question(f"{n}?", [f"choice {n}" for n in range(30)], 1) for n in range(9)]
-    with refused("method='gradnt': known methods are"):
-        compare({"a": one}, ["gradnt"])
-    with refused("edits: 'enhanc' is none, known edits are enhance"):
-        compare({"a": one}, edits=["enhanc"])
-    with refused("preset='gpt': known presets are neuronllm, qrnca, knowledge"):
-        compare({"a": one}, preset="gpt")
-    with refused("positions='all': method 'ace' takes 'answer'"):
-        compare({"a": one}, ["gradient", "ace"], positions="all")
-    with refused("task 'a': give one file", "or three: search, validation and test, not 2"):
-        compare({"a": [one, one]})
-    with refused("task 'a/b': a name is letters"):
-        compare({"a/b": one})
-    with refused("task 'a': 1 different items in 2 questions, and three are needed"):
-        compare({"a": [one[0], one[0]]})
-    with refused("task 'b': question 0 has only one option", "distractors"):
-        compare({"a": one, "b": free})
-    with refused("30 choices, more than there are letters"):
-        compare({"a": one, "b": wide})
-    with refused("method 'ace' has no option 'stepz'"):
-        compare({"a": one}, ["ace"], options={"ace": {"stepz": 1}})
-    with refused("options: 'qrnca' is not among the methods"):
-        compare({"a": one}, ["ace"], options={"qrnca": {"steps": 1}})
-    with refused("budget='huge': known budgets are quick, standard, thorough"):
-        compare({"a": one}, budget="huge")
-    with refused("seeds=[1, 1]"):
-        compare({"a": one}, seeds=[1, 1])
-    with refused("methods: 'ace' is given twice"):
-        compare({"a": one}, ["ace", "ace"])
-    with refused("k=0: give a whole number, 1 or more"):
-        compare({"a": one}, k=0)
-    with refused("the folder is not empty and not one of ours"):
-        nl.compare(model, tokenizer, {"a": one}, output=tmp_path / "full")
-    with refused("resume=True: it needs output="):
-        nl.compare(model, tokenizer, {"a": one}, resume=True)
-    assert {path.name for path in tmp_path.iterdir()} == {"full"}
-
-
-def test_tasks_of_different_kinds(model, tokenizer) -> None:
-    worded = [
-        replace(question, wording=Wording(f"{question.stem} It is", " ", question.choices))
-        for question in questions("sky", 9, 2)
-    ]
-    with refused("tasks: 'a' is answered in letters and 'b' in texts: compare tasks of one kind"):
-        nl.compare(model, tokenizer, {"a": questions("colour", 9, 3), "b": worded})
-
-
 @pytest.mark.slow
 def test_presets_and_texts(model, tokenizer) -> None:
     found = nl.compare(
@@ -427,20 +358,6 @@ def test_presets_and_texts(model, tokenizer) -> None:
     assert json.loads(json.dumps(found.data)) == found.data
     with refused("made without output="):
         found.neurons("sky", "qrnca", "good")
-
-
-def test_given_splits_that_share_questions_are_said(model, tokenizer) -> None:
-    one = questions("colour", 3, 3)
-    with pytest.warns(UserWarning, match="task 'a': 3 questions stand in two of the given splits"):
-        running.read_tasks({"a": (one[:2], one[2:], one)}, running.CompareRequest().checked())
-
-
-def test_a_file_is_read(tmp_path: Path) -> None:
-    path = tmp_path / "colour.jsonl"
-    nl.save_questions(path, questions("colour", 9, 3))
-    (task,) = running.read_tasks({"a": path}, running.CompareRequest().checked()).values()
-    assert task.files == {"all": "colour.jsonl"}
-    assert sum(len(side) for side in task.splits[:3]) == 9
 
 
 @pytest.mark.slow
