@@ -178,7 +178,23 @@ def test_a_warning_where_no_number_of_points_is_enough(monkeypatch):
         assert len(told) == expected and all(w.filename == __file__ for w in told)
 
 
+def test_a_provenance_says_which_rule_ran():
+    model, prompts = tiny("llama"), quiz(1)
+    for asked, ran in (
+        ({}, ("adaptive", None)),
+        ({"quadrature": "fast"}, ("fast", None)),
+        ({"steps": 3}, ("midpoint", 3)),
+        ({"quadrature": "right"}, ("right", 16)),
+    ):
+        options = nl.attribute(model, None, prompts, "ace", progress=False, **asked).provenance["options"]
+        assert (options["quadrature"], options["steps"]) == ran
+
+
 def test_unknown_rules_are_refused():
     refusal = "quadrature='simpson': known rules are adaptive, fast, right, midpoint, endpoints, gauss"
     for method in ("ace", "qrnca", "knowledge"):
         assert bad(lambda method=method: nl.methods.get_method(method, {"quadrature": "simpson"})) == refusal
+    assert "takes as many points as it needs; leave it out" in bad(
+        lambda: nl.methods.get_method("ace", {"steps": 8, "quadrature": "fast"})
+    )
+    assert "from 1 to 10,000" in bad(lambda: nl.methods.get_method("ace", {"steps": 10**6}))

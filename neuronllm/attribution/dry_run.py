@@ -101,9 +101,9 @@ def _work(job: Job, name: str, plan: Plan, reason: str | None) -> list[str]:
         )
         lines.append(f"  memory: not tried out, which would take long; a pass holds copies of one prompt, {size}")
     if isinstance(job.how, Exact) and job.how.top is not None:
-        lines.append(
-            f"  top: as many of the {job.anatomy.n_neurons} neurons are run as it takes; figures are of all of them"
-        )
+        budget = "" if job.how.budget is None else f", {job.how.budget} at most"
+        some = f"as many of the {job.anatomy.n_neurons} neurons are run as it takes{budget}"
+        lines.append(f"  top: {some}; figures are of all of them")
     if job.request.keep != "mean":
         total = job.bytes_a_prompt * len(job.prompts) / 2**20
         lines.append(f'keep="{job.request.keep}": {total:,.1f} MiB, {job.bytes_a_prompt:,} bytes a prompt')

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 QUADRATURES = ("right", "midpoint", "endpoints", "gauss")
 TOLERANCES = {"adaptive": 0.01, "fast": 0.03}  # how far off a prompt's scores may be, beside their norm
-STEPS = 16
+STEPS, MOST = 16, 10_000
 
 
 def check_rule(rule: str, steps: int | None) -> None:
@@ -44,8 +44,8 @@ def quadrature(name: str, steps: int) -> tuple[Tensor, Tensor]:
     >>> quadrature("right", 4)[0].tolist()
     [0.25, 0.5, 0.75, 1.0]
     """
-    if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
-        raise InputError(f"steps={steps!r}: give a positive whole number")
+    if not isinstance(steps, int) or isinstance(steps, bool) or not 1 <= steps <= MOST:
+        raise InputError(f"steps={steps!r}: give a whole number from 1 to {MOST:,}")
     equal = torch.full((steps,), 1 / steps, dtype=torch.float64)
     if name == "right":
         return torch.arange(1, steps + 1, dtype=torch.float64) / steps, equal

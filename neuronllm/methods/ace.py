@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from ..engine.quadrature import check_rule, integrated
+from ..common.errors import InputError
+from ..engine.quadrature import STEPS, TOLERANCES, check_rule, integrated
 from ..select import extremes
 from .base import Collector, Method, in_range, one_of, question_mean
 
@@ -51,17 +52,20 @@ class ACE(Method):
     z: float = 0.01  # mask="ambiguous": neurons of a question's top and bottom, a share below 1, else a count
 
     def __post_init__(self) -> None:
-        check_rule(self.rule, self.steps)
+        # What was left open is filled in, so that a provenance says which rule ran.
+        rule = self.quadrature or ("adaptive" if self.steps is None else "midpoint")
+        check_rule(rule, self.steps)
+        if rule in TOLERANCES and self.steps is not None:
+            raise InputError(f"steps={self.steps}: quadrature={rule!r} takes as many points as it needs; leave it out")
+        object.__setattr__(self, "quadrature", rule)
+        object.__setattr__(self, "steps", None if rule in TOLERANCES else self.steps or STEPS)
         one_of("mask", self.mask, MASKS)
         in_range("tau", self.tau, 0, 1)
         in_range("z", self.z, 0, 2**62)
 
-    @property
-    def rule(self) -> str:
-        return self.quadrature or ("adaptive" if self.steps is None else "midpoint")
-
     def score(self, engine: Engine, prompts: Sequence[Prompt], objective: Objective, positions: str) -> Tensor:
-        return integrated(engine, prompts, objective, self.rule, self.steps)
+        assert self.quadrature is not None
+        return integrated(engine, prompts, objective, self.quadrature, self.steps)
 
     def collector(self, n_neurons: int) -> Collector:
         if self.mask == "ambiguous":

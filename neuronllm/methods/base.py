@@ -105,7 +105,8 @@ class Method(ABC):
         unknown = sorted(set(options) - set(cls.options()))
         if unknown:
             known = f"its options are {', '.join(cls.options())}" if cls.options() else "it has no options"
-            raise InputError(f"method {cls.name!r} has no option {unknown[0]!r}: {known}")
+            why = '; the strongest by exact effects are found by method "exact"' if unknown[0] == "top" else ""
+            raise InputError(f"method {cls.name!r} has no option {unknown[0]!r}: {known}{why}")
         return cls(**options)
 
 
