@@ -123,6 +123,7 @@ def test_an_edit_is_judged_as_evaluate_does(model, tokenizer, made, edit, factor
     assert row["controls"]["count"] == 3 and row["neurons"] == len(mine)
 
 
+@pytest.mark.slow
 def test_pcr_is_against_the_questions_of_the_other_tasks(model, tokenizer, made) -> None:
     whole = nl.compare(
         model,
@@ -204,6 +205,7 @@ def test_stability_is_that_of_two_attributions(model, tokenizer, made, method) -
     )
 
 
+@pytest.mark.slow
 def test_a_sample_of_neurons_has_an_interval(model, tokenizer) -> None:
     small = replace(SMALL, effects=2 * 20)  # at the answer 20 neurons of each of two prompts, at all positions one
     found = nl.compare(model, tokenizer, TASKS, ["ace"], edits=["enhance"], budget=small, **ASKED)

@@ -50,7 +50,7 @@ def test_the_world_is_what_the_model_computes(world, facts):
     assert report.p_right == pytest.approx(np.mean([p[right] for p, right in zip(expected, RIGHT, strict=True)]))
 
 
-@pytest.mark.parametrize("method", ["qrnca", "gradient"])
+@pytest.mark.parametrize("method", [pytest.param("qrnca", marks=pytest.mark.slow), "gradient"])
 def test_the_asked_fact_flips_and_the_others_stay(world, facts, method):
     """Without a goal a right answer is suppressed, and a mistaken one put right by boosting; by the planted neurons."""
     more = {"positions": "answer"} if method == "gradient" else {}

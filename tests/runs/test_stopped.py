@@ -20,7 +20,9 @@ from tests.tiny import tiny
 # ---- killed ----
 
 
-@pytest.mark.parametrize("keep", KEEPS)
+@pytest.mark.parametrize(
+    "keep", [pytest.param(keep, marks=pytest.mark.slow if keep != "topk" else ()) for keep in KEEPS]
+)
 def test_killed_in_front_of_any_change_of_the_disk(model, whole, keep, tmp_path):
     """Every file, rename and removal of a run, one after the other; then every second one of its resumption as well."""
     step, died = 0, True
