@@ -7,6 +7,7 @@ the same weights, and every turn has other prompts, so that nothing can be remem
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -56,13 +57,16 @@ def ig(setup: Setup) -> Case:
             return found
         return found + bench.agreement(f"IG, {STEPS} steps, {CACHED}", by_engine, on_prefix, count=1 if layers else 2)
 
-    def to_tolerance(prompts: list[nl.Prompt]) -> Tensor:
-        return bench.engine.integrate_to(prompts, OBJECTIVE, TOLERANCES["adaptive"])
+    def to(tolerance: float) -> Callable[[list[nl.Prompt]], Tensor]:
+        return lambda prompts: bench.engine.integrate_to(prompts, OBJECTIVE, tolerance)
 
     batched = bench.ours(f"ours, {many} prompts", by_engine, many)
-    adaptive = bench.ours(f"adaptive, {many} prompts", to_tolerance, many)
+    to_tolerance = {
+        100 * tolerance: bench.ours(f"{rule}, {many} prompts", to(tolerance), many)
+        for rule, tolerance in TOLERANCES.items()
+    }
     share = len(layers) / n_layers if layers else 1
-    ours = [bench.ours("ours", by_engine, 1, times=5), batched, adaptive]
+    ours = [bench.ours("ours", by_engine, 1, times=5), batched, *to_tolerance.values()]
     plainly = bench.by_hand("plain", by_hand, 1, work=share, every=2 if layers else 1)
     kept = bench.by_hand(CACHED, on_prefix, 1, times=1 if layers else 3)
     sides = ours if bench.shape.moe else [plainly, kept, *ours]
@@ -81,7 +85,10 @@ def ig(setup: Setup) -> Case:
             "cost",
             bar=bar_for(setup, gpu),
         ),
-        Comparison(f"IG to 1 %, {many} prompts at once", "16 steps", batched.name, adaptive.name, "cost"),
+        *(
+            Comparison(f"IG to {percent:.0f} %, {many} prompts at once", "16 steps", batched.name, side.name, "cost")
+            for percent, side in to_tolerance.items()
+        ),
     ]
     bench.case.rounds, bench.case.peaks = 3, [side.name for side in sides if not (layers and side is plainly)]
     bench.case.settings = bench.settings(steps=STEPS, quadrature="midpoint")
