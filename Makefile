@@ -13,8 +13,9 @@ REAL := .models/SmolLM2-135M-Instruct
 NINJA_BUILD := $(BIN)/python setup.py --quiet build_ext --inplace
 CXX_SOURCES := $(wildcard csrc/*.h csrc/*.cpp csrc/cuda/* tests/csrc/*.cpp bench/*.cpp)
 # One thread a process: the tests are tiny, and threads of several processes would only wait for each other.
+# A process that has nothing left takes tests from the other one: some take minutes, most take none.
 TEST_ENV := OMP_NUM_THREADS=1
-PYTEST := NEURONLLM_BUILD_EXT=1 $(TEST_ENV) $(BIN)/python -m pytest -n $(JOBS) --durations=15 --durations-min=1
+PYTEST := NEURONLLM_BUILD_EXT=1 $(TEST_ENV) $(BIN)/python -m pytest -n $(JOBS) --dist worksteal --durations=15 --durations-min=1
 
 .PHONY: help demo real real-study test test-slow test-all test-noext test-doors test-gpu gpu sanitize fuzz bench bench-full style format env clean
 help:
