@@ -109,7 +109,7 @@ def test_an_unknown_option_lists_the_known_ones(llama, method):
 
 
 DEFAULTS = {
-    "ace": {"steps": None, "rule": "adaptive", "mask": "consistent"},
+    "ace": {"steps": None, "quadrature": "adaptive", "mask": "consistent"},
     "qrnca": {"steps": 16, "quadrature": "right", "threshold": 0.2, "common": 0.3, "compat": None},
     "knowledge": {"steps": 20, "threshold": 0.3, "share": 0.5},
     "exact": {"factor": 0.0},
