@@ -194,7 +194,9 @@ def test_unknown_rules_are_refused():
     refusal = "quadrature='simpson': known rules are adaptive, fast, right, midpoint, endpoints, gauss"
     for method in ("ace", "qrnca", "knowledge"):
         assert bad(lambda method=method: nl.methods.get_method(method, {"quadrature": "simpson"})) == refusal
-    assert "takes as many points as it needs; leave it out" in bad(
-        lambda: nl.methods.get_method("ace", {"steps": 8, "quadrature": "fast"})
-    )
+    for method in ("ace", "qrnca", "knowledge"):
+        both = {"steps": 8, "quadrature": "fast"}
+        said = bad(lambda method=method, both=both: nl.methods.get_method(method, both))
+        assert said == "steps=8: quadrature='fast' takes as many points as it needs; leave it out"
+        assert nl.methods.get_method(method, {"quadrature": "adaptive"}).steps is None
     assert "from 1 to 10,000" in bad(lambda: nl.methods.get_method("ace", {"steps": 10**6}))

@@ -174,10 +174,10 @@ class Search:
         ]
         if not shares:
             return 0
-        among = lambda ids: int(((self.values[ids] > high) | (self.values[ids] < low)).sum())  # noqa: E731
-        others = torch.cat(self.strata)
-        most = largest_share(among(torch.cat(samples)), int(min(shares) * len(others))) * len(others)
-        return min(int((~ran).sum()), max(0, math.floor(most) - among(others)))
+        among, others = (self.values > high) | (self.values < low), torch.cat(self.strata)
+        seen, known = int(among[torch.cat(samples)].sum()), int(among[others].sum())
+        most = largest_share(seen, int(min(shares) * len(others))) * len(others)
+        return min(int((~ran).sum()), max(0, math.floor(most) - known))
 
     def found(self) -> dict[str, Any]:
         """What was run, and how many may have been missed, for the provenance."""

@@ -142,8 +142,8 @@ def _curves(setting: Setting) -> list[dict[str, Any]]:
     for path in sorted((setting.folder / "work" / "curves").glob("*/*/*.json")):
         task, method, edit = path.parts[-3], path.parts[-2], path.stem
         found.append({"task": task, "method": method, "edit": edit, **setting.result("curves", task, method, edit)})
-    place = {name: n for n, name in enumerate([*setting.tasks, *setting.methods, *setting.edits])}
-    return sorted(found, key=lambda one: [place[one[name]] for name in ("task", "method", "edit")])
+    order = {"task": list(setting.tasks), "method": list(setting.methods), "edit": list(setting.edits)}
+    return sorted(found, key=lambda one: [names.index(one[what]) for what, names in order.items()])
 
 
 def _model(setting: Setting) -> dict[str, Any]:

@@ -21,18 +21,29 @@ TOLERANCES = {"adaptive": 0.01, "fast": 0.03}  # how far off a prompt's scores m
 STEPS, MOST = 16, 10_000
 
 
-def check_rule(rule: str, steps: int | None) -> None:
-    """Refuse what is no rule; steps are those of an equal one, and any other takes as many as it needs."""
+def steps_of(rule: str, steps: int | None, usual: int = STEPS) -> int | None:
+    """The steps of a rule, the usual ones where none are given; None of one to a tolerance, which takes none.
+
+    >>> steps_of("midpoint", None), steps_of("adaptive", None)
+    (16, None)
+    """
     if rule not in (*TOLERANCES, *QUADRATURES):
         raise InputError(f"quadrature={rule!r}: known rules are {', '.join((*TOLERANCES, *QUADRATURES))}")
-    quadrature("right" if rule in TOLERANCES else rule, STEPS if steps is None else steps)
+    if rule in TOLERANCES:
+        if steps is not None:
+            raise InputError(f"steps={steps!r}: quadrature={rule!r} takes as many points as it needs; leave it out")
+        return None
+    found = usual if steps is None else steps
+    quadrature(rule, found)
+    return found
 
 
 def integrated(engine: Engine, prompts: Sequence[Prompt], objective: Objective, rule: str, steps: int | None) -> Tensor:
     """(prompts, n_neurons): integrated gradients by a rule."""
     if rule in TOLERANCES:
         return engine.integrate_to(prompts, objective, TOLERANCES[rule])
-    return engine.integrate(prompts, objective, *quadrature(rule, STEPS if steps is None else steps))
+    assert steps is not None
+    return engine.integrate(prompts, objective, *quadrature(rule, steps))
 
 
 def quadrature(name: str, steps: int) -> tuple[Tensor, Tensor]:

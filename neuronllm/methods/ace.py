@@ -21,8 +21,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from ..common.errors import InputError
-from ..engine.quadrature import STEPS, TOLERANCES, check_rule, integrated
+from ..engine.quadrature import integrated, steps_of
 from ..select import extremes
 from .base import Collector, Method, in_range, one_of, question_mean
 
@@ -54,11 +53,8 @@ class ACE(Method):
     def __post_init__(self) -> None:
         # What was left open is filled in, so that a provenance says which rule ran.
         rule = self.quadrature or ("adaptive" if self.steps is None else "midpoint")
-        check_rule(rule, self.steps)
-        if rule in TOLERANCES and self.steps is not None:
-            raise InputError(f"steps={self.steps}: quadrature={rule!r} takes as many points as it needs; leave it out")
+        object.__setattr__(self, "steps", steps_of(rule, self.steps))
         object.__setattr__(self, "quadrature", rule)
-        object.__setattr__(self, "steps", None if rule in TOLERANCES else self.steps or STEPS)
         one_of("mask", self.mask, MASKS)
         in_range("tau", self.tau, 0, 1)
         in_range("z", self.z, 0, 2**62)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from ..engine.quadrature import check_rule, integrated
+from ..engine.quadrature import integrated, steps_of
 from .base import Collector, Method, above_share_of_max, in_range, question_mean
 
 if TYPE_CHECKING:
@@ -35,13 +35,13 @@ class Knowledge(Method):
     text_template: ClassVar[tuple[str, ...]] = ("cloze", "cloze_plain", "cloze_brief")
     integrates: ClassVar[bool] = True
 
-    steps: int = 20
+    steps: int | None = None  # 20 of an equal rule
     quadrature: str = "endpoints"
     threshold: float = 0.3
     share: float = 0.5
 
     def __post_init__(self) -> None:
-        check_rule(self.quadrature, self.steps)
+        object.__setattr__(self, "steps", steps_of(self.quadrature, self.steps, usual=20))
         in_range("threshold", self.threshold, 0, 1)
         in_range("share", self.share, 0, 1)
 

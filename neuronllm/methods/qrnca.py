@@ -23,7 +23,7 @@ from torch import Tensor
 from ..common.errors import InputError
 from ..common.warning import warn
 from ..engine.objectives import BARE_LETTER
-from ..engine.quadrature import check_rule, integrated
+from ..engine.quadrature import integrated, steps_of
 from .base import Collector, Method, above_share_of_max, empty_counts, in_range, one_of
 
 if TYPE_CHECKING:
@@ -49,14 +49,14 @@ class QRNCA(Method):
     text_template: ClassVar[tuple[str, ...]] = ("cloze", "cloze_plain", "cloze_brief")
     integrates: ClassVar[bool] = True
 
-    steps: int = 16
+    steps: int | None = None  # 16 of an equal rule
     quadrature: str = "right"
     threshold: float = 0.2
     common: float = 0.3
     compat: str | None = None
 
     def __post_init__(self) -> None:
-        check_rule(self.quadrature, self.steps)
+        object.__setattr__(self, "steps", steps_of(self.quadrature, self.steps))
         in_range("threshold", self.threshold, 0, 1)
         in_range("common", self.common, 0, 1)
         if self.compat is not None:
