@@ -383,3 +383,16 @@ def test_killed_at_any_moment(model, tokenizer, tmp_path) -> None:
         assert forked(work(output, resume=True)) == 0
         assert (output / "comparison.json").read_bytes() == whole
         assert not output.with_name(f"{number}.partial").exists()
+
+
+@pytest.mark.slow
+def test_a_mixture_in_bfloat16(tokenizer) -> None:
+    mixture = tiny("mixtral", torch.bfloat16, vocab_size=len(tokenizer), max_position_embeddings=256)
+    more = {"edits": ["enhance"], "budget": SMALL, "k": 3, "template": "plain", "progress": False}
+    with untouched(mixture):
+        found = nl.compare(mixture, tokenizer, {"colour": TASKS["colour"]}, ["gradient", "relp"], **more)
+    experts = sorted({row["expert"] for row in found.data["maps"][0]["rows"]})
+    assert experts == list(range(mixture.config.num_local_experts))
+    assert found.data["model"]["dtype"] == "bfloat16" and len(found.data["edits"]) == 2
+    assert {card["expert"] for card in found.data["cards"]} <= set(experts) and found.data["cards"]
+    assert all(math.isfinite(edit["accuracy"]) and edit["controls"]["count"] == 3 for edit in found.data["edits"])
