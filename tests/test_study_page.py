@@ -123,7 +123,7 @@ def test_the_page_says_them(here: SimpleNamespace) -> None:
     assert cells(text, "one", "degraded-256")[0][-1] == "no, one answer"
     assert cells(text, "one", "bias")[1][1] == "3 parameters"
     assert cells(text, "one", "random") == [["`random`", "4 of 20", "0.333", "0.583", "0.733"]]
-    assert cells(text, "one", "lora")[0][2] == "missing"
+    assert cells(text, "one", "lora") == [] == cells(text, "In short", "lora")  # named under "Missing" only
     assert cells(text, "Which way factors went", "learned-256")[0][1:] == ["60% of 300", "60% of 200"]
     assert cells(text, "In short", "learned-256")[0][2:] == ["+26.7 yes", "+30.0 yes (2 of 3 folds)"]
     assert cells(text, "In short", "gradient-enhance")[0][2:] == ["-50.0 harm", "missing"]

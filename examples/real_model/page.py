@@ -92,17 +92,22 @@ def in_short(results: Results) -> list[str]:
     return [
         *(told(results, aim) for aim in ("enhance", "degrade")),
         "",
-        *markdown_table(["row", "what it is", *results.tasks], [_brief(results, row) for row in SINGLE]),
+        *markdown_table(["row", "what it is", *results.tasks], [_brief(results, row) for row in there(results)]),
     ]
+
+
+def there(results: Results, *tasks: str) -> list[str]:
+    """Rows that have a result for one of these tasks (default: any); the others are named at the end of the page."""
+    return [row for row in SINGLE if any(results.of(task, row) for task in tasks or results.tasks)]
 
 
 def told(results: Results, aim: str) -> str:
     verdicts = [results.verdict(task, row) for row in SINGLE if ROWS[row].aim == aim for task in results.tasks]
-    there = [verdict for verdict in verdicts if verdict is not None]
-    yes, no, harm = (there.count(verdict) for verdict in ("yes", "no", "harm"))
+    known = [verdict for verdict in verdicts if verdict is not None]
+    yes, no, harm = (known.count(verdict) for verdict in ("yes", "no", "harm"))
     did = f"{yes} worked, {no} did not, and {harm} did the opposite"
-    missing = len(verdicts) - len(there)
-    return f"- **{aim}**: of {len(there)} pairs of a row and a task, {did}; {missing} pairs are missing."
+    missing = len(verdicts) - len(known)
+    return f"- **{aim}**: of {len(known)} pairs of a row and a task, {did}; {missing} pairs are missing."
 
 
 def _brief(results: Results, row: str) -> list[str]:
@@ -141,16 +146,17 @@ def of_task(results: Results, task: str) -> list[str]:
     base = results.of(task, "base")
     if base is None:
         return [f"## {task}", "", "All of it is missing.", ""]
+    rows = there(results, task)
     return [
         f"## {task}",
         "",
         f"{len(base.base)} questions, {len(base.folds)} of {FOLDS} folds. Among {', '.join(KINDS)} sets: percentiles.",
         "",
-        *markdown_table(DID, [did(results, task, row) for row in SINGLE]),
+        *markdown_table(DID, [did(results, task, row) for row in rows]),
         "",
         *markdown_table(("sets", "there", "accuracy: lowest", "median", "highest"), _bands(results, task, base)),
         "",
-        *markdown_table(COST, [cost(results, task, row) for row in SINGLE if row != "base"]),
+        *markdown_table(COST, [cost(results, task, row) for row in rows if row != "base"]),
         "",
     ]
 
@@ -158,8 +164,7 @@ def of_task(results: Results, task: str) -> list[str]:
 def did(results: Results, task: str, row: str) -> list[str]:
     """What a row did, as cells."""
     own = results.of(task, row)
-    if own is None:
-        return [f"`{row}`", "0", "missing", *["n/a"] * (len(DID) - 3)]
+    assert own is not None, "only rows that are there have cells"
     low, high = own.interval
     first = [f"`{row}`", str(len(own.folds)), f"{own.accuracy:.3f} ({low:.3f} to {high:.3f})"]
     if row == "base":
@@ -189,8 +194,7 @@ def beyond_bias(results: Results, task: str, own: Pooled) -> float | None:
 def cost(results: Results, task: str, row: str) -> list[str]:
     """What it takes, and what it does elsewhere."""
     own = results.of(task, row)
-    if own is None:
-        return [f"`{row}`", "missing", *["n/a"] * (len(COST) - 2)]
+    assert own is not None, "only rows that are there have cells"
     effects = [own.changes(name) for name in ("elsewhere", "texts")]
     other, texts = (None if effect is None else (effect.mean(), *bootstrap_interval(effect)) for effect in effects)
     return [
@@ -225,7 +229,7 @@ def _bands(results: Results, task: str, base: Pooled) -> list[list[str]]:
 
 def roles(results: Results) -> list[str]:
     """How many factors went the way of their role."""
-    learned = [row for row in SINGLE if row.startswith(("learned-", "degraded-", "shuffled-"))]
+    learned = [row for row in there(results) if row.startswith(("learned-", "degraded-", "shuffled-"))]
     table = [[f"`{row}`", *(_with_role(results.of(task, row)) for task in results.tasks)] for row in learned]
     return [
         "## Which way factors went",
