@@ -6,11 +6,12 @@ What is the same for several results is said once: for all of a machine, then fo
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from .shapes import SHAPES
 from .suites import ALL
 
+T = TypeVar("T")
 BUSY = 1.1  # load for each core before a run, above which others must have been at work: ours leaves one at most
 
 
@@ -53,8 +54,8 @@ def conditions(results: Sequence[dict[str, Any]]) -> list[str]:
     return [*lines, "</details>", ""]
 
 
-def grouped(results: Iterable[dict[str, Any]], key: Callable[[dict[str, Any]], str]) -> dict[str, list[dict[str, Any]]]:
-    found: dict[str, list[dict[str, Any]]] = {}
+def grouped(results: Iterable[T], key: Callable[[T], str]) -> dict[str, list[T]]:
+    found: dict[str, list[T]] = {}
     for result in results:
         found.setdefault(key(result), []).append(result)
     return found

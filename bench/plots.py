@@ -126,9 +126,9 @@ def _curves(result: dict[str, Any]) -> list[Picture]:
     return found
 
 
-def links(results: Sequence[dict[str, Any]]) -> list[str]:
-    """The lines of a page that show the pictures of some results."""
-    return [line for picture in pictures(results) for line in (f"![{picture.title}]({FOLDER}/{picture.file})", "")]
+def links(results: Sequence[dict[str, Any]]) -> list[list[str]]:
+    """The lines of a page that show the pictures of some results, of every picture."""
+    return [[f"![{picture.title}]({FOLDER}/{picture.file})", ""] for picture in pictures(results)]
 
 
 # ---- drawing ----

@@ -8,7 +8,7 @@ from typing import Any
 from neuronllm.common.tables import markdown_table, show
 
 from . import plots
-from .conditions import conditions, missing, where
+from .conditions import conditions, grouped, missing, where
 from .units import ratio, runs, seconds, size, verdict
 
 HEAD = """# Performance
@@ -116,19 +116,45 @@ def page(results: Sequence[dict[str, Any]]) -> str:
     """docs/performance.md, of all suites but that of leaderboard.py."""
     lines, everything = [HEAD], results
     results = [result for result in everything if not result["benchmark"].startswith("quality.")]
-    if not results:
-        lines.append("No results have been committed yet.\n")
+    lines += in_short(results) if results else ["No results have been committed yet.\n"]
     for suite in sorted({result["benchmark"].split(".")[0] for result in results}):
         here = [result for result in results if result["benchmark"].split(".")[0] == suite]
-        lines += [f"## {suite}", "", *plots.links(here)]
+        first, *others = plots.links(here) or [[]]
+        lines += [f"## {suite}", "", *first, "<details><summary>All figures</summary>", ""]
+        lines += [line for picture in others for line in picture]
         rows = [[where(r), *row(r, v)] for r in here for v in r["views"] if v["view"] != "series"]
         if rows:
             lines += [*markdown_table(["where", "work", "against", "takes", "ours takes", "ratio", "bar"], rows), ""]
         for result in here:
             lines += _series(result)
             lines += _facts(result)
-        lines += conditions(here)
+        lines += ["</details>", "", *conditions(here)]
     return "\n".join([*lines, *missing(everything, lambda suite: suite != "quality")])
+
+
+def in_short(results: Sequence[dict[str, Any]]) -> list[str]:
+    """How many bars were met, the first one of every benchmark, and all that were missed."""
+    bars = [(result, view) for result in results for view in result["views"] if view["bar"]]
+    first = {id(mine[0][1]) for mine in grouped(bars, lambda pair: str(pair[0]["benchmark"])).values()}
+    told = [pair for pair in bars if id(pair[1]) in first or not pair[1]["met"]]
+    met = sum(view["met"] for _, view in bars)
+    count = f"{met} of {len(bars)} bars were met. The first one of every benchmark, and those that were not met:"
+    return [
+        "## In short",
+        "",
+        count,
+        "",
+        *markdown_table(["where", "work", "against", "ratio", "bar"], [*map(_short, told)]),
+        "",
+    ]
+
+
+def _short(pair: tuple[dict[str, Any], dict[str, Any]]) -> list[str]:
+    result, view = pair
+    if view["view"] == "series":
+        return [where(result), view["what"], "", series_summary(view), bar(view)]
+    cells = row(result, view)
+    return [where(result), *cells[:2], *cells[-2:]]
 
 
 def _series(result: dict[str, Any]) -> list[str]:

@@ -77,6 +77,22 @@ def test_the_page_shows_every_figure(bench: Any) -> None:
     assert "what did not run" not in page and "not met" in bench.report.as_text(result)
 
 
+def test_the_page_begins_with_what_was_met_and_missed(bench: Any) -> None:
+    result = known(bench)
+    short, figures = bench.report.page([result]).split("## In short\n")[1].split("<details>", 1)
+    bars = [view["met"] for view in result["views"] if view["bar"]]
+    assert f"{sum(bars)} of {len(bars)} bars were met." in short and not all(bars)
+    told = [line for line in short.splitlines() if line.startswith("| toy")]
+    assert told[0] == "| toy, 1 thread | scores | plain scores | 4.00x faster | ≥ 5x, not met |"
+    assert len(told) == bars.count(False)  # the first one was missed, too: those that were met are folded up below
+    met = copy.deepcopy(result)
+    for view in met["views"]:
+        view["met"] = True
+    short = bench.report.page([met]).split("## In short\n")[1].split("<details>")[0]
+    assert [line for line in short.splitlines() if line.startswith("| toy")] == [told[0].replace("not met", "met")]
+    assert "## In short" not in bench.report.page([])
+
+
 def test_an_empty_page_says_so(bench: Any) -> None:
     assert "No results" in bench.report.page([])
 
