@@ -9,14 +9,13 @@ from ..common.env import source_commit
 from ..common.statistics import holm
 from ..judging.verdicts import outcome
 from ..model.identity import identity
-from ..results.overlap import overlaps
+from ..results.overlap import overlaps, two_faced
 from .cards import with_others
-from .quiet import quietly
 from .splits import SIDES
 from .stages import versions
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from .setting import Setting
 
@@ -45,7 +44,8 @@ def assembled(setting: Setting) -> dict[str, Any]:
         "edits": named,
         "curves": _curves(setting),
         "maps": [{"task": task, "method": method, **maps[task, method]} for task, method in pairs],
-        "overlap": overlap(setting, edits),
+        "across_tasks": across_tasks(setting, edits),
+        "across_methods": across_methods(setting),
         "cards": with_others(setting),
     }
     return plain(whole)
@@ -125,16 +125,37 @@ def summary(task: str, found: Mapping[str, Any], edits: Edits) -> str:
     return "; ".join(parts) + "."
 
 
-def overlap(setting: Setting, edits: Edits) -> dict[str, Any]:
-    """Of the first method and the first edit: what the sets of tasks share, and what an edit does to each of them."""
-    method, edit, names = setting.methods[0], setting.edits[0], list(setting.tasks)
-    found = {task: quietly(setting.scores(task, method).find, setting.k, setting.k) for task in names}
-    transfer = []
+def across_tasks(setting: Setting, edits: Edits) -> list[dict[str, Any]]:
+    """Of every method: what its sets of the tasks share, and what an edit for a task does to each of them."""
+    names = list(setting.tasks)
+    if len(names) < 2:
+        return []
+    found = []
+    for method in setting.methods:
+        sets = {task: setting.found(task, method) for task in names}
+        transfer = [{"edit": edit, "change": _transfer(names, method, edit, edits)} for edit in setting.edits]
+        found.append({"method": method, **overlaps(sets), "two_faced": two_faced(sets), "transfer": transfer})
+    return found
+
+
+def _transfer(names: Sequence[str], method: str, edit: str, edits: Edits) -> list[list[float]]:
+    """The change of accuracy of each task (column) under the edit for each (row)."""
+    rows = []
     for task in names:
         one = edits[task, method, edit]
         there = {other: moved["after"] - moved["before"] for other, moved in one["elsewhere"].items()}
-        transfer.append([{**there, task: one["gain"]}[name] for name in names])
-    return {**overlaps(found), "method": method, "edit": edit, "transfer": transfer}
+        rows.append([{**there, task: one["gain"]}[name] for name in names])
+    return rows
+
+
+def across_methods(setting: Setting) -> list[dict[str, Any]]:
+    """Of every task: what the sets of the methods share."""
+    if len(setting.methods) < 2:
+        return []
+    return [
+        {"task": task, **overlaps({method: setting.found(task, method) for method in setting.methods})}
+        for task in setting.tasks
+    ]
 
 
 def _curves(setting: Setting) -> list[dict[str, Any]]:

@@ -22,6 +22,7 @@ from ..results.neurons import NeuronSet
 from ..results.scores import Scores
 from ..runs.processes import Ranks
 from .budget import Budget
+from .quiet import quietly
 from .request import CompareRequest
 from .tasks import Task, one_form, sample
 
@@ -152,6 +153,11 @@ class Setting:
 
     def scores(self, task: str, method: str) -> Scores:
         return Scores.load(self.folder / "scores" / task / method)
+
+    def found(self, task: str, method: str, most: int | None = None) -> NeuronSet:
+        """The best and worst neurons of a method, `most` of each role: as many as were asked for, if not said."""
+        neurons: NeuronSet = quietly(self.scores(task, method).find, most or self.k, most or self.k)
+        return neurons
 
     def neurons(self, task: str, method: str, edit: str) -> NeuronSet:
         return NeuronSet.from_pretrained(self.folder / "sets" / task / method / edit)

@@ -75,14 +75,14 @@ def edits(comparison: Facts) -> Table:
     """The comparison itself: first each task without an edit, then its edits."""
     rows = []
     for task in comparison["tasks"]:
-        rows.append(_row(task["name"], "none", "no edit", _unedited(task)))
+        rows.append(row_of(task["name"], "none", "no edit", _unedited(task)))
         found = [edit for edit in comparison["edits"] if edit["task"] == task["name"]]
-        rows += [_row(task["name"], edit["method"], edit["edit"], _edited(edit, task["base"])) for edit in found]
+        rows += [row_of(task["name"], edit["method"], edit["edit"], _edited(edit, task["base"])) for edit in found]
     caption = "Every task, method and edit on the test questions"
     return Table("edits", caption, EDITS, rows, ("task", "method", "edit"), page=40)
 
 
-def _row(task: str, method: str, edit: str, cells: list[Cell]) -> Row:
+def row_of(task: str, method: str, edit: str, cells: list[Cell]) -> Row:
     return Row([text(task), text(method), text(edit), *cells], {"task": task, "method": method, "edit": edit})
 
 
@@ -196,34 +196,46 @@ def curves(comparison: Facts) -> Table:
             controls = point["controls"] or {"mean": None, "band": None}
             cells = [count(point["k"]), number(point["accuracy"]), interval(point["interval"])]
             cells += [number(controls["mean"]), interval(controls["band"])]
-            rows.append(_row(curve["task"], curve["method"], curve["edit"], cells))
+            rows.append(row_of(curve["task"], curve["method"], curve["edit"], cells))
     return Table("curves", "The numbers of these curves", columns, rows, ("task", "method", "edit"), page=25)
 
 
 def neurons(comparison: Facts) -> Table:
-    """One row a neuron card; its first cell opens the card."""
-    cards = comparison["cards"]
+    """One row for every method and neuron that it found; the first cell opens the neuron's card."""
     columns = [
-        left("Neuron"),
+        left("Neuron", "layer · neuron: opens the card"),
         TASK,
-        left("Role"),
-        Column("Score"),
+        METHOD,
+        left("Role", "good ones help the right answer, bad ones hurt it"),
+        Column("Score", "what the method gives it: + helps, − hurts"),
         Column("Exact", "change of the objective when the neuron is really silenced, where that was measured"),
-        left("Promotes"),
+        left("Promotes", "tokens that it makes more likely when it is active"),
     ]
-    scored, exact = (places_for([card[name] for card in cards]) for name in ("score", "exact"))
     rows = []
-    for n, card in enumerate(cards):
-        cells = [
-            Cell(address(card), (card["id"],), "opens", {"card": n}),
-            text(card["task"]),
-            text(card["role"]),
-            number(card["score"], scored, sign=True),
-            number(card["exact"], exact, sign=True),
-            Cell("", (), "tokens", {"tokens": [pair["token"] for pair in card["promoted"][:3]]}),
-        ]
-        rows.append(Row(cells, {"task": card["task"], "role": card["role"]}))
-    return Table("neurons", "The neurons with a card", columns, rows, ("task", "role"), page=20)
+    for task, method in ((found["task"], found["method"]) for found in comparison["methods"]):
+        cards = list(enumerate(comparison["cards"]))
+        mine = [(n, card, said) for n, card in cards if card["task"] == task and (said := said_by(card, method))]
+        scored, exact = (places_for([said[name] for *_, said in mine]) for name in ("score", "exact"))
+        for n, card, said in sorted(mine, key=lambda each: (each[2]["role"] == "bad", -abs(each[2]["score"]))):
+            cells = [
+                opens(card, n),
+                *(text(value) for value in (task, method, said["role"])),
+                number(said["score"], scored, sign=True),
+                number(said["exact"], exact, sign=True),
+                Cell("", (), "tokens", {"tokens": [pair["token"] for pair in card["promoted"][:3]]}),
+            ]
+            rows.append(Row(cells, {"task": task, "method": method, "role": said["role"]}))
+    return Table("neurons", "The neurons with a card", columns, rows, ("task", "method", "role"), page=20)
+
+
+def said_by(card: Facts, method: str) -> Facts | None:
+    """What a method says of the neuron of a card, if that is among those that it found."""
+    return next((said for said in card["methods"] if said["method"] == method), None)
+
+
+def opens(card: Facts, number: int) -> Cell:
+    """The address of a neuron, which opens its card."""
+    return Cell(address(card), (card["id"],), "opens", {"card": number})
 
 
 def address(card: Facts) -> str:
@@ -233,17 +245,6 @@ def address(card: Facts) -> str:
     """
     expert = {-1: [], -2: ["shared"]}.get(card["expert"], [f"expert {card['expert']}"])
     return " · ".join([str(card["layer"]), *expert, str(card["index"])])
-
-
-def elsewhere(comparison: Facts) -> Table:
-    columns = [left("Edit for"), METHOD, EDIT, left("On task"), Column("Before"), Column("After")]
-    rows = []
-    for edit in comparison["edits"]:
-        for other, seen in edit["elsewhere"].items():
-            cells = [text(other), number(seen["before"]), number(seen["after"])]
-            rows.append(_row(edit["task"], edit["method"], edit["edit"], cells))
-    caption = "Accuracy of every edit on the other tasks"
-    return Table("elsewhere", caption, columns, rows, ("task", "method", "edit"), page=25)
 
 
 def changed(comparison: Facts) -> Table:
@@ -256,7 +257,7 @@ def changed(comparison: Facts) -> Table:
         for seen in edit["examples"]:
             answers = [seen[name] for name in ("question", "before", "after", "right")]
             cells = [text(words) for words in (*answers, _became(seen))]
-            rows.append(_row(edit["task"], edit["method"], edit["edit"], cells))
+            rows.append(row_of(edit["task"], edit["method"], edit["edit"], cells))
     caption = "Questions that are answered differently under an edit"
     return Table("changed", caption, columns, rows, ("task", "method", "edit"), page=20)
 
@@ -265,48 +266,6 @@ def _became(seen: Facts) -> str:
     if seen["after"] == seen["right"]:
         return "right"
     return "wrong" if seen["before"] == seen["right"] else "other"
-
-
-def matrices(comparison: Facts) -> list[Facts]:
-    """What tasks share and what an edit for one does to another: a row a task, a column a task."""
-    overlap = comparison["overlap"]
-    if not overlap:
-        return []
-    shared = (
-        ("good", "Good neurons of both", ""),
-        ("bad", "Bad neurons of both", ""),
-        ("good_bad", "Good for one, bad for another", "; good for the row, bad for the column"),
-    )
-    found = [
-        {
-            "title": title,
-            "about": f"Jaccard index, beside it that of random sets{how}",
-            "rows": [[_shared(cell) for cell in row] for row in overlap[name]],
-        }
-        for name, title, how in shared
-    ]
-    transfer = [[_changed(value) for value in row] for row in overlap["transfer"]]
-    about = "Change of accuracy on the column's task under the edit for the row's"
-    edit = ", ".join(overlap[name] for name in ("method", "edit") if overlap.get(name))
-    named = [{"title": f"Transfer of {edit}", "about": about, "rows": transfer}]
-    return [matrix | {"names": overlap["names"]} for matrix in found + named]
-
-
-def _shared(cell: Facts | None) -> Facts:
-    """A cell of overlap, tinted by how far it is above chance."""
-    if cell is None:
-        return {"cell": number(None), "beside": None, "tint": 0, "sign": "up"}
-    above = max(0.0, cell["jaccard"] - cell["chance"])
-    return {"cell": number(cell["jaccard"], 2), "beside": number(cell["chance"], 2), "tint": _tint(above), "sign": "up"}
-
-
-def _changed(value: float | None) -> Facts:
-    sign = "down" if value is not None and value < 0 else "up"
-    return {"cell": number(value, sign=True), "beside": None, "tint": _tint(2 * abs(value or 0)), "sign": sign}
-
-
-def _tint(share: float) -> int:
-    return min(5, round(5 * share))
 
 
 def members(facts: Facts) -> Table:
