@@ -41,6 +41,9 @@ def comparison(size: str = "small", seed: int = 0) -> dict[str, Any]:
             "versions": {"neuronllm": "0.1.0", "torch": "2.9.0", "transformers": "5.17.0"},
             "commit": "78cbbb2",
             "seeds": [0, 1, 2],
+            "methods": {method: f"what {method} is" for method in methods},
+            "edits": {edit: {"aim": "enhance", "good": 2.0, "bad": None, "made": "found"} for edit in EDITS[:-1]}
+            | {"tuned": {"aim": "enhance", "good": None, "bad": None, "made": "tuned"}},
             "settings": {"budget": "default", "k": [4, 16, 64], "template": "plain", "holm": True},
         },
         "tasks": [_task(draw, name) for name in tasks],

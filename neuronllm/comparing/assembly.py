@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
-from ..common.env import source_commit
 from ..common.statistics import holm
 from ..judging.verdicts import outcome
 from ..model.identity import identity
 from ..results.overlap import overlaps, two_faced
 from .cards import with_others
+from .repeated import made
 from .splits import SIDES
-from .stages import versions
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -93,7 +91,8 @@ def verdict(edit: Mapping[str, Any]) -> str:
     said = {"shown": "shown", "hurts": "it hurts", "not shown": "not shown"}[found]
     if edit["controls"] is None:
         return f"{said}: {edit['gain']:+.3f}, without random sets to compare with"
-    beaten = f"beats {edit['controls']['place']:.0%} of {edit['controls']['count']} random sets"
+    count = edit["controls"]["count"]
+    beaten = f"beats {edit['controls']['place'] * count:.3g} of {count} random sets"  # one that is as good counts half
     return f"{said}: {edit['gain']:+.3f}, {beaten}, p {edit['p_holm']:.2g} after Holm"
 
 
@@ -179,46 +178,3 @@ def _model(setting: Setting) -> dict[str, Any]:
         "neurons": anatomy.n_neurons,
         "dtype": known["dtype"],
     }
-
-
-def made(setting: Setting) -> dict[str, Any]:
-    """How to do the same again, and what of a preset is not as published."""
-    request, name = setting.request, identity(setting.model)["model"]
-    asked = {"methods": list(setting.methods), "edits": list(setting.edits)}
-    asked |= {key: value for key, value in request.settings().items() if _said(request, key)}
-    flags = [f"--{key.replace('_', '-')} {_words(value)}" for key, value in asked.items()]
-    tasks = [f"--task {_flag(task.name, task.files)}" for task in setting.tasks.values()]
-    python = ", ".join(f"{key}={value!r}" for key, value in asked.items())
-    named = ", ".join(f"{task!r}: ..." for task in setting.tasks)
-    return {
-        "command": " ".join(["neuronllm compare", f"--model {name}", *tasks, *flags, "--output DIR"]),
-        "python": f"nl.compare(model, tokenizer, {{{named}}}, {python})",
-        "versions": versions(),
-        "commit": source_commit(),
-        "seeds": list(request.seeds),
-        "settings": request.settings(),
-        "unknown": list(request.published.unknown),
-    }
-
-
-def _said(request: Any, name: str) -> bool:
-    """Whether a setting is another than that by default, and an argument of its own."""
-    if name not in type(request).__dataclass_fields__ or name in ("methods", "edits", "options"):
-        return name == "options" and bool(request.options)
-    default = type(request).__dataclass_fields__[name].default
-    value = getattr(request, name)
-    return bool(value != default) if name != "seeds" else tuple(value) != default
-
-
-def _words(value: Any) -> str:
-    if isinstance(value, dict):
-        return " ".join(f"{method}.{option}={x}" for method, some in value.items() for option, x in some.items())
-    return " ".join(json.dumps(one) if " " in str(one) else str(one) for one in _listed(value))
-
-
-def _listed(value: Any) -> list[Any]:
-    return list(value) if isinstance(value, (list, tuple)) else [value]
-
-
-def _flag(name: str, files: Mapping[str, str]) -> str:
-    return f"{name}={','.join(files.values()) or 'FILE'}"

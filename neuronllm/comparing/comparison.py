@@ -130,7 +130,7 @@ class Comparison(Shown):
         if table == "edits":
             return _written(self._edits_latex(), path)
         if not (found := pcr_tables(self.data)):
-            raise InputError('table="pcr": a PCR is against other tasks, and there is one task only')
+            raise InputError('table="pcr": it needs two tasks, and an edit that changes something')
         return _written(pcr_latex(found), path)
 
     def _edits_latex(self) -> str:

@@ -48,20 +48,17 @@ class PcrTable(NamedTuple):
 
 
 def pcr_tables(data: dict[str, Any]) -> list[PcrTable]:
-    """A table an edit, of comparison.json; none where there is one task only."""
-    tasks = [task["name"] for task in data["tasks"]]
-    if len(tasks) < 2:
-        return []
+    """A table for every edit that changes anything, of comparison.json; none where there is one task only."""
+    names = {what: list(dict.fromkeys(one[what] for one in data["edits"])) for what in ("task", "method", "edit")}
     found = {
         (one["edit"], one["task"], one["method"]): Ratio(one["p_change"], one["p_change_elsewhere"], one["pcr"])
         for one in data["edits"]
     }
-    methods = list(dict.fromkeys(one["method"] for one in data["edits"]))
-    edits = list(dict.fromkeys(one["edit"] for one in data["edits"]))
-    return [
-        PcrTable(edit, methods, {task: [found[edit, task, method] for method in methods] for task in tasks})
-        for edit in edits
-    ]
+    tables = []
+    for edit in names["edit"]:
+        rows = {task: [found[edit, task, method] for method in names["method"]] for task in names["task"]}
+        tables.append(PcrTable(edit, names["method"], rows))
+    return [table for table in tables if any(one.pcr is not None for row in table.rows.values() for one in row)]
 
 
 def pcr_latex(tables: list[PcrTable]) -> str:

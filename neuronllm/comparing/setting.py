@@ -8,7 +8,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..attribution.request import Request
 from ..common.files import read_json
 from ..data.forms import Form
 from ..data.prompts import Prompt, group_by_question
@@ -90,9 +89,7 @@ class Setting:
     @property
     def words(self) -> dict[str, Any]:
         """The same, for `nl.evaluate` and its kind."""
-        template = self.asking.template
-        if template is None and not self.worded:
-            template = "default"
+        template = None if self.worded else self.asking.template or "default"
         return {"orders": "none", "template": template, "answers": self.form.answers, "length": self.length}
 
     @cached_property
@@ -129,9 +126,6 @@ class Setting:
         """The questions that a method scores neurons on."""
         most = self.budget.expensive if get_method(method).expensive else None
         return sample(self.tasks[task].splits.search, most, self.seed)
-
-    def attribution(self, method: str, task: str, **more: Any) -> Request:
-        return self.request.attribution(method, **more).checked(self.searched(task, method))
 
     def positions(self, method: str) -> str:
         """Where a method scores."""

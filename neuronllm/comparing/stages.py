@@ -120,7 +120,7 @@ class Cost:
 
     def scores(self, task: str, method: str) -> float:
         questions = self.setting.searched(task, method)
-        how, request = get_method(method), self.setting.attribution(method, task)
+        how, request = get_method(method), self.setting.request.attribution(method).checked(questions)
         orders = {"rotate": len(questions[0].choices), "shuffle3": 3}.get(request.orders or "", 1)
         templates = 1 if request.template is None or isinstance(request.template, str) else len(request.template)
         asked = len(questions) * orders * templates

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Any
 
 from .cells import Cell, Column, Row, Table, decimals, number, text
@@ -13,22 +14,22 @@ JACCARD = "Jaccard index, beside it that of random sets"
 
 def pcr(comparison: Facts) -> Table | None:
     """QRNCA's table, domains by methods: how much an edit changes P(right) on its own domain beside all others."""
-    found = {(edit["edit"], edit["task"], edit["method"]): edit for edit in comparison["edits"]}
     if len(comparison["tasks"]) < 2:
         return None
-    methods = list(dict.fromkeys(edit["method"] for edit in comparison["edits"]))
+    found = {(edit["edit"], edit["task"], edit["method"]): edit for edit in comparison["edits"]}
+    edits, tasks, methods = (list(dict.fromkeys(names)) for names in zip(*found, strict=True))
     hint = "PCR (relative change of the mean P(right) on the edit's own task, and on all other tasks)"
-    columns = [EDIT, TASK, *(Column(method, hint if method == methods[0] else "") for method in methods)]
+    columns = [EDIT, TASK, *(Column(method, hint) for method in methods)]
     rows = []
-    for edit, task in dict.fromkeys((edit, task) for edit, task, _ in found):
-        cells = [_ratio(found.get((edit, task, method))) for method in methods]
+    for edit, task in product(edits, tasks):
+        cells = [_ratio(found[edit, task, method]) for method in methods]
         rows.append(Row([text(edit), text(task), *cells], {"edit": edit, "task": task}))
     caption = "PCR, and in brackets the relative change of P(right) on the task itself and on the others"
     return Table("pcr", caption, columns, rows, ("edit", "task"), page=40)
 
 
-def _ratio(edit: Facts | None) -> Cell:
-    if edit is None or edit["pcr"] is None:
+def _ratio(edit: Facts) -> Cell:
+    if edit["pcr"] is None:
         return number(None)
     values = edit["pcr"], edit["p_change"], edit["p_change_elsewhere"]
     ratio, *changes = values

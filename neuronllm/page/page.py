@@ -69,6 +69,7 @@ def page(comparison: Facts, timings: Facts) -> str:
         card=cards[0] if cards else None,
         comparison=comparison,
         timings=timings,
+        words=tables.words(comparison["made"]),
         tables={
             "edits": tables.edits(comparison),
             "methods": tables.methods(comparison, timings),

@@ -70,6 +70,13 @@ METHODS = [
     left("Layers", "neurons found in each layer: good ones upwards, bad ones downwards"),
 ]
 
+# How the neurons of an edit come about that are not simply those found.
+MADE = {
+    "tuned": "their number, factors and positions chosen on validation questions",
+    "verified": "of the neurons found those that do, really silenced, what their score says",
+    "learned": "for every neuron found a factor of its own, learned on the search questions",
+}
+
 
 def edits(comparison: Facts) -> Table:
     """The comparison itself: first each task without an edit, then its edits."""
@@ -80,6 +87,17 @@ def edits(comparison: Facts) -> Table:
         rows += [row_of(task["name"], edit["method"], edit["edit"], _edited(edit, task["base"])) for edit in found]
     caption = "Every task, method and edit on the test questions"
     return Table("edits", caption, EDITS, rows, ("task", "method", "edit"), page=40)
+
+
+def words(made: Facts) -> dict[str, str]:
+    """What every method and every edit is."""
+    return made["methods"] | {name: _edit(how) for name, how in made["edits"].items()}
+
+
+def _edit(how: Facts) -> str:
+    factors = [f"{role} neurons times {how[role]:g}" for role in ("good", "bad") if how[role] is not None]
+    said = ", ".join([*([MADE[how["made"]]] if how["made"] in MADE else []), *factors])
+    return f"to {'raise' if how['aim'] == 'enhance' else 'lower'} the accuracy: {said}"
 
 
 def row_of(task: str, method: str, edit: str, cells: list[Cell]) -> Row:
