@@ -9,6 +9,11 @@ NASTY = ["</script><script>window.broken = 1</script>", "<img src=x onerror='win
 NASTY += ["\u202e\x07&amp;", "\ud800"]
 WORDS = [" Paris", " the", " capital", " of", " France", "\n", " is", " Rome", " not", " always", " Tokyo", "un", "ed"]
 EDITS = ("enhance", "degrade", "good", "bad", "tuned")
+LENGTHS = {
+    "prompts": 40,
+    "picked": {"shortest": 0.24, "between": 0.14, "longest": 0.62},
+    "right": {"shortest": 0.37, "between": 0.25, "longest": 0.38},
+}
 SIZES = {  # layers, neurons a layer, neurons a bin, tasks, methods, cards of each role and method
     "small": (4, 64, 1, 2, 3, 2),
     "7b": (32, 11_008, 16, 4, 6, 12),
@@ -87,6 +92,7 @@ def _task(draw: random.Random, name: str) -> dict[str, Any]:
             "p_right": draw.uniform(0.4, 0.6),
             "collapsed": name == "verbs",
             "leaning": {"A": 0.31, "B": 0.27, "C": 0.22, "D": 0.2},
+            "lengths": LENGTHS if name == "verbs" else None,
         },
         "summary": f"On {name}, silencing 16 neurons of gradient takes accuracy from 0.64 to 0.31 (no random set did); "
         "no edit raised it beyond what random sets do.",
@@ -141,6 +147,7 @@ def _edit(draw: random.Random, task: str, method: str, edit: str, tasks: list[st
         "flips": {"to_right": draw.randrange(20), "to_wrong": draw.randrange(40), "other": draw.randrange(5)},
         "collapsed": edit == "bad",
         "leaning": {"A": 0.2, "B": 0.4, "C": 0.22, "D": 0.18},
+        "lengths": LENGTHS if task == "facts" else None,
         "controls": None
         if method == "random"
         else {"kind": "edited", "count": 20, "mean": 0.59, "band": [0.52, 0.66], "place": draw.random()},

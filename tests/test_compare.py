@@ -299,10 +299,18 @@ def test_cards_say_what_was_measured(made, model, tokenizer) -> None:
         assert {each["task"] for each in card["also"]} <= {"colour"}
 
 
-def test_pictures(made) -> None:
+def test_pictures(made, tmp_path) -> None:
     assert "gradient" in made.show().html and made._repr_html_() == made.show().html
     figure = made.plot()
     assert [axes.get_title() for axes in figure.axes[:2]] == ["colour", "sky"]
+    colour = figure.axes[0]
+    curve = of(made.data["curves"], task="colour", method="gradient", edit="enhance")
+    drawn = {line.get_label(): line.get_ydata() for line in colour.lines}
+    assert list(drawn["gradient, enhance"]) == [point["accuracy"] for point in curve["points"] if point["k"]]
+    assert "random sets" in [band.get_label() for band in colour.collections]
+    for name, begin in (("curves.pdf", b"%PDF"), ("curves.png", b"\x89PNG")):
+        figure.savefig(tmp_path / name)
+        assert (tmp_path / name).read_bytes().startswith(begin)
 
 
 def test_tables(made, tmp_path) -> None:
@@ -403,6 +411,8 @@ def test_presets_and_texts(model, tokenizer) -> None:
     )
     assert [edit["edit"] for edit in found.data["edits"][:2]] == ["good", "suppress"]
     assert {one["method"] for one in found.data["methods"]} == {"qrnca", "knowledge", "activation", "random"}
+    lengths = [edit["lengths"] for edit in found.data["edits"]]
+    assert all(sum(one["picked"].values()) == pytest.approx(1, abs=1e-5) for one in lengths)
     assert found.data["made"]["unknown"] and found.data["tasks"][0]["answers"] == "texts"
     assert all(math.isfinite(edit["accuracy"]) for edit in found.data["edits"]) and found.folder is None
     assert json.loads(json.dumps(found.data)) == found.data

@@ -98,6 +98,13 @@ def test_every_number_of_the_tables_is_in_the_json(page: Parsed) -> None:
             assert abs(float(plain) - value) <= 0.5000001 * last, (value, text)
 
 
+def test_the_length_of_answers_has_a_column_where_there_is_one(page: Parsed, tmp_path: Path) -> None:
+    assert page.numbers.count(("0.62 0.38", "longest 0.62 (right 0.38)")) == 15  # of 3 methods, 5 edits of one task
+    facts = comparison("small")
+    text = written(tmp_path, edits=[edit | {"lengths": None} for edit in facts["edits"]])
+    assert ">Length</button>" not in text and not [cell for _, cell in Parsed(text).numbers if "longest" in cell]
+
+
 def test_nothing_is_loaded(page: Parsed) -> None:
     for tag, attrs in page.tags:
         for name in ("src", "href", "srcset", "data", "action", "poster", "xlink:href"):

@@ -70,6 +70,7 @@ def _about(answers: Answers, seed: int) -> dict[str, Any]:
         **_measured(answers, seed),
         "collapsed": answers.collapsed,
         "leaning": options,
+        "lengths": None if answers.form == "letters" else answers.lengths,
     }
 
 

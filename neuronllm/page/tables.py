@@ -51,6 +51,7 @@ EDITS = [
     Column("Random band", "accuracy of random sets, 95 % of them"),
     left("Random sets", "how many, and whether they were edited as given or learned the same way"),
     Column("Most given", "the answer given most often, and its share: 1 says that the questions are not read"),
+    Column("Length", "of answers in words: the length picked most beyond what is right, its share, that of right ones"),
 ]
 
 METHODS = [
@@ -85,8 +86,11 @@ def edits(comparison: Facts) -> Table:
         rows.append(row_of(task["name"], "none", "no edit", _unedited(task)))
         found = [edit for edit in comparison["edits"] if edit["task"] == task["name"]]
         rows += [row_of(task["name"], edit["method"], edit["edit"], _edited(edit, task["base"])) for edit in found]
+    columns = EDITS
+    if not any(row.cells[-1].values for row in rows):  # letters are all of the same length
+        columns, rows = EDITS[:-1], [Row(row.cells[:-1], row.marks) for row in rows]
     caption = "Every task, method and edit on the test questions"
-    return Table("edits", caption, EDITS, rows, ("task", "method", "edit"), page=40)
+    return Table("edits", caption, columns, rows, ("task", "method", "edit"), page=40)
 
 
 def words(made: Facts) -> dict[str, str]:
@@ -118,6 +122,7 @@ def _unedited(task: Facts) -> list[Cell]:
         *[number(None)] * 7,
         text(None),
         leaning(base["leaning"]),
+        lengths(base["lengths"]),
     ]
 
 
@@ -141,6 +146,7 @@ def _edited(edit: Facts, base: Facts) -> list[Cell]:
         interval(band),
         Cell(f"{controls['count']} {controls['kind']}", (controls["count"],)) if controls else text(None),
         leaning(edit["leaning"]),
+        lengths(edit["lengths"]),
     ]
 
 
@@ -150,6 +156,16 @@ def leaning(shares: dict[str, float] | None) -> Cell:
         return Cell(NOTHING, (), "number")
     label = max(shares, key=lambda name: shares[name])
     return Cell(f"{label} {decimals(shares[label], 2)}", (shares[label],), "number")
+
+
+def lengths(found: Facts | None) -> Cell:
+    """Whether short or long answers are picked, whatever is right."""
+    if not found:
+        return Cell(NOTHING, (), "number")
+    picked, right = found["picked"], found["right"]
+    size = max(picked, key=lambda name: picked[name] - right[name])
+    said = f"{size} {decimals(picked[size], 2)} (right {decimals(right[size], 2)})"
+    return Cell(said, (picked[size], right[size]), "number")
 
 
 def strip(value: float | None, ends: Any, band: Any, base: float) -> Cell:

@@ -46,6 +46,20 @@ def test_compared_and_taken_up_again(command, tmp_path, capsys) -> None:
     assert run(*asked, "--output", output, "--resume") == 0
 
 
+def test_interrupted_it_says_how_to_go_on(command, tmp_path, capsys, monkeypatch) -> None:
+    from neuronllm.comparing import run as running
+
+    def interrupted(setting, stage):
+        raise KeyboardInterrupt
+
+    output = tmp_path / "comparison"
+    monkeypatch.setattr(running, "_do", interrupted)
+    assert run(*command, "--methods", "random", "--output", output) == 130
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "0 of " in said and "go on with resume=True (--resume)" in said
+    assert not output.exists() and (tmp_path / "comparison.partial" / "compare.json").is_file()
+
+
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
