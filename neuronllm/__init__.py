@@ -40,6 +40,7 @@ _PUBLIC = {
     "learn": "steering.learn",
     "tune": "steering.tune",
     "compare": "comparing.run",
+    "Budget": "comparing.budget",
     "Comparison": "comparing.comparison",
     "distractors": "judging.distractors",
     "edit_fact": "applications.facts",

@@ -9,9 +9,14 @@ NASTY = ["</script><script>window.broken = 1</script>", "<img src=x onerror='win
 NASTY += ["\u202e\x07&amp;", "\ud800"]
 WORDS = [" Paris", " the", " capital", " of", " France", "\n", " is", " Rome", " not", " always", " Tokyo", "un", "ed"]
 EDITS = ("enhance", "degrade", "good", "bad", "tuned")
-SIZES = {  # layers, neurons a layer, neurons a bin, tasks, methods, cards of each role
-    "small": (4, 64, 1, 2, 3, 4),
-    "7b": (32, 11_008, 16, 4, 6, 32),
+LENGTHS = {
+    "prompts": 40,
+    "picked": {"shortest": 0.24, "between": 0.14, "longest": 0.62},
+    "right": {"shortest": 0.37, "between": 0.25, "longest": 0.38},
+}
+SIZES = {  # layers, neurons a layer, neurons a bin, tasks, methods, cards of each role and method
+    "small": (4, 64, 1, 2, 3, 2),
+    "7b": (32, 11_008, 16, 4, 6, 12),
 }
 
 
@@ -41,6 +46,9 @@ def comparison(size: str = "small", seed: int = 0) -> dict[str, Any]:
             "versions": {"neuronllm": "0.1.0", "torch": "2.9.0", "transformers": "5.17.0"},
             "commit": "78cbbb2",
             "seeds": [0, 1, 2],
+            "methods": {method: f"what {method} is" for method in methods},
+            "edits": {edit: {"aim": "enhance", "good": 2.0, "bad": None, "made": "found"} for edit in EDITS[:-1]}
+            | {"tuned": {"aim": "enhance", "good": None, "bad": None, "made": "tuned"}},
             "settings": {"budget": "default", "k": [4, 16, 64], "template": "plain", "holm": True},
         },
         "tasks": [_task(draw, name) for name in tasks],
@@ -48,12 +56,13 @@ def comparison(size: str = "small", seed: int = 0) -> dict[str, Any]:
         "edits": [_edit(draw, task, m, edit, tasks) for task in tasks for m in methods for edit in EDITS],
         "curves": [_curve(draw, t, m, edit) for t in tasks for m in methods for edit in EDITS[:2]],
         "maps": [{"task": t, "method": m, "bin": bin_, "rows": rows()} for t in tasks for m in methods],
-        "overlap": _overlap(draw, tasks),
+        "across_tasks": [{"method": method, **_across(draw, tasks)} for method in methods],
+        "across_methods": [{"task": task, **_overlaps(draw, methods)} for task in tasks],
         "cards": [
-            _card(draw, task, role, layers, width, tasks)
+            _card(draw, task, methods[n // 2 % n_methods], role, layers, width, tasks)
             for task in tasks
+            for n in range(n_cards * n_methods)
             for role in ("good", "bad")
-            for _ in range(n_cards)
         ],
     }
 
@@ -83,6 +92,7 @@ def _task(draw: random.Random, name: str) -> dict[str, Any]:
             "p_right": draw.uniform(0.4, 0.6),
             "collapsed": name == "verbs",
             "leaning": {"A": 0.31, "B": 0.27, "C": 0.22, "D": 0.2},
+            "lengths": LENGTHS if name == "verbs" else None,
         },
         "summary": f"On {name}, silencing 16 neurons of gradient takes accuracy from 0.64 to 0.31 (no random set did); "
         "no edit raised it beyond what random sets do.",
@@ -103,6 +113,7 @@ def _method(draw: random.Random, task: str, method: str, layers: int) -> dict[st
             "bottom": draw.random(),
             "neurons": 2000,
             "sampled": method == "ace",
+            "questions": 8,
         }
         if method != "random"
         else None,
@@ -130,10 +141,13 @@ def _edit(draw: random.Random, task: str, method: str, edit: str, tasks: list[st
         "p_right": draw.random(),
         "rac": draw.uniform(-0.6, 0.4),
         "rcc": draw.uniform(-0.6, 0.4),
+        "p_change": draw.uniform(-0.6, 2),
+        "p_change_elsewhere": draw.uniform(-0.1, 0.1),
         "pcr": None if len(tasks) == 1 else draw.uniform(0.2, 30),
         "flips": {"to_right": draw.randrange(20), "to_wrong": draw.randrange(40), "other": draw.randrange(5)},
         "collapsed": edit == "bad",
         "leaning": {"A": 0.2, "B": 0.4, "C": 0.22, "D": 0.18},
+        "lengths": LENGTHS if task == "facts" else None,
         "controls": None
         if method == "random"
         else {"kind": "edited", "count": 20, "mean": 0.59, "band": [0.52, 0.66], "place": draw.random()},
@@ -172,42 +186,57 @@ def _row(draw: random.Random, layer: int, width: int, bin_: int) -> dict[str, An
     return {"label": f"layer {layer}", "layer": layer, "expert": -1, "first": layer * width, "values": values}
 
 
-def _overlap(draw: random.Random, tasks: list[str]) -> dict[str, Any]:
+def _overlaps(draw: random.Random, names: list[str]) -> dict[str, Any]:
     def pairs() -> list[list[dict[str, float]]]:
-        return [[{"jaccard": 1.0 if a == b else draw.random() / 2, "chance": 0.008} for b in tasks] for a in tasks]
+        return [[{"jaccard": 1.0 if a == b else draw.random() / 2, "chance": 0.008} for b in names] for a in names]
 
-    transfer = [[draw.uniform(-0.4, 0.3) for _ in tasks] for _ in tasks]
-    return {
-        "names": tasks,
-        "good": pairs(),
-        "bad": pairs(),
-        "good_bad": pairs(),
-        "transfer": transfer,
-        "edit": "gradient, degrade",
-    }
+    return {"names": names, "good": pairs(), "bad": pairs(), "good_bad": pairs()}
 
 
-def _card(draw: random.Random, task: str, role: str, layers: int, width: int, tasks: list[str]) -> dict[str, Any]:
+def _across(draw: random.Random, tasks: list[str]) -> dict[str, Any]:
+    change = [[[draw.uniform(-0.4, 0.3) for _ in tasks] for _ in tasks] for _ in EDITS]
+    transfer = [{"edit": edit, "change": matrix} for edit, matrix in zip(EDITS, change, strict=True)]
+    faces = [
+        {"layer": 1, "expert": -1, "index": n, "id": 64 + n, "good": tasks[:1], "bad": tasks[1:]} for n in range(3)
+    ]
+    return {**_overlaps(draw, tasks), "transfer": transfer, "two_faced": faces}
+
+
+def _card(
+    draw: random.Random, task: str, method: str, role: str, layers: int, width: int, tasks: list[str]
+) -> dict[str, Any]:
     layer, index = draw.randrange(layers), draw.randrange(width)
-    score = draw.uniform(0.001, 0.05) * (1 if role == "good" else -1)
+    names = [method, "exact"] if draw.random() < 0.2 else [method]
+    also = [{"task": tasks[-1], "role": "bad", "methods": names}]
     return {
         "task": task,
         "layer": layer,
         "expert": -1,
         "index": index,
         "id": layer * width + index,
+        "judged": 8,
+        "methods": [_said(draw, name, role) for name in names],
+        "promoted": [{"token": draw.choice([*WORDS, NASTY[0]]), "value": draw.uniform(0, 4)} for _ in range(10)],
+        "suppressed": [{"token": draw.choice([*WORDS, NASTY[1]]), "value": -draw.uniform(0, 4)} for _ in range(10)],
+        "spans": [_span(draw, number) for number in range(5)],
+        "positive": draw.random(),
+        "read": 728,
+        "also": also if draw.random() < 0.3 and task != tasks[-1] else [],
+    }
+
+
+def _said(draw: random.Random, method: str, role: str) -> dict[str, Any]:
+    score = draw.uniform(0.001, 0.05) * (1 if role == "good" else -1)
+    return {
+        "method": method,
         "role": role,
         "score": score,
         "interval": [score - 0.004, score + 0.004],
         "exact": draw.choice([None, score * 1.1]),
         "factor": draw.choice([None, 1.7]),
-        "promoted": [{"token": draw.choice([*WORDS, NASTY[0]]), "value": draw.uniform(0, 4)} for _ in range(10)],
-        "suppressed": [{"token": draw.choice([*WORDS, NASTY[1]]), "value": -draw.uniform(0, 4)} for _ in range(10)],
-        "spans": [_span(draw, number) for number in range(5)],
-        "also": [{"task": tasks[-1], "role": "bad"}] if draw.random() < 0.3 and task != tasks[-1] else [],
     }
 
 
 def _span(draw: random.Random, number: int) -> dict[str, Any]:
-    texts = [draw.choice([*WORDS, *NASTY] if draw.random() < 0.1 else WORDS) for _ in range(40)]
+    texts = [draw.choice([*WORDS, *NASTY] if draw.random() < 0.1 else WORDS) for _ in range(25)]
     return {"question": f"q{number}", "tokens": [{"text": t, "activation": draw.gauss(0, 1) ** 3} for t in texts]}

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 import neuronllm as nl
+from neuronllm.common.tables import show
 from neuronllm.comparing import run as running
 from neuronllm.comparing.budget import BUDGETS
 from neuronllm.comparing.scoring import neuron_map
@@ -232,46 +233,84 @@ def test_maps_hold_the_largest_score_of_every_bin(made, model) -> None:
     assert [row["label"] for row in made.data["maps"][0]["rows"]] == ["layer 0", "layer 1"]
 
 
-def test_overlap_by_hand(made) -> None:
-    table, names = made.data["overlap"], ["colour", "sky"]
-    sets = {}
-    for task in names:
-        found = made.neurons(task, "gradient", "enhance")
-        for role in ("good", "bad"):
-            sets[task, role] = set(found.ids[torch.from_numpy(found.role == role)].tolist())
+def sets_of(made, task, method="gradient") -> dict[str, set[int]]:
+    """The neurons of each role that a method found for a task."""
+    found = made.neurons(task, method, "enhance")
+    return {role: set(found.ids[torch.from_numpy(found.role == role)].tolist()) for role in ("good", "bad")}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_tasks_share_by_hand(made, method) -> None:
+    table, names = of(made.data["across_tasks"], method=method), ["colour", "sky"]
+    sets = {task: sets_of(made, task, method) for task in names}
     for name, (first, second) in {"good": ("good", "good"), "bad": ("bad", "bad"), "good_bad": ("good", "bad")}.items():
         for i, one in enumerate(names):
             for j, other in enumerate(names):
-                a, b = sets[one, first], sets[other, second]
+                a, b = sets[one][first], sets[other][second]
                 close(table[name][i][j]["jaccard"], len(a & b) / len(a | b))
-    edit = of(made.data["edits"], task="colour", method="gradient", edit="enhance")
-    after = edit["elsewhere"]["sky"]
-    close(table["transfer"][0], [edit["gain"], after["after"] - after["before"]])
+    both = {n: [task for task in names if n in sets[task]["good"]] for task in names for n in sets[task]["bad"]}
+    assert {each["id"]: each["good"] for each in table["two_faced"]} == {n: found for n, found in both.items() if found}
+    assert [one["edit"] for one in table["transfer"]] == EDITS
+    for one in table["transfer"]:
+        edit = of(made.data["edits"], task="colour", method=method, edit=one["edit"])
+        after = edit["elsewhere"]["sky"]
+        close(one["change"][0], [edit["gain"], after["after"] - after["before"]])
+
+
+def test_what_methods_share_by_hand(made) -> None:
+    table = of(made.data["across_methods"], task="sky")
+    first, second = (sets_of(made, "sky", method) for method in METHODS)
+    assert table["names"] == METHODS
+    for role in ("good", "bad"):
+        close(table[role][0][1]["jaccard"], len(first[role] & second[role]) / len(first[role] | second[role]))
 
 
 def test_cards_say_what_was_measured(made, model, tokenizer) -> None:
-    neurons = made.neurons("sky", "gradient", "enhance")
-    cards = [card for card in made.data["cards"] if card["task"] == "sky"]
-    assert [card["id"] for card in cards] == neurons.ids.tolist() and cards[0]["factor"] == 2
+    """One a neuron, with what each method says of it where the method scores."""
+    cards = {card["id"]: card for card in made.data["cards"] if card["task"] == "sky"}
     search = TASKS["sky"][0]
-    plainly = nl.describe(model, tokenizer, neurons, search, template="plain", progress=False).cards
-    assert [card["promoted"][0]["token"] for card in cards] == [card["promoted"][0]["token"] for card in plainly]
-    assert [len(card["spans"]) for card in cards] == [len(card["spans"]) for card in plainly]
     drawn = [search[n] for n in sorted(random.Random(0).sample(range(5), 2))]
     prompts = nl.render(tokenizer, drawn, "none", "plain")
-    exact = nl.attribute(model, None, prompts, "exact", positions="all", progress=False).values
-    close([card["exact"] for card in cards], exact[neurons.ids].tolist())
-    other = made.neurons("colour", "gradient", "enhance")
-    roles = dict(zip(other.ids.tolist(), other.role.tolist(), strict=True))
-    for card in cards:
-        also = [{"task": "colour", "role": roles[card["id"]]}] if card["id"] in roles else []
-        assert card["also"] == also and card["interval"][0] < card["score"] < card["interval"][1]
+    seen = set()
+    for method, positions in (("gradient", "all"), ("ace", "answer")):
+        neurons = made.neurons("sky", method, "enhance")
+        mine = [cards[n] for n in neurons.ids.tolist()]
+        said = [of(card["methods"], method=method) for card in mine]
+        assert [one["role"] for one in said] == neurons.role.tolist()
+        close([one["score"] for one in said], neurons.score.tolist())
+        assert all(one["interval"][0] < one["score"] < one["interval"][1] for one in said)
+        assert [one["factor"] for one in said] == [{"good": 2.0, "bad": 0.0}[role] for role in neurons.role]
+        exact = nl.attribute(model, None, prompts, "exact", positions=positions, progress=False).values
+        assert [one["exact"] for one in said] == pytest.approx(exact[neurons.ids].tolist(), abs=1e-6)  # of float32
+        plainly = nl.describe(model, tokenizer, neurons, search, template="plain", progress=False).cards
+        for name in ("promoted", "suppressed"):
+            assert [[p["token"] for p in c[name]] for c in mine] == [[p["token"] for p in c[name]] for c in plainly]
+        assert [[span["question"] for span in c["spans"]] for c in mine] == [
+            [span["question"] for span in c["spans"]] for c in plainly
+        ]
+        seen |= set(neurons.ids.tolist())
+    assert set(cards) == seen and {card["judged"] for card in cards.values()} == {2}
+    other = {method: sets_of(made, "colour", method) for method in METHODS}
+    for card in cards.values():
+        also = {role: [m for m in METHODS if card["id"] in other[m][role]] for role in ("good", "bad")}
+        assert {each["role"]: each["methods"] for each in card["also"]} == {
+            r: found for r, found in also.items() if found
+        }
+        assert {each["task"] for each in card["also"]} <= {"colour"}
 
 
-def test_pictures(made) -> None:
+def test_pictures(made, tmp_path) -> None:
     assert "gradient" in made.show().html and made._repr_html_() == made.show().html
     figure = made.plot()
     assert [axes.get_title() for axes in figure.axes[:2]] == ["colour", "sky"]
+    colour = figure.axes[0]
+    curve = of(made.data["curves"], task="colour", method="gradient", edit="enhance")
+    drawn = {line.get_label(): line.get_ydata() for line in colour.lines}
+    assert list(drawn["gradient, enhance"]) == [point["accuracy"] for point in curve["points"] if point["k"]]
+    assert "random sets" in [band.get_label() for band in colour.collections]
+    for name, begin in (("curves.pdf", b"%PDF"), ("curves.png", b"\x89PNG")):
+        figure.savefig(tmp_path / name)
+        assert (tmp_path / name).read_bytes().startswith(begin)
 
 
 def test_tables(made, tmp_path) -> None:
@@ -280,11 +319,28 @@ def test_tables(made, tmp_path) -> None:
     latex = made.to_latex(tmp_path / "table.tex")
     assert latex.count(r"\\") == 13 and latex.count(r"\midrule") == 2 and "%" not in latex.replace(r"\%", "")
     assert (tmp_path / "table.tex").read_text() == latex
-    assert made.to_markdown().count("| gradient |") == 6
+    assert made.to_markdown().count("| gradient |") == 6 + len(EDITS)  # heads of the PCR too
+    with refused("table='pcrs': known values are edits, pcr"):
+        made.to_latex(table="pcrs")
     made.save(tmp_path / "copy")
     assert nl.Comparison.load(tmp_path / "copy").data == made.data
     with refused("something stands there"):
         made.to_csv(tmp_path / "table.csv")
+
+
+def test_pcr_is_a_table_of_tasks_by_methods(made, capsys) -> None:
+    made.print()
+    printed, latex, markdown = capsys.readouterr().out, made.to_latex(table="pcr"), made.to_markdown()
+    assert latex.count(r"\\") == 2 + len(EDITS) * 2 and latex.count(r"\midrule") == len(EDITS)
+    assert r"\multicolumn{3}{c}{gradient} & \multicolumn{3}{c}{ace}" in latex
+    for edit in EDITS:
+        assert f"PCR of {edit} (" in printed and f"PCR of {edit} (" in markdown
+        for task in ("colour", "sky"):
+            found = [of(made.data["edits"], task=task, method=method, edit=edit) for method in METHODS]
+            numbers = [f"{n['p_change']:+.3f} & {n['p_change_elsewhere']:+.3f} & {show(n['pcr'])}" for n in found]
+            assert f"{edit} & {task} & {' & '.join(numbers)} \\\\" in latex
+            cells = [f"{show(n['pcr'])} ({n['p_change']:+.3f}, {n['p_change_elsewhere']:+.3f})" for n in found]
+            assert f"| {task} | {' | '.join(cells)} |" in markdown
 
 
 @pytest.mark.slow
@@ -355,6 +411,8 @@ def test_presets_and_texts(model, tokenizer) -> None:
     )
     assert [edit["edit"] for edit in found.data["edits"][:2]] == ["good", "suppress"]
     assert {one["method"] for one in found.data["methods"]} == {"qrnca", "knowledge", "activation", "random"}
+    lengths = [edit["lengths"] for edit in found.data["edits"]]
+    assert all(sum(one["picked"].values()) == pytest.approx(1, abs=1e-5) for one in lengths)
     assert found.data["made"]["unknown"] and found.data["tasks"][0]["answers"] == "texts"
     assert all(math.isfinite(edit["accuracy"]) for edit in found.data["edits"]) and found.folder is None
     assert json.loads(json.dumps(found.data)) == found.data

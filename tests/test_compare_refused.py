@@ -48,7 +48,7 @@ def test_refused(model, tokenizer, tmp_path) -> None:
         compare({"a": [one, one]})
     with refused("task 'a/b': a name is letters"):
         compare({"a/b": one})
-    with refused("task 'a': 1 different items in 2 questions, and three are needed"):
+    with refused("task 'a': 1 different items in 2 questions, and 3 are needed"):
         compare({"a": [one[0], one[0]]})
     with refused("task 'b': question 0 has only one option", "distractors"):
         compare({"a": one, "b": free})
@@ -78,6 +78,9 @@ def test_tasks_of_different_kinds(model, tokenizer) -> None:
         replace(question, wording=Wording(f"{question.stem} It is", " ", question.choices))
         for question in questions("sky", 9, 2)
     ]
+    in_letters = [replace(question, wording=replace(question.wording, letters=True)) for question in worded]
+    with refused("tasks: 'b' comes in words of its own (a task of lm-eval) and 'a' in ours"):
+        nl.compare(model, tokenizer, {"a": questions("colour", 9, 3), "b": in_letters})
     with refused("tasks: 'a' is answered in letters and 'b' in texts: compare tasks of one kind"):
         nl.compare(model, tokenizer, {"a": questions("colour", 9, 3), "b": worded})
 

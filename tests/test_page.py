@@ -98,6 +98,13 @@ def test_every_number_of_the_tables_is_in_the_json(page: Parsed) -> None:
             assert abs(float(plain) - value) <= 0.5000001 * last, (value, text)
 
 
+def test_the_length_of_answers_has_a_column_where_there_is_one(page: Parsed, tmp_path: Path) -> None:
+    assert page.numbers.count(("0.62 0.38", "longest 0.62 (right 0.38)")) == 15  # of 3 methods, 5 edits of one task
+    facts = comparison("small")
+    text = written(tmp_path, edits=[edit | {"lengths": None} for edit in facts["edits"]])
+    assert ">Length</button>" not in text and not [cell for _, cell in Parsed(text).numbers if "longest" in cell]
+
+
 def test_nothing_is_loaded(page: Parsed) -> None:
     for tag, attrs in page.tags:
         for name in ("src", "href", "srcset", "data", "action", "poster", "xlink:href"):
@@ -158,7 +165,8 @@ def test_the_figures_hold_the_numbers_of_the_json(page: Parsed) -> None:
         assert image["z"] == rows and (figure["group"], figure["name"]) == (found["task"], found["method"])
         for trace, role in ((good, "good"), (bad, "bad")):
             cards = [facts["cards"][n] for n in trace["customdata"]]
-            assert trace["x"] == [card["index"] for card in cards] and {card["role"] for card in cards} == {role}
+            said = [[one["role"] for one in card["methods"] if one["method"] == found["method"]] for card in cards]
+            assert trace["x"] == [card["index"] for card in cards] and said == [[role]] * len(cards) and cards
             assert {card["task"] for card in cards} == {found["task"]}
     of_curves = {(c["task"], c["method"], c["edit"]): [p["accuracy"] for p in c["points"][1:]] for c in facts["curves"]}
     alone = [figure for figure in figures["curves"] if figure["name"] != "all methods"]
@@ -205,7 +213,7 @@ def test_a_comparison_of_little(tmp_path: Path) -> None:
     method |= {"agreement": None, "stability": None, "layers": None}
     edit |= {"controls": None, "elsewhere": {}, "examples": [], "pcr": None, "interval": None}
     little = {"tasks": [task], "methods": [method], "edits": [edit]}
-    text = written(tmp_path, **little, curves=[], maps=[], cards=[], overlap=None)
+    text = written(tmp_path, **little, curves=[], maps=[], cards=[], across_tasks=[], across_methods=[])
     for said in ("None were made", "No cards were made", "There is one task only", "No answer was changed"):
         assert said in text
     assert len(text) < 100_000  # no figure, no library

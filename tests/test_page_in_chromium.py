@@ -140,6 +140,29 @@ def test_a_card_is_opened_from_the_list_and_by_its_link(browser: Chromium, folde
     assert browser.evaluate(current) == ["3"]
 
 
+def test_the_matrices_of_one_method_are_shown_at_a_time(browser: Chromium) -> None:
+    box = "document.querySelector('#tasks [data-choice]')"
+    seen = f"[...{box}.querySelectorAll('.choice')].map((group) => group.checkVisibility())"
+    methods = [found["method"] for found in FACTS["across_tasks"]]
+    assert browser.evaluate(f"[...{box}.querySelectorAll('option')].map((one) => one.textContent)") == methods
+    assert browser.evaluate(seen) == [True, False, False]
+    browser.evaluate(
+        f"{box}.querySelector('select').selectedIndex = 2;"
+        f"{box}.querySelector('select').dispatchEvent(new Event('change'))"
+    )
+    assert browser.evaluate(seen) == [False, False, True]
+    shown = browser.evaluate(f"[...{box}.querySelectorAll('.choice')][2].querySelector('td.number').textContent.trim()")
+    change = FACTS["across_tasks"][2]["transfer"][0]["change"][0][0]
+    assert shown.replace("\N{MINUS SIGN}", "-") == f"{change:+.3f}"
+
+
+def test_neurons_are_chosen_by_method(browser: Chromium) -> None:
+    choose = "document.querySelector('#table-neurons [data-filter=method]')"
+    browser.evaluate(f"{choose}.value = 'relp'; {choose}.dispatchEvent(new Event('change'))")
+    mine = [said for card in FACTS["cards"] for said in card["methods"] if said["method"] == "relp"]
+    assert shown(browser, "neurons", 2) == ["relp"] * len(mine) and mine
+
+
 def test_figures_follow_the_choice_and_send_nothing(browser: Chromium) -> None:
     figure = "document.querySelector('[data-figures=curves]')"
     assert browser.evaluate(f"{figure}.querySelector('.plot').getAttribute('aria-label')").startswith(

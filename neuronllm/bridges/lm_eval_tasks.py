@@ -69,15 +69,62 @@ def load_task(
         if value is not None and (integer(value) is None or value < (name == "limit")):
             raise InputError(f"{name}={value!r}: give a whole number, {int(name == 'limit')} or more")
     worded_by = Chat.of(tokenizer, fewshot_as_multiturn) if chat else None
+    loaded = _ready(names, include_path, num_fewshot, seed)
+    questions = _questions(loaded, split, limit, worded_by, skip_bad)
+    if split is not None and (
+        judged := [name for name, task in loaded.items() if _split(name, task, split) == _judged(task)]
+    ):
+        warn(
+            f"{', '.join(judged)}: lm-eval evaluates on the split {split!r}; a search needs another one, and for a "
+            "judgement split=None says that it is meant"
+        )
+    return questions
+
+
+def load_splits(
+    names: str | Sequence[str],
+    *,
+    num_fewshot: int | None = None,
+    include_path: str | PathLike[str] | None = None,
+    chat: bool = False,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> list[list[Question]]:
+    """What there is of a task to search on, to choose on, and, last, to judge on: the split that lm-eval evaluates.
+
+    In front of that stand the training and the validation split, if every task of a group has them beside it.
+    Documents that are no valid questions are left out.
+    """
+    loaded = _ready(names, include_path, num_fewshot, SHOTS_SEED)
+    worded_by = Chat.of(tokenizer, True) if chat else None
+    own = {"train": "training_split", "validation": "validation_split"}
+    sides: list[str | None] = [
+        side
+        for side, name in own.items()
+        if all(getattr(task.config, name) not in (None, _judged(task)) for task in loaded.values())
+    ]
+    return [_questions(loaded, side, None, worded_by, skip_bad=True) for side in [*sides, None]]
+
+
+def _ready(
+    names: str | Sequence[str], include_path: str | PathLike[str] | None, num_fewshot: int | None, seed: int
+) -> dict[str, Any]:
+    """The tasks of these names, with their demonstrations settled."""
     loaded = find_tasks(names, include_path)["tasks"]
     if not loaded:
         raise InputError(f"{names!r} holds no task")
-    questions: list[Question] = []
-    bad: list[str] = []
     for name, task in loaded.items():
         _check_kind(name, task)
         set_shots(name, task, num_fewshot, seed)
-        for where, question in _asked(name, task, split, limit, name if len(loaded) > 1 else None, worded_by):
+    return dict(loaded)
+
+
+def _questions(
+    loaded: dict[str, Any], split: str | None, limit: int | None, chat: Chat | None, skip_bad: bool
+) -> list[Question]:
+    questions: list[Question] = []
+    bad: list[str] = []
+    for name, task in loaded.items():
+        for where, question in _asked(name, task, split, limit, name if len(loaded) > 1 else None, chat):
             if isinstance(question, Question):
                 questions.append(question)
             elif skip_bad:
@@ -88,13 +135,6 @@ def load_task(
         warn(f"left out {len(bad)} documents that are no valid questions, the first: {bad[0]}")
     if not questions:
         raise InputError(f"{', '.join(loaded)}: no document is a valid question: {bad[0] if bad else 'there is none'}")
-    if split is not None and (
-        judged := [name for name, task in loaded.items() if _split(name, task, split) == _judged(task)]
-    ):
-        warn(
-            f"{', '.join(judged)}: lm-eval evaluates on the split {split!r}; a search needs another one, and for a "
-            "judgement split=None says that it is meant"
-        )
     return questions
 
 

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
+from ..bridges.lm_eval_tasks import load_splits, need_lm_eval
 from ..common.env import first_process
 from ..common.errors import InputError
 from ..comparing.dry_run import planned
 from ..comparing.request import CompareRequest
 from ..comparing.run import compared, read_tasks
-from ..comparing.splits import SIDES
+from ..comparing.splits import SIDES, cut
+from ..comparing.tasks import Task
 from ..data.templates import read_templates
+from ..demo import demo_task
 from ..runs.processes import Ranks
+from .tasks import tokenizer_of
 from .values import literal
 
-DEMO = "demo:"
+DEMO, LM_EVAL = "demo:", "lm-eval:"
 GIVEN = (
     "methods",
     "edits",
@@ -44,10 +49,10 @@ def run(args: argparse.Namespace, load: Callable[..., Any], template: Any) -> No
             raise InputError("--output: name a folder for the comparison (only --dry-run does without)")
         given = {name: value for name in GIVEN if (value := getattr(args, name)) is not None}
         given |= {"resume": args.resume, "overwrite": args.overwrite, "progress": not args.quiet}
-        options = options_of(args.options or ())
-        request = CompareRequest(**given, template=template, options=options).checked()
+        given["template"] = None if args.apply_chat_template and in_own_words(args) else template
+        request = CompareRequest(**given, options=options_of(args.options or ())).checked()
         # What can be refused without the model is refused before it is loaded.
-        tasks = read_tasks(tasks_of(args.task), request)
+        tasks = read_tasks(tasks_of(args, request), request)
         for method in request.methods or ():
             asked = request.attribution(method).checked(next(iter(tasks.values())).splits.search)
             read_templates(asked.template, asked.answers)
@@ -63,25 +68,55 @@ def run(args: argparse.Namespace, load: Callable[..., Any], template: Any) -> No
         print(f"{args.output}: {comparison}")
 
 
-def tasks_of(given: Sequence[str]) -> dict[str, Any]:
-    """NAME=FILE or NAME=FILE,FILE,FILE of every --task; "demo:TASK" is a bundled one, with its own splits."""
+def in_own_words(args: argparse.Namespace) -> bool:
+    """Whether tasks of lm-eval are asked for, which word themselves, in a chat too."""
+    return any(LM_EVAL in text for text in args.task)
+
+
+def tasks_of(args: argparse.Namespace, request: CompareRequest) -> dict[str, Any]:
+    """NAME=FILE or NAME=FILE,FILE,FILE of every --task; "demo:TASK" and "lm-eval:TASK" have their own splits."""
     tasks: dict[str, Any] = {}
-    for text in given:
-        name, equals, files = text.partition("=")
-        if not equals and text.startswith(DEMO):
-            name, files = text.removeprefix(DEMO), text
-        elif not equals or not files:
+    for text in args.task:
+        name, equals, source = text.partition("=")
+        if not equals and text.startswith((DEMO, LM_EVAL)):
+            name, source = text.partition(":")[2], text
+        elif not equals or not source:
             raise InputError(f"--task {text}: write NAME=FILE, or NAME=SEARCH,VALIDATION,TEST")
         if name in tasks:
             raise InputError(f"--task {text}: {name!r} is the name of another task")
-        tasks[name] = bundled(files) if files.startswith(DEMO) else files.split(",")
+        if source.startswith(DEMO):
+            task = Task.of(name, [demo_task(source.removeprefix(DEMO), side) for side in SIDES])
+            tasks[name] = replace(task, files={"all": source})
+        elif source.startswith(LM_EVAL):
+            task = of_lm_eval(name, source.removeprefix(LM_EVAL), args, request)
+            tasks[name] = replace(task, files={"all": source + said_of_lm_eval(args)})
+        else:
+            tasks[name] = source.split(",")
     return tasks
 
 
-def bundled(source: str) -> list[str]:
-    from ..demo import demo_task
+def of_lm_eval(name: str, task: str, args: argparse.Namespace, request: CompareRequest) -> Task:
+    """Judged on what lm-eval evaluates, searched and chosen on what it trains on; its only split is cut in three."""
+    need_lm_eval(f"--task {name}={LM_EVAL}{task}")
+    sides = load_splits(
+        task,
+        num_fewshot=args.num_fewshot,
+        include_path=args.include_path,
+        chat=args.apply_chat_template,
+        tokenizer=tokenizer_of(args) if args.apply_chat_template else None,
+    )
+    seed, by = request.seeds[0], request.split_by
+    if len(sides) == 1:
+        return Task.of(name, sides[0], seed, by)
+    if len(sides) == 2:
+        sides = [*cut(sides[0], (2, 1), seed, by), sides[1]]
+    return Task.of(name, sides)
 
-    return [demo_task(source.removeprefix(DEMO), side) for side in SIDES]
+
+def said_of_lm_eval(args: argparse.Namespace) -> str:
+    """The flags that words of lm-eval depend on, for the command that repeats the comparison."""
+    shots = "" if args.num_fewshot is None else f" --num-fewshot {args.num_fewshot}"
+    return shots + (" --apply-chat-template" if args.apply_chat_template else "")
 
 
 def options_of(given: Sequence[str]) -> dict[str, dict[str, Any]]:

@@ -9,7 +9,8 @@ from collections.abc import Callable, Mapping
 from typing import NoReturn
 
 from ..common.env import first_process, launched, package_version
-from .values import batch_size, count, flag_names, margin, positive, read_at
+from .compare_flags import compare_flags
+from .values import batch_size, count, margin, positive, read_at
 
 DTYPES = ("auto", "float32", "float16", "bfloat16", "float64")
 EXPORTS = ("ia3", "lora", "baked", "transformer-lens", "nnsight")
@@ -19,7 +20,6 @@ SELECT_OUTPUT = (
     'a new file for the whole result, as JSON with infinite values as the texts "inf" and "-inf"; '
     "only the first 20 rows of each end are printed then"
 )
-EDITED = "where to edit (default: where the neurons were found)"
 
 
 def leave_together(code: int) -> int:
@@ -142,7 +142,9 @@ def parser(run: Mapping[str, Command], attribute: bool = False) -> argparse.Argu
 
     sub = command("compare", "Methods and edits on tasks: cost, agreement with exact effects, and what they are worth.")
     _model_flags(sub)
-    _compare_flags(sub)
+    compare_flags(sub)
+    _wording_flags(sub)
+    _form_flags(sub)
     _overwrite_flag(sub)
 
     sub = command("bake", "Fold a neuron set into the weights and save an ordinary model.")
@@ -361,36 +363,6 @@ def _learn_flags(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--backend", choices=("fast", "reference"), help="fast, or the plain and slow judge of it")
     sub.add_argument("--resume", action="store_true", help="go on with a run that was stopped or killed")
     sub.add_argument("--output", required=True, metavar="DIR", help="a new folder for the learned set")
-
-
-def _compare_flags(sub: argparse.ArgumentParser) -> None:
-    files = 'one file, which is split, or three: search, validation, test; "demo:TASK" is a bundled task'
-    sub.add_argument("--task", nargs="+", action="extend", required=True, metavar="NAME=FILE[,FILE,FILE]", help=files)
-    names = "to compare (default: gradient relp ace qrnca knowledge random, or those of the preset)"
-    sub.add_argument("--methods", nargs="+", metavar="NAME", help=names)
-    kinds = "of enhance, degrade, good, bad, suppress, tuned, verified, learned (default: enhance degrade tuned)"
-    sub.add_argument("--edits", nargs="+", metavar="NAME", help=kinds)
-    paper = "what is not given as a paper has it: neuronllm, qrnca or knowledge"
-    sub.add_argument("--preset", metavar="NAME", help=paper)
-    sub.add_argument("--k", type=positive, metavar="K", help="neurons of each role (default: 16)")
-    sub.add_argument("--options", nargs="+", metavar="METHOD.NAME=VALUE", help="of methods, such as ace.steps=8")
-    for flag, what in (("positions", "where to score (default: each method's own)"), ("edit-positions", EDITED)):
-        sub.add_argument(*flag_names(flag.replace("-", "_")), choices=("answer", "all"), help=what)
-    _wording_flags(sub)
-    _form_flags(sub)
-    chat = "ask through the tokenizer's chat template"
-    sub.add_argument("--apply-chat-template", "--apply_chat_template", action="store_true", help=chat)
-    seeds = "the first is that of splits, samples and random sets (default: 0)"
-    sub.add_argument("--seeds", nargs="+", type=count, metavar="N", help=seeds)
-    sub.add_argument("--split-by", "--split_by", choices=("id", "subject"), help="of one file (default: id)")
-    sizes = "how much is asked and measured: quick, standard or thorough (default: standard)"
-    sub.add_argument("--budget", metavar="NAME", help=sizes)
-    sub.add_argument("--controls", type=count, metavar="N", help="random sets beside every edit (default: 20)")
-    learned = "random sets learned the same way as learned ones (default: 0)"
-    sub.add_argument("--learned-controls", "--learned_controls", type=count, metavar="N", help=learned)
-    sub.add_argument("--dry-run", "--dry_run", action="store_true", help="print the plan and its time, write nothing")
-    sub.add_argument("--resume", action="store_true", help="go on with a run that was stopped or killed")
-    sub.add_argument("--output", metavar="DIR", help="a new folder for the comparison")
 
 
 def _overwrite_flag(sub: argparse.ArgumentParser) -> None:

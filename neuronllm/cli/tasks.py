@@ -58,7 +58,7 @@ def _read(args: argparse.Namespace, split: str, limit: int | None) -> list[Any]:
         num_fewshot=args.num_fewshot,
         limit=limit,
         chat=args.apply_chat_template,
-        tokenizer=_tokenizer(args) if args.apply_chat_template else None,
+        tokenizer=tokenizer_of(args) if args.apply_chat_template else None,
         fewshot_as_multiturn=not args.single_turn,
         include_path=args.include_path,
         skip_bad=True,
@@ -106,7 +106,7 @@ def _check_turns(args: argparse.Namespace) -> None:
         raise InputError("--single-turn: it says how --apply-chat-template is meant, give that too")
 
 
-def _tokenizer(args: argparse.Namespace) -> Any:
+def tokenizer_of(args: argparse.Namespace) -> Any:
     """The words of a task are settled before its model is loaded."""
     from ..model.loading import load_tokenizer
 

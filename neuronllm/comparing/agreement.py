@@ -2,7 +2,7 @@
 
 The truth is measured once for each task and kind of positions, and shared by the methods that score there. Where all
 neurons would cost more than the budget, a sample is silenced, of every block its share; the figures are then estimates
-with an interval.
+with an interval. The neurons that get a card are silenced besides, which the figures leave out.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from ..common.files import read_tensors, write_tensors
 from ..common.statistics import spearman
 from ..methods import get_method
 from ..model.anatomy import Anatomy
+from .cards import chosen
 from .quiet import quietly
 from .scoring import ends_overlap, prompt_scores
 
@@ -33,12 +34,15 @@ def truth(setting: Setting, task: str, positions: str) -> dict[str, Any]:
     """The exact effects of all neurons, or of a sample, on a few questions of the task; written beside."""
     prompts, total = setting.judged(task), setting.anatomy.n_neurons
     count = setting.budget.neurons(total, len(prompts), positions)
-    ids = stratified(setting.anatomy, count, setting.seed)
+    drawn = stratified(setting.anatomy, count, setting.seed)
+    shown = [chosen(setting, task, method).ids for method in setting.methods if setting.positions(method) == positions]
+    ids = torch.cat([drawn, *shown]).unique()
     request = Request("exact", positions=positions, batch_size=setting.request.batch_size, progress=False)
     job = quietly(Job.of, setting.model, None, prompts, request)
     effects, noise = quietly(each_effect, job, ids)
-    write_tensors(setting.place("truth", task, f"{positions}.safetensors"), {"ids": ids, "effects": effects})
-    return {"neurons": len(ids), "sampled": len(ids) < total, "noise": noise}
+    found = {"ids": ids, "effects": effects, "drawn": torch.isin(ids, drawn)}
+    write_tensors(setting.place("truth", task, f"{positions}.safetensors"), found)
+    return {"neurons": len(drawn), "sampled": len(drawn) < total, "questions": len(prompts), "noise": noise}
 
 
 def stratified(anatomy: Anatomy, count: int, seed: int) -> Tensor:
@@ -60,7 +64,7 @@ def agreement(setting: Setting, task: str, method: str) -> dict[str, Any]:
     positions = setting.positions(method)
     about = setting.result("truth", task, positions)
     found = read_tensors(setting.folder / "truth" / task, f"{positions}.safetensors", "comparison")
-    ids, effects = found["ids"], found["effects"]
+    ids, effects = found["ids"][found["drawn"]], found["effects"][:, found["drawn"]]
     scores = prompt_scores(setting, method, setting.judged(task), positions)[:, ids].double()
     ends = [ends_overlap(mine, real) for mine, real in zip(scores, effects, strict=True)]
     strata = setting.anatomy.site_of(ids).numpy()
@@ -73,6 +77,7 @@ def agreement(setting: Setting, task: str, method: str) -> dict[str, Any]:
             "bottom": float(np.mean([bottom for _, bottom in ends])),
             "neurons": about["neurons"],
             "sampled": about["sampled"],
+            "questions": about["questions"],
         }
     }
 

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
-from ..common.env import source_commit
 from ..common.statistics import holm
 from ..judging.verdicts import outcome
 from ..model.identity import identity
-from ..results.overlap import overlaps
+from ..results.overlap import overlaps, two_faced
 from .cards import with_others
-from .quiet import quietly
+from .repeated import made
 from .splits import SIDES
-from .stages import versions
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from .setting import Setting
 
@@ -45,7 +42,8 @@ def assembled(setting: Setting) -> dict[str, Any]:
         "edits": named,
         "curves": _curves(setting),
         "maps": [{"task": task, "method": method, **maps[task, method]} for task, method in pairs],
-        "overlap": overlap(setting, edits),
+        "across_tasks": across_tasks(setting, edits),
+        "across_methods": across_methods(setting),
         "cards": with_others(setting),
     }
     return plain(whole)
@@ -93,7 +91,8 @@ def verdict(edit: Mapping[str, Any]) -> str:
     said = {"shown": "shown", "hurts": "it hurts", "not shown": "not shown"}[found]
     if edit["controls"] is None:
         return f"{said}: {edit['gain']:+.3f}, without random sets to compare with"
-    beaten = f"beats {edit['controls']['place']:.0%} of {edit['controls']['count']} random sets"
+    count = edit["controls"]["count"]
+    beaten = f"beats {edit['controls']['place'] * count:.3g} of {count} random sets"  # one that is as good counts half
     return f"{said}: {edit['gain']:+.3f}, {beaten}, p {edit['p_holm']:.2g} after Holm"
 
 
@@ -125,16 +124,37 @@ def summary(task: str, found: Mapping[str, Any], edits: Edits) -> str:
     return "; ".join(parts) + "."
 
 
-def overlap(setting: Setting, edits: Edits) -> dict[str, Any]:
-    """Of the first method and the first edit: what the sets of tasks share, and what an edit does to each of them."""
-    method, edit, names = setting.methods[0], setting.edits[0], list(setting.tasks)
-    found = {task: quietly(setting.scores(task, method).find, setting.k, setting.k) for task in names}
-    transfer = []
+def across_tasks(setting: Setting, edits: Edits) -> list[dict[str, Any]]:
+    """Of every method: what its sets of the tasks share, and what an edit for a task does to each of them."""
+    names = list(setting.tasks)
+    if len(names) < 2:
+        return []
+    found = []
+    for method in setting.methods:
+        sets = {task: setting.found(task, method) for task in names}
+        transfer = [{"edit": edit, "change": _transfer(names, method, edit, edits)} for edit in setting.edits]
+        found.append({"method": method, **overlaps(sets), "two_faced": two_faced(sets), "transfer": transfer})
+    return found
+
+
+def _transfer(names: Sequence[str], method: str, edit: str, edits: Edits) -> list[list[float]]:
+    """The change of accuracy of each task (column) under the edit for each (row)."""
+    rows = []
     for task in names:
         one = edits[task, method, edit]
         there = {other: moved["after"] - moved["before"] for other, moved in one["elsewhere"].items()}
-        transfer.append([{**there, task: one["gain"]}[name] for name in names])
-    return {**overlaps(found), "method": method, "edit": edit, "transfer": transfer}
+        rows.append([{**there, task: one["gain"]}[name] for name in names])
+    return rows
+
+
+def across_methods(setting: Setting) -> list[dict[str, Any]]:
+    """Of every task: what the sets of the methods share."""
+    if len(setting.methods) < 2:
+        return []
+    return [
+        {"task": task, **overlaps({method: setting.found(task, method) for method in setting.methods})}
+        for task in setting.tasks
+    ]
 
 
 def _curves(setting: Setting) -> list[dict[str, Any]]:
@@ -158,46 +178,3 @@ def _model(setting: Setting) -> dict[str, Any]:
         "neurons": anatomy.n_neurons,
         "dtype": known["dtype"],
     }
-
-
-def made(setting: Setting) -> dict[str, Any]:
-    """How to do the same again, and what of a preset is not as published."""
-    request, name = setting.request, identity(setting.model)["model"]
-    asked = {"methods": list(setting.methods), "edits": list(setting.edits)}
-    asked |= {key: value for key, value in request.settings().items() if _said(request, key)}
-    flags = [f"--{key.replace('_', '-')} {_words(value)}" for key, value in asked.items()]
-    tasks = [f"--task {_flag(task.name, task.files)}" for task in setting.tasks.values()]
-    python = ", ".join(f"{key}={value!r}" for key, value in asked.items())
-    named = ", ".join(f"{task!r}: ..." for task in setting.tasks)
-    return {
-        "command": " ".join(["neuronllm compare", f"--model {name}", *tasks, *flags, "--output DIR"]),
-        "python": f"nl.compare(model, tokenizer, {{{named}}}, {python})",
-        "versions": versions(),
-        "commit": source_commit(),
-        "seeds": list(request.seeds),
-        "settings": request.settings(),
-        "unknown": list(request.published.unknown),
-    }
-
-
-def _said(request: Any, name: str) -> bool:
-    """Whether a setting is another than that by default, and an argument of its own."""
-    if name not in type(request).__dataclass_fields__ or name in ("methods", "edits", "options"):
-        return name == "options" and bool(request.options)
-    default = type(request).__dataclass_fields__[name].default
-    value = getattr(request, name)
-    return bool(value != default) if name != "seeds" else tuple(value) != default
-
-
-def _words(value: Any) -> str:
-    if isinstance(value, dict):
-        return " ".join(f"{method}.{option}={x}" for method, some in value.items() for option, x in some.items())
-    return " ".join(json.dumps(one) if " " in str(one) else str(one) for one in _listed(value))
-
-
-def _listed(value: Any) -> list[Any]:
-    return list(value) if isinstance(value, (list, tuple)) else [value]
-
-
-def _flag(name: str, files: Mapping[str, str]) -> str:
-    return f"{name}={','.join(files.values()) or 'FILE'}"

@@ -1,4 +1,4 @@
-"""Neuron cards: what the strongest neurons of a task are, with what was measured of them."""
+"""Neuron cards: what the strongest neurons of a task are, with what every method says of them and what was measured."""
 
 from __future__ import annotations
 
@@ -11,39 +11,58 @@ from ..common.files import read_tensors
 from ..methods import get_method
 from ..results.factors import ROLES
 from ..results.neurons import NeuronSet
+from ..results.overlap import ids_of
 from .edits import EDITS
 from .quiet import quietly
 
 if TYPE_CHECKING:
     from .setting import Setting
 
-SHOWN = 12  # neurons of a role that get a card
+SHOWN = 12  # neurons of a role that get a card, of every method
 SURE = 1.96  # standard errors of a 95 % interval
+# Of a description, what is not a matter of a method.
+ABOUT = ("layer", "expert", "index", "id", "promoted", "suppressed", "spans", "positive", "read")
+Card = dict[str, Any]
 
 
-def chosen(setting: Setting, task: str) -> NeuronSet:
-    """The neurons that get a card: the strongest that the first method found."""
-    most = min(setting.k, SHOWN)
-    found: NeuronSet = quietly(setting.scores(task, setting.methods[0]).find, most, most)
-    return found
+def chosen(setting: Setting, task: str, method: str) -> NeuronSet:
+    """The neurons that get a card: the strongest that the method found."""
+    return setting.found(task, method, min(setting.k, SHOWN))
 
 
 def cards(setting: Setting, task: str) -> dict[str, Any]:
-    """The cards of a task, without what the other tasks say of their neurons."""
-    method, neurons = setting.methods[0], chosen(setting, task)
-    if not len(neurons):
+    """The cards of a task, one a neuron, without what the other tasks say of it."""
+    said: dict[int, list[Card]] = {}
+    for method in setting.methods:
+        for number, one in _said(setting, task, method).items():
+            said.setdefault(number, []).append(one)
+    if not said:
         return {"cards": []}
-    texts, more = setting.searched(task, method), {"template": setting.words["template"], "progress": False}
-    found = quietly(describe, setting.model, setting.tokenizer, neurons, texts, **more).cards
-    scores, exact = setting.scores(task, method), effects(setting, task, method)
-    how = EDITS[setting.edits[0]]
-    factors = {"good": how.good, "bad": how.bad}
+    texts = setting.prompts(setting.tasks[task].splits.search)
+    found = quietly(describe, setting.model, setting.tokenizer, torch.tensor(list(said)), texts, progress=False).cards
+    whole = []
     for card in found:
-        error = SURE * float(scores.stderr[card["id"]])
-        interval = [card["score"] - error, card["score"] + error] if get_method(method).objective is not None else None
-        card |= {"task": task, "method": method, "interval": interval, "exact": exact.get(card["id"])}
-        card["factor"] = factors[card["role"]]
-    return {"cards": found}
+        about = {name: card[name] for name in ABOUT}
+        whole.append({"task": task, **about, "judged": len(setting.judged(task)), "methods": said[card["id"]]})
+    return {"cards": whole}
+
+
+def _said(setting: Setting, task: str, method: str) -> dict[int, Card]:
+    """What a method says of the neurons that it found, by their ids."""
+    neurons, scores, exact = chosen(setting, task, method), setting.scores(task, method), effects(setting, task, method)
+    how, explains = EDITS[setting.edits[0]], get_method(method).objective is not None
+    said = {}
+    for number, role in zip(neurons.ids.tolist(), neurons.role.tolist(), strict=True):
+        score, error = float(scores.values[number]), SURE * float(scores.stderr[number])
+        said[number] = {
+            "method": method,
+            "role": role,
+            "score": score,
+            "interval": [score - error, score + error] if explains else None,
+            "exact": exact.get(number),
+            "factor": {"good": how.good, "bad": how.bad}[role],
+        }
+    return said
 
 
 def effects(setting: Setting, task: str, method: str) -> dict[int, float]:
@@ -54,20 +73,24 @@ def effects(setting: Setting, task: str, method: str) -> dict[int, float]:
     return dict(zip(found["ids"].tolist(), found["effects"].mean(0).tolist(), strict=True))
 
 
-def with_others(setting: Setting) -> list[dict[str, Any]]:
-    """The cards of all tasks, each with the other tasks in whose sets its neuron is."""
-    sets = {}
+def with_others(setting: Setting) -> list[Card]:
+    """The cards of all tasks, each with the other tasks in whose sets its neuron is, and by which methods."""
+    named: dict[int, dict[tuple[str, str], list[str]]] = {}  # by neuron, then by task and role
     for task in setting.tasks:
-        neurons = quietly(setting.scores(task, setting.methods[0]).find, setting.k, setting.k)
-        sets[task] = {role: set(neurons.ids[torch.from_numpy(neurons.role == role)].tolist()) for role in ROLES}
-    whole = []
-    for task in setting.tasks:
-        for card in setting.result("cards", task)["cards"]:
-            card["also"] = [
-                {"task": other, "role": role}
-                for other, roles in sets.items()
-                for role, ids in roles.items()
-                if other != task and card["id"] in ids
+        for method in setting.methods:
+            neurons = setting.found(task, method)
+            for role in ROLES:
+                for number in ids_of(neurons, role).tolist():
+                    named.setdefault(number, {}).setdefault((task, role), []).append(method)
+    return [
+        card
+        | {
+            "also": [
+                {"task": other, "role": role, "methods": methods}
+                for (other, role), methods in named[card["id"]].items()
+                if other != task
             ]
-            whole.append(card)
-    return whole
+        }
+        for task in setting.tasks
+        for card in setting.result("cards", task)["cards"]
+    ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -13,9 +13,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ..common.errors import InputError
 from ..common.files import check_new_file, new_folder, read_json, write_json
 from ..common.tables import markdown_table, print_table, show
+from ..data.forms import check_known
 from ..results.neurons import NeuronSet
 from ..results.pictures import curves_figure
 from ..results.shown import Shown
+from .latex import latex_row
+from .pcr import pcr_latex, pcr_tables
 from .request import COMPARISON
 
 if TYPE_CHECKING:
@@ -64,7 +67,7 @@ PRINTED = (
     "p, Holm",
     "agreement",
 )
-ESCAPED = {c: f"\\{c}" for c in "&%$#_{}"} | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\^{}"}
+TABLES = ("edits", "pcr")
 
 
 @dataclass(frozen=True)
@@ -117,23 +120,36 @@ class Comparison(Shown):
         writer.writerows(self.rows)
         return _written(text.getvalue(), path)
 
-    def to_latex(self, path: str | os.PathLike[str] | None = None) -> str:
-        """The table as LaTeX (package booktabs); with `path`, written to a new file too."""
-        names = PRINTED
-        lines = [rf"\begin{{tabular}}{{lll{'r' * (len(names) - 3)}}}", r"\toprule", _latex(names), r"\midrule"]
-        task = None
+    def to_latex(self, path: str | os.PathLike[str] | None = None, table: str = "edits") -> str:
+        """A table as LaTeX (package booktabs); with `path`, written to a new file too.
+
+        table: "edits", a row for every edit of every method on every task; "pcr", QRNCA's table of two or more tasks,
+        how much an edit changes P(right) on its own task (rows) by every method (columns), beside all other tasks.
+        """
+        check_known("table", table, TABLES)
+        if table == "edits":
+            return _written(self._edits_latex(), path)
+        if not (found := pcr_tables(self.data)):
+            raise InputError('table="pcr": it needs two tasks, and an edit that changes something')
+        return _written(pcr_latex(found), path)
+
+    def _edits_latex(self) -> str:
+        names, task = PRINTED, None
+        lines = [rf"\begin{{tabular}}{{lll{'r' * (len(names) - 3)}}}", r"\toprule", latex_row(names), r"\midrule"]
         for row in self.rows:
             if task not in (None, row["task"]):
                 lines.append(r"\midrule")
             task = row["task"]
-            lines.append(_latex([_cell(row, name) for name in names]))
-        return _written("\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n", path)
+            lines.append(latex_row([_cell(row, name) for name in names]))
+        return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
 
     def to_markdown(self) -> str:
-        """A sentence and a table a task."""
+        """A sentence and a table a task, and the PCR of every edit."""
         parts = []
         for task in self.data["tasks"]:
             parts += [task["summary"], "", *markdown_table(SHORT, self._cells(task["name"])), ""]
+        for table in pcr_tables(self.data):
+            parts += [table.title, "", *markdown_table(table.columns, table.cells), ""]
         return "\n".join(parts)
 
     def _shown(self) -> tuple[str, dict[str, Any]]:
@@ -152,6 +168,8 @@ class Comparison(Shown):
         """The same on the terminal."""
         for task in self.data["tasks"]:
             print_table(task["summary"], SHORT, self._cells(task["name"]))
+        for table in pcr_tables(self.data):
+            print_table(table.title, table.columns, table.cells)
         print_table("Rank correlation with the exact effects, and between halves of the questions", *self._methods())
 
     def _methods(self) -> tuple[list[str], list[list[Any]]]:
@@ -179,10 +197,6 @@ def _cell(row: dict[str, Any], name: str) -> str:
     if name in ("gain", "RAC", "RCC") and value is not None:
         return f"{value:+.3f}"
     return f"{value:.0%}" if name == "beats" and value is not None else show(value)
-
-
-def _latex(cells: Sequence[str]) -> str:
-    return " & ".join("".join(ESCAPED.get(c, c) for c in cell) for cell in cells) + r" \\"
 
 
 def _written(text: str, path: str | os.PathLike[str] | None) -> str:

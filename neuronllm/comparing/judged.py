@@ -70,6 +70,7 @@ def _about(answers: Answers, seed: int) -> dict[str, Any]:
         **_measured(answers, seed),
         "collapsed": answers.collapsed,
         "leaning": options,
+        "lengths": None if answers.form == "letters" else answers.lengths,
     }
 
 
@@ -156,8 +157,7 @@ def _elsewhere(setting: Setting, task: str, change: Edit, here: float | None) ->
 
 def curve(setting: Setting, task: str, method: str, edit: str) -> dict[str, Any]:
     """Test accuracy by the number of neurons of each role, beside a few random sets; at k what was judged already."""
-    how, scores, base = EDITS[edit], setting.scores(task, method), setting.base(task)
-    wide = quietly(scores.find, WIDE * setting.k, WIDE * setting.k)
+    how, base, wide = EDITS[edit], setting.base(task), setting.found(task, method, WIDE * setting.k)
     ask = setting.asker(task)
     points: list[dict[str, Any]] = [{"k": 0, **_measured(base, setting.seed), "controls": None}]
     for k in sizes(setting.k):

@@ -35,8 +35,7 @@ def saved(setting: Setting, task: str, method: str, edit: str) -> dict[str, Any]
 def made(setting: Setting, task: str, method: str, edit: str) -> NeuronSet:
     """The neurons of an edit; a set without neurons where the scores name none."""
     how, k = EDITS[edit], setting.k
-    scores = setting.scores(task, method)
-    found = quietly(scores.find, k, k)
+    found = setting.found(task, method)
     if how.made == "found":
         return found.top(None if how.good is not None else 0, None if how.bad is not None else 0)
     if not len(found):
@@ -45,14 +44,14 @@ def made(setting: Setting, task: str, method: str, edit: str) -> NeuronSet:
     given |= {**setting.words, "progress": False}
     model, splits = setting.model, setting.tasks[task].splits
     if how.made == "tuned":
-        wide = quietly(scores.find, WIDE * k, WIDE * k)
+        wide = setting.found(task, method, WIDE * k)
         given |= {"ks": sizes(k), "factors": TUNED_FACTORS}
         return quietly(tune, model, setting.tokenizer, wide, splits.validation, **given)
     if how.made == "verified":
         held = splits.validation[: setting.budget.judged * TRIED_ON]
         if len(held) < 2:
             return found
-        return quietly(verify, model, setting.tokenizer, scores, held, k, k, limit=2 * k, **given)
+        return quietly(verify, model, setting.tokenizer, setting.scores(task, method), held, k, k, limit=2 * k, **given)
     return quietly(
         learn,
         model,

@@ -35,7 +35,7 @@ def scored(setting: Setting, task: str, method: str) -> dict[str, Any]:
     """The scores, saved without those of single prompts, and what there is to say of them."""
     whole = setting.folder / "prompts" / task / method
     more = {"keep": "all", "output": whole, "resume": True}
-    request = setting.attribution(method, task, **more)
+    request = setting.request.attribution(method, **more)
     fresh = not whole.exists() and not whole.with_name(whole.name + PARTIAL).exists()
     questions, start = setting.searched(task, method), perf_counter()
     scores = quietly(attributed, setting.model, setting.tokenizer, questions, request)
@@ -45,7 +45,7 @@ def scored(setting: Setting, task: str, method: str) -> dict[str, Any]:
     alone = replace(request, output=None, resume=False)
     job = quietly(Job.of, setting.model, setting.tokenizer, questions, alone)
     right = _timed(setting, f"scores {task} {method}", job, took if fresh else None)
-    steady = stability(job, scores, setting.request.seeds, right)
+    steady = None if method == "random" else stability(job, scores, setting.request.seeds, right)  # it reads none
     slim, place = replace(scores, per_prompt=None), setting.place("scores", task, method)
     shutil.rmtree(place, ignore_errors=True)  # of a process that was killed at this place
     slim.save(place)

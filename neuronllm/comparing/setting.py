@@ -8,7 +8,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..attribution.request import Request
 from ..common.files import read_json
 from ..data.forms import Form
 from ..data.prompts import Prompt, group_by_question
@@ -22,6 +21,7 @@ from ..results.neurons import NeuronSet
 from ..results.scores import Scores
 from ..runs.processes import Ranks
 from .budget import Budget
+from .quiet import quietly
 from .request import CompareRequest
 from .tasks import Task, one_form, sample
 
@@ -89,9 +89,7 @@ class Setting:
     @property
     def words(self) -> dict[str, Any]:
         """The same, for `nl.evaluate` and its kind."""
-        template = self.asking.template
-        if template is None and not self.worded:
-            template = "default"
+        template = None if self.worded else self.asking.template or "default"
         return {"orders": "none", "template": template, "answers": self.form.answers, "length": self.length}
 
     @cached_property
@@ -129,9 +127,6 @@ class Setting:
         most = self.budget.expensive if get_method(method).expensive else None
         return sample(self.tasks[task].splits.search, most, self.seed)
 
-    def attribution(self, method: str, task: str, **more: Any) -> Request:
-        return self.request.attribution(method, **more).checked(self.searched(task, method))
-
     def positions(self, method: str) -> str:
         """Where a method scores."""
         return self.request.attribution(method).checked().positions or ""
@@ -152,6 +147,11 @@ class Setting:
 
     def scores(self, task: str, method: str) -> Scores:
         return Scores.load(self.folder / "scores" / task / method)
+
+    def found(self, task: str, method: str, most: int | None = None) -> NeuronSet:
+        """The best and worst neurons of a method, `most` of each role: as many as were asked for, if not said."""
+        neurons: NeuronSet = quietly(self.scores(task, method).find, most or self.k, most or self.k)
+        return neurons
 
     def neurons(self, task: str, method: str, edit: str) -> NeuronSet:
         return NeuronSet.from_pretrained(self.folder / "sets" / task / method / edit)

@@ -39,30 +39,41 @@ def split(questions: Sequence[Question], seed: int = 0, by: str = "id") -> Split
     """
     if by not in BY:
         raise InputError(f"split_by={by!r}: known values are {', '.join(BY)}")
+    search, validation, test = cut(questions, SHARES, seed, by)
+    return Splits(search, validation, test, f"by {by}")
+
+
+def cut(questions: Sequence[Question], shares: Sequence[float], seed: int = 0, by: str = "id") -> list[list[Question]]:
+    """Questions in as many sides as there are shares, no item on two of them; each side in the order given.
+
+    >>> [len(side) for side in cut([Question(f"What is {n}?", ("odd", "even"), 0) for n in range(9)], (2, 1))]
+    [6, 3]
+    """
     missing = next((n for n, question in enumerate(questions) if question.subject is None), None)
     if by == "subject" and missing is not None:
         name = questions[missing].id or f"number {missing}"
         raise InputError(f'split_by="subject": question {name} has no subject; split by id, or give three files')
     groups = together(questions, by)
-    if len(groups) < len(SIDES):
+    if len(groups) < len(shares):
         what = "subjects" if by == "subject" else "different items"
+        names = f"{', '.join(SIDES[: len(shares) - 1])} and {SIDES[len(shares) - 1]}"
         raise InputError(
-            f"{len(groups)} {what} in {len(questions)} questions, and three are needed to split them into "
-            "search, validation and test: give more, or give the three files yourself"
+            f"{len(groups)} {what} in {len(questions)} questions, and {len(shares)} are needed to split them into "
+            f"{names}: give more, or give the three files yourself"
         )
-    sides: list[list[int]] = [[] for _ in SIDES]
+    found: list[list[int]] = [[] for _ in shares]
+    wanted = [share * len(questions) / sum(shares) for share in shares]
     random.Random(seed).shuffle(groups)
     for place, group in enumerate(groups):
-        sides[_neediest(sides, len(questions), left=len(groups) - place)] += group
-    search, validation, test = ([questions[n] for n in sorted(side)] for side in sides)
-    return Splits(search, validation, test, f"by {by}")
+        found[_neediest(found, wanted, left=len(groups) - place)] += group
+    return [[questions[n] for n in sorted(side)] for side in found]
 
 
-def _neediest(sides: Sequence[Sequence[int]], total: int, left: int) -> int:
+def _neediest(sides: Sequence[Sequence[int]], wanted: Sequence[float], left: int) -> int:
     """The side that lacks most of its share; an empty one as soon as the groups left are needed for these."""
     empty = [side for side in range(len(sides)) if not sides[side]]
     among = empty if empty and left <= len(empty) else range(len(sides))
-    return max(among, key=lambda side: (SHARES[side] * total - len(sides[side]), -side))
+    return max(among, key=lambda side: (wanted[side] - len(sides[side]), -side))
 
 
 def together(questions: Sequence[Question], by: str = "id") -> list[list[int]]:

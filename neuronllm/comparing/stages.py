@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ..common.env import package_version
 from ..methods import get_method
 from .agreement import agreement, truth
-from .cards import cards
+from .cards import SHOWN, cards
 from .edits import EDITS, sizes
 from .judged import CURVES, curve, judged, unedited
 from .making import TRIED_ON, TUNED_FACTORS, saved
@@ -63,7 +63,7 @@ def stages(setting: Setting) -> list[list[Stage]]:
         ],
         [Stage(("agreement", *pair), cost.agreement(pair[1]), partial(_call, agreement, pair), True) for pair in pairs]
         + [_set(cost, (*pair, edit)) for pair in pairs for edit in others]
-        + [Stage(("cards", task), 2 * cost.test(task), partial(_call, cards, (task,))) for task in setting.tasks],
+        + [Stage(("cards", task), cost.search(task), partial(_call, cards, (task,))) for task in setting.tasks],
         [_set(cost, (*pair, edit), together=True) for pair in pairs for edit in learned],
         [
             Stage(("edits", *pair, edit), cost.judged(pair[0]), partial(_call, judged, (*pair, edit)))
@@ -97,6 +97,9 @@ class Cost:
     def test(self, task: str) -> float:
         return float(len(self.setting.tasks[task].splits.test))
 
+    def search(self, task: str) -> float:
+        return float(len(self.setting.tasks[task].splits.search))
+
     def one(self, method: str, positions: str) -> float:
         """Of the scores of one prompt."""
         how = get_method(method)
@@ -117,7 +120,7 @@ class Cost:
 
     def scores(self, task: str, method: str) -> float:
         questions = self.setting.searched(task, method)
-        how, request = get_method(method), self.setting.attribution(method, task)
+        how, request = get_method(method), self.setting.request.attribution(method).checked(questions)
         orders = {"rotate": len(questions[0].choices), "shuffle3": 3}.get(request.orders or "", 1)
         templates = 1 if request.template is None or isinstance(request.template, str) else len(request.template)
         asked = len(questions) * orders * templates
@@ -125,7 +128,9 @@ class Cost:
 
     def truth(self, task: str, positions: str) -> float:
         judged = min(self.budget.judged, len(self.setting.tasks[task].splits.search))
-        return judged * self.effects(self.budget.neurons(self.n_neurons, judged, positions), positions)
+        with_card = 2 * min(self.setting.k, SHOWN) * len(self.setting.methods)
+        neurons = self.budget.neurons(self.n_neurons, judged, positions) + with_card
+        return judged * self.effects(min(self.n_neurons, neurons), positions)
 
     def agreement(self, method: str) -> float:
         if get_method(method).needs_answers:

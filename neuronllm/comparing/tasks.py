@@ -75,12 +75,15 @@ def as_tasks(given: Any, seed: int, by: str) -> dict[str, Task]:
     """Every task under its name."""
     if not isinstance(given, Mapping) or not given:
         raise InputError("tasks: give a dictionary of names, each with its questions (--task NAME=FILE,FILE,FILE)")
-    return {name: Task.of(name, source, seed, by) for name, source in given.items()}
+    return {
+        name: source if isinstance(source, Task) else Task.of(name, source, seed, by) for name, source in given.items()
+    }
 
 
 def one_form(tasks: Mapping[str, Task], answers: str | None, length: str | None) -> Form:
     """In what form all tasks are answered; tasks of different kinds are refused, and questions with one option."""
     forms: dict[str, Form] = {}
+    worded = {name: task.splits.test[0].wording is not None for name, task in tasks.items()}
     for name, task in tasks.items():
         for side in SIDES:
             questions = getattr(task.splits, side)
@@ -91,6 +94,12 @@ def one_form(tasks: Mapping[str, Task], answers: str | None, length: str | None)
         raise InputError(
             f"tasks: {first!r} is answered in {forms[first].answers} and {other!r} in {forms[other].answers}: compare "
             'tasks of one kind, or ask both in the same form with answers="texts" (--answers texts)'
+        )
+    if other := next((name for name in others if worded[name] != worded[first]), None):
+        own, plain = (first, other) if worded[first] else (other, first)
+        raise InputError(
+            f"tasks: {own!r} comes in words of its own (a task of lm-eval) and {plain!r} in ours: "
+            "compare tasks of one kind"
         )
     return forms[first]
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from .cells import decimals, digits, places_for, plain
+from .cells import NOTHING, decimals, digits, places_for, plain
 
 Facts = dict[str, Any]
 LEVELS = 5  # of colour
+FACTS = {"Score": "score", "95 % interval": "interval", "Exact effect": "exact", "Factor": "factor"}
 PICTURES = {"\n": "⏎\n", "\t": "⇥\t", "\r": "␍"}
 
 
 def card_facts(card: Facts) -> Facts:
+    """Of a description, which says one thing of a neuron, or of a comparison, in which every method has a say."""
     spans = card["spans"]
     largest = max((abs(token["activation"] or 0.0) for span in spans for token in span["tokens"]), default=0.0)
     pairs = card["promoted"] + card["suppressed"]
@@ -19,13 +21,14 @@ def card_facts(card: Facts) -> Facts:
     return {
         "title": _title(card),
         "task": card["task"],
-        "role": card["role"],
+        "role": card.get("role"),
         "facts": _facts(card),
+        "methods": [_said(said) for said in card.get("methods", ())],
         "promoted": [_pushed(pair, places) for pair in card["promoted"]],
         "suppressed": [_pushed(pair, places) for pair in card["suppressed"]],
         "largest": digits(largest),
         "spans": [{"question": span["question"], "pieces": _pieces(span["tokens"], largest)} for span in spans],
-        "also": [f"{other['role']} for {other['task']}" for other in card["also"]],
+        "also": [_also(other) for other in card["also"]],
     }
 
 
@@ -35,15 +38,31 @@ def _title(card: Facts) -> str:
 
 
 def _facts(card: Facts) -> dict[str, str]:
-    interval = card["interval"]
-    facts = {
-        "Score": digits(card["score"]),
-        "95 % interval": "n/a" if interval is None else " to ".join(digits(end) for end in interval),
-        "Exact effect": "not measured" if card["exact"] is None else digits(card["exact"]),
-        "Factor": "of its role" if card["factor"] is None else decimals(card["factor"], 2),
+    facts = {}
+    if "methods" not in card:
+        said = _said(card)
+        facts = {name: said[key] for name, key in FACTS.items()}
+    if card.get("positive") is not None:
+        facts["Above 0"] = f"{decimals(card['positive'], 2)} of {card['read']:,} tokens"
+    if card.get("judged"):
+        facts["Exact effects"] = f"on {card['judged']:,} questions"
+    return facts
+
+
+def _said(said: Facts) -> dict[str, str]:
+    """Who says so, and the numbers, as text."""
+    return {
+        "method": said.get("method", ""),
+        "role": said["role"] or "",
+        "score": digits(said["score"]),
+        "interval": NOTHING if said["interval"] is None else " to ".join(digits(end) for end in said["interval"]),
+        "exact": "not measured" if said["exact"] is None else digits(said["exact"]),
+        "factor": "of its role" if said["factor"] is None else decimals(said["factor"], 2),
     }
-    above = card.get("positive")  # a description knows it
-    return facts if above is None else facts | {"Above 0": f"{decimals(above, 2)} of {card['read']:,} tokens"}
+
+
+def _also(other: Facts) -> str:
+    return f"{other['role']} for {other['task']} ({', '.join(other['methods'])})"
 
 
 def _pushed(pair: Facts, places: int) -> Facts:

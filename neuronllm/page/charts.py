@@ -12,6 +12,7 @@ from typing import Any
 
 from .cells import decimals, digits
 from .palette import LINES
+from .tables import said_by
 
 Facts = dict[str, Any]
 MAP_VALUES = 300_000  # of all maps together; finer ones are drawn in wider bins
@@ -185,7 +186,8 @@ def _marks(found: Facts, role: str, cards: Sequence[Facts]) -> Facts:
     mine = [
         (n, card)
         for n, card in enumerate(cards)
-        if card["task"] == found["task"] and card["role"] == role and (card["layer"], card["expert"]) in labels
+        if card["task"] == found["task"] and (card["layer"], card["expert"]) in labels
+        if (said := said_by(card, found["method"])) and said["role"] == role
     ]
     return {
         "type": "scatter",

@@ -66,6 +66,17 @@ function compare(a, b, falls) {
   return falls ? -order : order;
 }
 
+// One of several groups is shown.
+function liveChoice(box) {
+  const pick = box.querySelector("select");
+  const groups = all(".choice", box);
+  const show = () => groups.forEach((group, n) => { group.hidden = n !== pick.selectedIndex; });
+  pick.addEventListener("change", show);
+  box.querySelector(".tools").hidden = false;
+  for (const group of groups) group.querySelector("h4").hidden = true;
+  show();
+}
+
 // --- what is packed ---
 
 async function unpacked(id) {
@@ -175,6 +186,7 @@ function cardIn(bin, figure) {
 
 async function start() {
   for (const box of all("[data-table]")) liveTable(box);
+  for (const box of all("[data-choice]")) liveChoice(box);
   const facts = JSON.parse(await unpacked("payload"));
   for (const button of all("button[data-card]")) {
     button.addEventListener("click", () => openCard(facts, Number(button.dataset.card), true));

@@ -16,7 +16,7 @@ from typing import Any
 
 from ..common.errors import InputError
 from ..common.files import read_json, write_text
-from . import charts, palette, tables
+from . import across, charts, palette, tables
 from .cards import card_facts
 from .rendering import asset, checked, rendered
 
@@ -69,15 +69,18 @@ def page(comparison: Facts, timings: Facts) -> str:
         card=cards[0] if cards else None,
         comparison=comparison,
         timings=timings,
+        words=tables.words(comparison["made"]),
         tables={
             "edits": tables.edits(comparison),
             "methods": tables.methods(comparison, timings),
             "curves": tables.curves(comparison),
             "neurons": tables.neurons(comparison),
-            "elsewhere": tables.elsewhere(comparison),
+            "pcr": across.pcr(comparison),
+            "faces": across.two_faced(comparison),
+            "elsewhere": across.elsewhere(comparison),
             "changed": tables.changed(comparison),
         },
-        matrices=tables.matrices(comparison),
+        across={"Method": across.by_method(comparison), "Task": across.by_task(comparison)},
         settings=sorted(comparison["made"]["settings"].items()),
     )
 

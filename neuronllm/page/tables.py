@@ -51,6 +51,7 @@ EDITS = [
     Column("Random band", "accuracy of random sets, 95 % of them"),
     left("Random sets", "how many, and whether they were edited as given or learned the same way"),
     Column("Most given", "the answer given most often, and its share: 1 says that the questions are not read"),
+    Column("Length", "of answers in words: the length picked most beyond what is right, its share, that of right ones"),
 ]
 
 METHODS = [
@@ -70,19 +71,40 @@ METHODS = [
     left("Layers", "neurons found in each layer: good ones upwards, bad ones downwards"),
 ]
 
+# How the neurons of an edit come about that are not simply those found.
+MADE = {
+    "tuned": "their number, factors and positions chosen on validation questions",
+    "verified": "of the neurons found those that do, really silenced, what their score says",
+    "learned": "for every neuron found a factor of its own, learned on the search questions",
+}
+
 
 def edits(comparison: Facts) -> Table:
     """The comparison itself: first each task without an edit, then its edits."""
     rows = []
     for task in comparison["tasks"]:
-        rows.append(_row(task["name"], "none", "no edit", _unedited(task)))
+        rows.append(row_of(task["name"], "none", "no edit", _unedited(task)))
         found = [edit for edit in comparison["edits"] if edit["task"] == task["name"]]
-        rows += [_row(task["name"], edit["method"], edit["edit"], _edited(edit, task["base"])) for edit in found]
+        rows += [row_of(task["name"], edit["method"], edit["edit"], _edited(edit, task["base"])) for edit in found]
+    columns = EDITS
+    if not any(row.cells[-1].values for row in rows):  # letters are all of the same length
+        columns, rows = EDITS[:-1], [Row(row.cells[:-1], row.marks) for row in rows]
     caption = "Every task, method and edit on the test questions"
-    return Table("edits", caption, EDITS, rows, ("task", "method", "edit"), page=40)
+    return Table("edits", caption, columns, rows, ("task", "method", "edit"), page=40)
 
 
-def _row(task: str, method: str, edit: str, cells: list[Cell]) -> Row:
+def words(made: Facts) -> dict[str, str]:
+    """What every method and every edit is."""
+    return made["methods"] | {name: _edit(how) for name, how in made["edits"].items()}
+
+
+def _edit(how: Facts) -> str:
+    factors = [f"{role} neurons times {how[role]:g}" for role in ("good", "bad") if how[role] is not None]
+    said = ", ".join([*([MADE[how["made"]]] if how["made"] in MADE else []), *factors])
+    return f"to {'raise' if how['aim'] == 'enhance' else 'lower'} the accuracy: {said}"
+
+
+def row_of(task: str, method: str, edit: str, cells: list[Cell]) -> Row:
     return Row([text(task), text(method), text(edit), *cells], {"task": task, "method": method, "edit": edit})
 
 
@@ -100,6 +122,7 @@ def _unedited(task: Facts) -> list[Cell]:
         *[number(None)] * 7,
         text(None),
         leaning(base["leaning"]),
+        lengths(base["lengths"]),
     ]
 
 
@@ -123,6 +146,7 @@ def _edited(edit: Facts, base: Facts) -> list[Cell]:
         interval(band),
         Cell(f"{controls['count']} {controls['kind']}", (controls["count"],)) if controls else text(None),
         leaning(edit["leaning"]),
+        lengths(edit["lengths"]),
     ]
 
 
@@ -132,6 +156,16 @@ def leaning(shares: dict[str, float] | None) -> Cell:
         return Cell(NOTHING, (), "number")
     label = max(shares, key=lambda name: shares[name])
     return Cell(f"{label} {decimals(shares[label], 2)}", (shares[label],), "number")
+
+
+def lengths(found: Facts | None) -> Cell:
+    """Whether short or long answers are picked, whatever is right."""
+    if not found:
+        return Cell(NOTHING, (), "number")
+    picked, right = found["picked"], found["right"]
+    size = max(picked, key=lambda name: picked[name] - right[name])
+    said = f"{size} {decimals(picked[size], 2)} (right {decimals(right[size], 2)})"
+    return Cell(said, (picked[size], right[size]), "number")
 
 
 def strip(value: float | None, ends: Any, band: Any, base: float) -> Cell:
@@ -196,34 +230,46 @@ def curves(comparison: Facts) -> Table:
             controls = point["controls"] or {"mean": None, "band": None}
             cells = [count(point["k"]), number(point["accuracy"]), interval(point["interval"])]
             cells += [number(controls["mean"]), interval(controls["band"])]
-            rows.append(_row(curve["task"], curve["method"], curve["edit"], cells))
+            rows.append(row_of(curve["task"], curve["method"], curve["edit"], cells))
     return Table("curves", "The numbers of these curves", columns, rows, ("task", "method", "edit"), page=25)
 
 
 def neurons(comparison: Facts) -> Table:
-    """One row a neuron card; its first cell opens the card."""
-    cards = comparison["cards"]
+    """One row for every method and neuron that it found; the first cell opens the neuron's card."""
     columns = [
-        left("Neuron"),
+        left("Neuron", "layer · neuron: opens the card"),
         TASK,
-        left("Role"),
-        Column("Score"),
+        METHOD,
+        left("Role", "good ones help the right answer, bad ones hurt it"),
+        Column("Score", "what the method gives it: + helps, − hurts"),
         Column("Exact", "change of the objective when the neuron is really silenced, where that was measured"),
-        left("Promotes"),
+        left("Promotes", "tokens that it makes more likely when it is active"),
     ]
-    scored, exact = (places_for([card[name] for card in cards]) for name in ("score", "exact"))
     rows = []
-    for n, card in enumerate(cards):
-        cells = [
-            Cell(address(card), (card["id"],), "opens", {"card": n}),
-            text(card["task"]),
-            text(card["role"]),
-            number(card["score"], scored, sign=True),
-            number(card["exact"], exact, sign=True),
-            Cell("", (), "tokens", {"tokens": [pair["token"] for pair in card["promoted"][:3]]}),
-        ]
-        rows.append(Row(cells, {"task": card["task"], "role": card["role"]}))
-    return Table("neurons", "The neurons with a card", columns, rows, ("task", "role"), page=20)
+    for task, method in ((found["task"], found["method"]) for found in comparison["methods"]):
+        cards = list(enumerate(comparison["cards"]))
+        mine = [(n, card, said) for n, card in cards if card["task"] == task and (said := said_by(card, method))]
+        scored, exact = (places_for([said[name] for *_, said in mine]) for name in ("score", "exact"))
+        for n, card, said in sorted(mine, key=lambda each: (each[2]["role"] == "bad", -abs(each[2]["score"]))):
+            cells = [
+                opens(card, n),
+                *(text(value) for value in (task, method, said["role"])),
+                number(said["score"], scored, sign=True),
+                number(said["exact"], exact, sign=True),
+                Cell("", (), "tokens", {"tokens": [pair["token"] for pair in card["promoted"][:3]]}),
+            ]
+            rows.append(Row(cells, {"task": task, "method": method, "role": said["role"]}))
+    return Table("neurons", "The neurons with a card", columns, rows, ("task", "method", "role"), page=20)
+
+
+def said_by(card: Facts, method: str) -> Facts | None:
+    """What a method says of the neuron of a card, if that is among those that it found."""
+    return next((said for said in card["methods"] if said["method"] == method), None)
+
+
+def opens(card: Facts, number: int) -> Cell:
+    """The address of a neuron, which opens its card."""
+    return Cell(address(card), (card["id"],), "opens", {"card": number})
 
 
 def address(card: Facts) -> str:
@@ -233,17 +279,6 @@ def address(card: Facts) -> str:
     """
     expert = {-1: [], -2: ["shared"]}.get(card["expert"], [f"expert {card['expert']}"])
     return " · ".join([str(card["layer"]), *expert, str(card["index"])])
-
-
-def elsewhere(comparison: Facts) -> Table:
-    columns = [left("Edit for"), METHOD, EDIT, left("On task"), Column("Before"), Column("After")]
-    rows = []
-    for edit in comparison["edits"]:
-        for other, seen in edit["elsewhere"].items():
-            cells = [text(other), number(seen["before"]), number(seen["after"])]
-            rows.append(_row(edit["task"], edit["method"], edit["edit"], cells))
-    caption = "Accuracy of every edit on the other tasks"
-    return Table("elsewhere", caption, columns, rows, ("task", "method", "edit"), page=25)
 
 
 def changed(comparison: Facts) -> Table:
@@ -256,7 +291,7 @@ def changed(comparison: Facts) -> Table:
         for seen in edit["examples"]:
             answers = [seen[name] for name in ("question", "before", "after", "right")]
             cells = [text(words) for words in (*answers, _became(seen))]
-            rows.append(_row(edit["task"], edit["method"], edit["edit"], cells))
+            rows.append(row_of(edit["task"], edit["method"], edit["edit"], cells))
     caption = "Questions that are answered differently under an edit"
     return Table("changed", caption, columns, rows, ("task", "method", "edit"), page=20)
 
@@ -265,48 +300,6 @@ def _became(seen: Facts) -> str:
     if seen["after"] == seen["right"]:
         return "right"
     return "wrong" if seen["before"] == seen["right"] else "other"
-
-
-def matrices(comparison: Facts) -> list[Facts]:
-    """What tasks share and what an edit for one does to another: a row a task, a column a task."""
-    overlap = comparison["overlap"]
-    if not overlap:
-        return []
-    shared = (
-        ("good", "Good neurons of both", ""),
-        ("bad", "Bad neurons of both", ""),
-        ("good_bad", "Good for one, bad for another", "; good for the row, bad for the column"),
-    )
-    found = [
-        {
-            "title": title,
-            "about": f"Jaccard index, beside it that of random sets{how}",
-            "rows": [[_shared(cell) for cell in row] for row in overlap[name]],
-        }
-        for name, title, how in shared
-    ]
-    transfer = [[_changed(value) for value in row] for row in overlap["transfer"]]
-    about = "Change of accuracy on the column's task under the edit for the row's"
-    edit = ", ".join(overlap[name] for name in ("method", "edit") if overlap.get(name))
-    named = [{"title": f"Transfer of {edit}", "about": about, "rows": transfer}]
-    return [matrix | {"names": overlap["names"]} for matrix in found + named]
-
-
-def _shared(cell: Facts | None) -> Facts:
-    """A cell of overlap, tinted by how far it is above chance."""
-    if cell is None:
-        return {"cell": number(None), "beside": None, "tint": 0, "sign": "up"}
-    above = max(0.0, cell["jaccard"] - cell["chance"])
-    return {"cell": number(cell["jaccard"], 2), "beside": number(cell["chance"], 2), "tint": _tint(above), "sign": "up"}
-
-
-def _changed(value: float | None) -> Facts:
-    sign = "down" if value is not None and value < 0 else "up"
-    return {"cell": number(value, sign=True), "beside": None, "tint": _tint(2 * abs(value or 0)), "sign": sign}
-
-
-def _tint(share: float) -> int:
-    return min(5, round(5 * share))
 
 
 def members(facts: Facts) -> Table:

@@ -40,10 +40,24 @@ def test_compared_and_taken_up_again(command, tmp_path, capsys) -> None:
     assert "PCR" in said and "Comparison(2 tasks, 2 methods, 4 edits of" in said
     data = json.loads((output / "comparison.json").read_text())
     assert data["made"]["command"].startswith("neuronllm compare --model llama (config ")
-    assert "--options ace.steps=2 --budget quick --k 2" in data["made"]["command"]
+    assert "--k 2 --budget quick --controls 2 --options ace.steps=2 --output DIR" in data["made"]["command"]
     assert data["methods"][0]["positions"] == "answer"
     assert "an earlier result stands there" in refused(capsys, *asked, "--output", output)
     assert run(*asked, "--output", output, "--resume") == 0
+
+
+def test_interrupted_it_says_how_to_go_on(command, tmp_path, capsys, monkeypatch) -> None:
+    from neuronllm.comparing import run as running
+
+    def interrupted(setting, stage):
+        raise KeyboardInterrupt
+
+    output = tmp_path / "comparison"
+    monkeypatch.setattr(running, "_do", interrupted)
+    assert run(*command, "--methods", "random", "--output", output) == 130
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "0 of " in said and "go on with resume=True (--resume)" in said
+    assert not output.exists() and (tmp_path / "comparison.partial" / "compare.json").is_file()
 
 
 @pytest.mark.parametrize(
@@ -70,6 +84,37 @@ def test_refused_before_the_model_is_loaded(command, tmp_path, capsys, monkeypat
     monkeypatch.chdir(tmp_path)
     assert said in refused(capsys, *command, "--output", tmp_path / "none", *flags)
     assert not (tmp_path / "none").exists() and not (tmp_path / "none.partial").exists()
+
+
+def test_a_task_of_lm_eval_needs_the_library(command, tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    said = refused(capsys, *command, "--output", tmp_path / "none", "--task", "arc=lm-eval:arc_easy")
+    assert '--task arc=lm-eval:arc_easy needs lm-eval, which is not installed: pip install "neuronllm[lm-eval]"' in said
+
+
+@pytest.mark.slow
+def test_tasks_of_lm_eval(model_folder, tmp_path, capsys) -> None:
+    """Judged on what lm-eval evaluates; searched on what it trains on, or on a part of the only split there is."""
+    pytest.importorskip("lm_eval", reason='needs lm-eval: pip install "neuronllm[lm-eval]"')
+    from tests.harness import write_yaml
+
+    kind = {"output_type": "multiple_choice", "doc_to_target": "answer", "doc_to_choice": "choices"}
+    kind |= {"doc_to_text": "Question: {{question}}\nAnswer:", "metric_list": [{"metric": "acc"}]}
+    sides = {"train": ROWS[:6], "test": ROWS[6:]}
+    write_yaml(tmp_path, "both", sides, training_split="train", test_split="test", **kind)
+    write_yaml(tmp_path, "alone", {"test": ROWS}, test_split="test", **kind)
+    sources = ("lm-eval:both", "one=lm-eval:alone")
+    asked = ("compare", "--model", model_folder, "--quiet", "--task", *sources, "--include-path", tmp_path)
+    asked = (*asked, "--budget", "quick", "--controls", 2, "--methods", "gradient", "--edits", "degrade", "--k", 2)
+    assert run(*asked, "--output", tmp_path / "comparison") == 0
+    data = json.loads((tmp_path / "comparison" / "comparison.json").read_text())
+    both, one = data["tasks"]
+    assert both["questions"] == {"search": 4, "validation": 2, "test": 3} and both["answers"] == "texts"
+    assert sum(one["questions"].values()) == 9 and one["split"] == "by id"
+    assert "--task both=lm-eval:both --task one=lm-eval:alone" in data["made"]["command"]
+    file = write_questions(tmp_path / "file.jsonl", ROWS)
+    said = refused(capsys, *asked, "--output", tmp_path / "none", "--task", f"file={file}", "--answers", "texts")
+    assert "'both' comes in words of its own (a task of lm-eval) and 'file' in ours" in said
 
 
 def numbers(value, path=""):
