@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,13 @@ def test_it_ends_with_the_page(made: nl.Comparison, capsys: Any) -> None:
         assert row[1:3] == [str(edit["neurons"]), f"{edit['accuracy']:.3f}"]
         assert row[3] == (f"{edit['gain']:+.3f}" if edit["neurons"] else "")
         assert edit["verdict"].startswith(row[6])
-    assert max(map(len, lines)) <= 120
+    assert max(map(len, lines)) <= 120 and not any("plotly" in line for line in lines)
+
+
+def test_without_plotly_it_says_what_is_missing(made: nl.Comparison, monkeypatch: Any, capsys: Any) -> None:
+    monkeypatch.setitem(sys.modules, "plotly", None)
+    tell(made)
+    assert "its figures: they need plotly, pip install 'neuronllm[report]'" in capsys.readouterr().out
 
 
 def test_the_command_of_the_page_asks_for_the_same(made: nl.Comparison, tmp_path: Path, monkeypatch: Any) -> None:
