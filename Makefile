@@ -19,7 +19,7 @@ PYTEST := NEURONLLM_BUILD_EXT=1 $(TEST_ENV) $(BIN)/python -m pytest -n $(JOBS) -
 
 .PHONY: help demo real real-study test test-slow test-all test-noext test-doors test-gpu gpu sanitize fuzz bench bench-full style format env clean
 help:
-	@echo "make demo        find, steer and judge neurons of the bundled model (installs first)"
+	@echo "make demo        find, steer, learn and judge on the bundled model, as one page (installs first)"
 	@echo "make real        a small real model, SmolLM2-135M-Instruct, as a folder: $(REAL)"
 	@echo "make real-study  the case study with it: rows that are missing, then docs/case_study.md (STUDY='--minutes 60')"
 	@echo "make test        the tests, extension required (installs first)"
@@ -42,7 +42,7 @@ $(BIN)/python:
 # The build tools go into .venv and the build runs there, pinned and incremental, not in a throw-away environment.
 $(VENV)/.demo-stamp: $(INSTALLED_BY) | $(BIN)/python
 	$(PIP) install -c constraints.txt 'setuptools>=77' pybind11 ninja
-	$(PIP) install -c constraints.txt --no-build-isolation -e '.[viz,report]'
+	$(PIP) install -c constraints.txt --no-build-isolation -e '.[report]'
 	touch $@
 
 $(VENV)/.dev-stamp: $(INSTALLED_BY) | $(BIN)/python
@@ -169,5 +169,5 @@ env: $(VENV)/.demo-stamp
 	@$(BIN)/python -c "import neuronllm.common.env; print(neuronllm.common.env.describe())"
 
 clean:
-	rm -rf build dist *.egg-info neuronllm/_select*.so neuronllm/_build.json neuronllm-demo
+	rm -rf build dist *.egg-info neuronllm/_select*.so neuronllm/_build.json neuronllm-demo neuronllm-demo.partial
 	rm -rf .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -76,7 +76,6 @@ SHAPES = {
         # Small enough for thousands of prompts.
         Shape("narrow", "llama", _dense(4, 128, 352, 4, 4, 1000), std=0.1, tokens=40),
         # Norms behind the FFN; and an FFN of two matrices.
-        Shape("narrow-olmo2", "olmo2", _dense(4, 128, 352, 4, 4, 1000, eos_token_id=0), std=0.1, tokens=40),
         Shape("narrow-neox", "gpt_neox", _dense(4, 128, 352, 4, 4, 1000), std=0.1, tokens=40),
         # Many neurons in few layers, whose exact effects are all within reach.
         Shape("wide", "llama", _dense(2, 64, 12288, 4, 4, 1000), std=0.1, tokens=40, prompts=4),

@@ -138,8 +138,7 @@ def test_benchmarks_take_models_or_arrays(bench: Any) -> None:
     shapes = {name: bench.suites.shapes_for(bench.suites.one(name)) for name in bench.suites.ALL}
     assert shapes["engine.ig"] == bench.shapes.SHAPES.keys()
     assert shapes["select.memory"] == bench.select.ARRAYS.keys()
-    assert shapes["quality.faithfulness"] == bench.shapes.SHAPES.keys() | {"demo"}
-    assert shapes["quality.steering"] == {"demo"}
+    assert shapes["quality.methods"] == {"demo"}
 
 
 def test_what_cannot_run_here_is_named_and_running_nothing_is_no_success(

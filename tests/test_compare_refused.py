@@ -10,6 +10,7 @@ import torch
 
 import neuronllm as nl
 from neuronllm.comparing import run as running
+from neuronllm.comparing.budget import BUDGETS, budget_of, budget_text
 from neuronllm.data.questions import Question, Wording
 from tests.asked_tasks import questions
 from tests.checks import refused
@@ -60,6 +61,16 @@ def test_refused(model, tokenizer, tmp_path) -> None:
         compare({"a": one}, ["ace"], options={"qrnca": {"steps": 1}})
     with refused("budget='huge': known budgets are quick, standard, thorough"):
         compare({"a": one}, budget="huge")
+    with refused(
+        "budget='quick,tests=3': 'tests=3' is none of its sizes, write NAME=N or NAME=all of search, expensive"
+    ):
+        compare({"a": one}, budget="quick,tests=3")
+    with refused("budget='quick,test=': 'test=' is none of its sizes"):
+        compare({"a": one}, budget="quick,test=")
+    with refused("budget: judged=None: give a whole number, 1 or more"):
+        compare({"a": one}, budget="quick,judged=all")
+    with refused("budget: test=0: give a whole number, 1 or more"):
+        compare({"a": one}, budget="quick,test=0")
     with refused("seeds=[1, 1]"):
         compare({"a": one}, seeds=[1, 1])
     with refused("methods: 'ace' is given twice"):
@@ -97,3 +108,12 @@ def test_a_file_is_read(tmp_path: Path) -> None:
     (task,) = running.read_tasks({"a": path}, running.CompareRequest().checked()).values()
     assert task.files == {"all": "colour.jsonl"}
     assert sum(len(side) for side in task.splits[:3]) == 9
+
+
+@pytest.mark.parametrize("name", BUDGETS)
+def test_a_budget_is_read_from_its_own_words(name) -> None:
+    own = replace(BUDGETS[name], test=None, controls=7, judged=5)
+    for budget in (BUDGETS[name], own):
+        assert budget_of(budget_text(budget)) == budget
+    assert budget_text(BUDGETS[name]) == name
+    assert budget_of(f"{name},test=all,controls=7,judged=5") == own

@@ -35,12 +35,12 @@ PACKAGE = ROOT / "neuronllm"
 # The rooms, from the ground up. A room imports from the floors below its own, and from no neighbour on its floor.
 FLOORS = (
     ("common", "_select"),
-    ("data", "model", "kernels", "select", "page"),
+    ("data", "model", "kernels", "select", "page", "demo"),
     ("ops", "results"),
     ("engine", "runs"),
     ("methods", "objectives", "judging"),
     ("attribution", "steering"),
-    ("applications", "bridges", "comparing", "demo"),
+    ("applications", "bridges", "comparing"),
     ("cli",),
     ("__main__", "bench"),
 )

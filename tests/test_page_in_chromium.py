@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from neuronllm.cli.demo import demonstrate
 from neuronllm.page.page import write_page
 
 from .chromium import Chromium, find_chromium
@@ -16,16 +17,22 @@ from .comparisons import comparison, timings
 PROGRAM = find_chromium()
 READY = "document.documentElement?.dataset.ready === 'yes'"
 FACTS = comparison("small")
+DEMONSTRATED = "quick,search=12,validation=8,test=12,elsewhere=4,judged=2,effects=2000,controls=3,curve_controls=1"
 # Where on the screen the mark of the first good neuron is, and a bin without a card.
-PLACES = """(() => {
+MAP = """
   const plot = document.querySelector('[data-figures=maps] .plot'), { xaxis, yaxis } = plot._fullLayout;
   plot.scrollIntoView({ block: 'center' });
   const box = plot.getBoundingClientRect(), [image, good] = plot.data;
-  const at = (x, y) => [box.x + xaxis._offset + xaxis.d2p(x), box.y + yaxis._offset + yaxis.d2p(y)];
+  const at = (x, y) => [box.x + xaxis._offset + xaxis.d2p(x), box.y + yaxis._offset + yaxis.d2p(y)];"""
+MARK = f"(() => {{ {MAP} return {{ mark: at(good.x[0], good.y[0]), card: good.customdata[0] }}; }})()"
+PLACES = (
+    f"(() => {{ {MAP}"
+    + """
   const taken = new Set(plot.data.slice(1).flatMap((t) => t.x.map((x, n) => `${t.y[n]} ${x}`)));
   const free = [...Array(60).keys()].find((x) => [0, 1, 2].every((d) => !taken.has(`layer 2 ${x + d}`))) + 1;
   return { mark: at(good.x[0], good.y[0]), card: good.customdata[0], free: at(free, 'layer 2'), name: free };
 })()"""
+)
 
 pytestmark = [
     pytest.mark.slow,
@@ -63,6 +70,14 @@ def browser(chromium: Chromium, folder: Path) -> Iterator[Chromium]:
     asked = {url.partition("#")[0] for url in chromium.requests if not url.startswith(("data:", "blob:"))}
     assert asked <= {"about:blank", (folder / "report.html").as_uri()}
     assert chromium.evaluate("window.broken") is None  # no text of others was run
+
+
+@pytest.fixture(scope="module")
+def demonstration(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of `neuronllm demo`, of two tasks and few questions."""
+    folder = tmp_path_factory.mktemp("demo") / "neuronllm-demo"
+    demonstrate(folder, ["facts", "sentiment"], DEMONSTRATED, progress=False)
+    return folder
 
 
 def shown(browser: Chromium, table: str, column: int) -> list[str]:
@@ -177,6 +192,35 @@ def test_figures_follow_the_choice_and_send_nothing(browser: Chromium) -> None:
     }  # fmt: skip
     picture = browser.evaluate(f"Plotly.toImage({figure}.querySelector('.plot'), {{ format: 'png' }})")
     assert picture.startswith("data:image/png;base64,")
+
+
+def test_the_page_of_the_demonstration(chromium: Chromium, demonstration: Path, tmp_path: Path) -> None:
+    facts, page = json.loads((demonstration / "comparison.json").read_text()), demonstration / "report.html"
+    chromium.errors.clear()
+    chromium.requests.clear()
+    for width in (1280, 400):
+        chromium.look(width)
+        chromium.ask("Page.navigate", url="about:blank")
+        chromium.open(page)
+        chromium.wait(READY)
+        assert chromium.evaluate("document.documentElement.scrollWidth") == width
+        chromium.screenshot(tmp_path / f"{width}.png")
+        assert (tmp_path / f"{width}.png").stat().st_size > 50_000
+
+        chromium.evaluate(f"{head('edits', 4)}.querySelector('button').click()")
+        accuracies = [edit["accuracy"] for edit in facts["edits"]] + [t["base"]["accuracy"] for t in facts["tasks"]]
+        assert shown(chromium, "edits", 4) == [f"{value:.3f}" for value in sorted(accuracies, reverse=True)]
+
+        chromium.evaluate("document.getElementById('card').innerHTML = ''")
+        place = chromium.evaluate(MARK)
+        chromium.click(*place["mark"])
+        chromium.wait("document.querySelector('#card h3') !== null")
+        card = facts["cards"][place["card"]]
+        title = chromium.evaluate("document.querySelector('#card h3').textContent")
+        assert title == f"Layer {card['layer']}, neuron {card['index']}"
+    assert chromium.errors == []
+    asked = {url.partition("#")[0] for url in chromium.requests if not url.startswith(("data:", "blob:"))}
+    assert asked - {"about:blank"} == {page.as_uri()}
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])

@@ -13,15 +13,16 @@ from ..common.errors import InputError
 from ..comparing.dry_run import planned
 from ..comparing.request import CompareRequest
 from ..comparing.run import compared, read_tasks
-from ..comparing.splits import SIDES, cut
+from ..comparing.splits import cut
 from ..comparing.tasks import Task
 from ..data.templates import read_templates
-from ..demo import demo_task
+from ..demo import DEMO
 from ..runs.processes import Ranks
+from .demo import bundled
 from .tasks import tokenizer_of
 from .values import literal
 
-DEMO, LM_EVAL = "demo:", "lm-eval:"
+LM_EVAL = "lm-eval:"
 GIVEN = (
     "methods",
     "edits",
@@ -85,8 +86,7 @@ def tasks_of(args: argparse.Namespace, request: CompareRequest) -> dict[str, Any
         if name in tasks:
             raise InputError(f"--task {text}: {name!r} is the name of another task")
         if source.startswith(DEMO):
-            task = Task.of(name, [demo_task(source.removeprefix(DEMO), side) for side in SIDES])
-            tasks[name] = replace(task, files={"all": source})
+            tasks[name] = replace(bundled(source.removeprefix(DEMO)), name=name)
         elif source.startswith(LM_EVAL):
             task = of_lm_eval(name, source.removeprefix(LM_EVAL), args, request)
             tasks[name] = replace(task, files={"all": source + said_of_lm_eval(args)})

@@ -32,8 +32,8 @@ def compare_flags(sub: argparse.ArgumentParser) -> None:
     seeds = "the first is that of splits, samples and random sets (default: 0)"
     sub.add_argument("--seeds", nargs="+", type=count, metavar="N", help=seeds)
     sub.add_argument(*flag_names("split_by"), choices=("id", "subject"), help="of one file (default: id)")
-    sizes = "how much is asked and measured: quick, standard or thorough (default: standard)"
-    sub.add_argument("--budget", metavar="NAME", help=sizes)
+    sizes = "how much is asked and measured: quick, standard (default), thorough; quick,test=all sets a size"
+    sub.add_argument("--budget", metavar="NAME[,SIZE=N]", help=sizes)
     sub.add_argument("--controls", type=count, metavar="N", help="random sets beside every edit (default: 20)")
     learned = "random sets learned the same way as learned ones (default: 0)"
     sub.add_argument(*flag_names("learned_controls"), type=count, metavar="N", help=learned)

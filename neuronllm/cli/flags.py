@@ -185,7 +185,7 @@ def parser(run: Mapping[str, Command], attribute: bool = False) -> argparse.Argu
     handed = "lm-eval's own command line, with the model neuronllm (neurons=DIR,mode=,good=,bad=,positions=)."
     commands.add_parser("lm-eval", help=handed)
 
-    sub = command("demo", "The whole way on the bundled tiny model: find, tune, steer, judge.")
+    sub = command("demo", "The whole way on the bundled tiny model: find, steer, learn, judge; ends with a page.")
     where = "an earlier demonstration there is replaced (default: ./neuronllm-demo)"
     sub.add_argument("--output", default="neuronllm-demo", metavar="DIR", help=where)
     sub.add_argument("--tasks", nargs="+", metavar="TASK", help="only these bundled tasks")

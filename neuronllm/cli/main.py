@@ -20,10 +20,9 @@ from typing import Any
 from ..common.env import first_process
 from ..common.errors import InputError, PeerError, SharedError
 from ..common.interrupts import one_interrupt
+from ..demo import DEMO
 from .flags import leave_together, parser
 from .values import check_form, options
-
-DEMO = "demo:"
 
 
 def set_waiting() -> None:
@@ -300,9 +299,9 @@ def _export(args: argparse.Namespace) -> None:
 
 
 def _demo(args: argparse.Namespace) -> None:
-    from ..demo.run import run_demo
+    from .demo import demonstrate
 
-    run_demo(args.output, args.tasks, progress=not args.quiet)
+    demonstrate(args.output, args.tasks, progress=not args.quiet)
 
 
 def _select(args: argparse.Namespace) -> None:

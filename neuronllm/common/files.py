@@ -27,7 +27,6 @@ MARKS: dict[str, tuple[str, ...] | None] = {
     BAKED: None,
     "neuronllm_adapter.json": ("adapter_config.json", "adapter_model.safetensors", "README.md"),
     "neuronllm_hooks.json": ("factors.safetensors", "README.md"),
-    "neuronllm-demo.json": None,
     "comparison.json": ("timings.json", "compare.json", "report.html", "sets"),
 }
 OVERWRITE = "overwrite=True (--overwrite) to replace it"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from ..common.errors import InputError
@@ -79,10 +79,40 @@ BUDGETS = {
 }
 
 
+ALL = "all"  # of a size: as many as there are
+
+
 def budget_of(given: Any) -> Budget:
-    """A budget by name, or as it is."""
+    """A budget as it is, or by name, with other sizes behind the name.
+
+    >>> budget_of("quick,test=all,controls=5").controls
+    5
+    """
     if isinstance(given, Budget):
         return given.checked()
-    if not isinstance(given, str) or given not in BUDGETS:
+    name, *sizes = str(given).split(",")
+    if name not in BUDGETS:
         raise InputError(f"budget={given!r}: known budgets are {', '.join(BUDGETS)}")
-    return BUDGETS[given]
+    own: dict[str, Any] = dict(_size(given, size) for size in sizes)
+    return replace(BUDGETS[name], **own).checked()
+
+
+def _size(given: str, text: str) -> tuple[str, int | None]:
+    name, _, value = text.partition("=")
+    known = [about.name for about in fields(Budget)]
+    if name not in known or not (value == ALL or value.isdecimal()):
+        said = f"{text!r} is none of its sizes, write NAME=N or NAME=all of {', '.join(known)}"
+        raise InputError(f"budget={given!r}: {said}")
+    return name, None if value == ALL else int(value)
+
+
+def budget_text(budget: Budget) -> str:
+    """The words that `budget_of` makes the budget of: the name of the nearest one, and the sizes of its own.
+
+    >>> budget_text(replace(BUDGETS["standard"], test=None))
+    'standard,test=all'
+    """
+    asked = vars(budget)
+    others = {name: [size for size in asked if asked[size] != vars(one)[size]] for name, one in BUDGETS.items()}
+    name = min(others, key=lambda name: len(others[name]))
+    return ",".join([name, *(f"{size}={ALL if asked[size] is None else asked[size]}" for size in others[name])])

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ..common.env import source_commit
 from ..methods import get_method
 from ..model.identity import identity
+from .budget import budget_of, budget_text
 from .edits import EDITS
 from .request import CompareRequest
 from .stages import versions
@@ -21,13 +22,13 @@ ELSEWHERE = ("methods", "edits", "output", "resume", "overwrite", "progress")  #
 
 
 def made(setting: Setting) -> dict[str, Any]:
-    """What is not known of a preset is among it. A budget of one's own has no name for the command line."""
+    """What is not known of a preset is among it."""
     request = setting.request
     asked = {"methods": list(setting.methods), "edits": list(setting.edits), **given(request)}
     python = ", ".join(f"{name}={value!r}" for name, value in asked.items())
     named = ", ".join(f"{task!r}: ..." for task in setting.tasks)
     return {
-        "command": command(setting, asked) if isinstance(request.budget, str) else None,
+        "command": command(setting, asked),
         "python": f"nl.compare(model, tokenizer, {{{named}}}, {python})",
         "versions": versions(),
         "commit": source_commit(),
@@ -45,6 +46,7 @@ def given(request: CompareRequest) -> dict[str, Any]:
     for argument in fields(request):
         default = argument.default if argument.default_factory is MISSING else argument.default_factory()
         value = getattr(request, argument.name)
+        value = budget_text(budget_of(value)) if argument.name == "budget" else value
         if argument.name not in ELSEWHERE and value != default:
             found[argument.name] = value
     return found
@@ -53,9 +55,9 @@ def given(request: CompareRequest) -> dict[str, Any]:
 def command(setting: Setting, asked: Mapping[str, Any]) -> str:
     tasks = [f"--task {task.name}={','.join(task.files.values()) or 'FILE'}" for task in setting.tasks.values()]
     flags = [f"--{name.replace('_', '-')} {_words(value)}" for name, value in asked.items()]
-    return " ".join(
-        ["neuronllm compare", f"--model {identity(setting.model)['model']}", *tasks, *flags, "--output DIR"]
-    )
+    known = identity(setting.model)
+    model = f"--model {known['model']} --dtype {known['dtype']}"
+    return " ".join(["neuronllm compare", model, *tasks, *flags, "--output DIR"])
 
 
 def _words(value: Any) -> str:

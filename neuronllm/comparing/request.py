@@ -11,7 +11,7 @@ from ..attribution.request import POSITIONS, Request
 from ..common.errors import InputError
 from ..data.forms import ANSWERS, LENGTHS, check_known
 from ..runs.checkpoint import check_output
-from .budget import Budget, budget_of
+from .budget import Budget, budget_of, budget_text
 from .edits import check_edits
 from .presets import Preset, preset_of
 from .splits import BY
@@ -123,7 +123,7 @@ class CompareRequest:
             "seeds": list(self.seeds),
             "template": [self.template] if isinstance(self.template, str) else list(self.template or ()) or None,
             "options": {method: dict(self.options[method]) for method in sorted(self.options)},
-            "budget": self.budget if isinstance(self.budget, str) else "own",
+            "budget": budget_text(budget_of(self.budget)),
             "sizes": vars(budget),
             **{name: getattr(self, name) for name in _PLAIN},
         }

@@ -84,9 +84,10 @@ def compare(
     words. options: of methods, such as {"ace": {"steps": 8}}. seeds: the first is that of splits, samples and random
     sets; stability is the mean over all of them, and learning takes as many trainings.
 
-    budget: "quick", "standard", "thorough", or a `Budget`: how many questions, exact effects and random sets. Where all
-    neurons' exact effects would cost more, a sample's are measured. controls: random sets beside every edit, edited the
-    same way; learned_controls: random sets learned the same way as learned ones.
+    budget: "quick", "standard", "thorough", or a `Budget`: how many questions, exact effects and random sets; other
+    sizes stand behind the name ("quick,test=all"). Where all neurons' exact effects would cost more, a sample's are
+    measured. controls: random sets beside every edit, edited the same way; learned_controls: random sets learned the
+    same way as learned ones.
 
     output: a folder for report.html, comparison.json, timings.json and the neuron sets. A run that was stopped or
     killed goes on with resume=True, and ends with the same comparison.json to the byte. Inside torch.distributed
@@ -223,7 +224,7 @@ def work(setting: Setting) -> None:
                 left = [stage for stage in phase if stage.name not in done]
                 for number, stage in enumerate(left):
                     if stage.together or number % ranks.size == ranks.rank:
-                        bar.set_description(stage.label)
+                        bar.set_description_str(stage.label)
                         with ranks.together() if stage.together else nullcontext():
                             _do(setting, stage)
                     bar.update(stage.cost)

@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Task:
-    """Questions under a name; `files` are the names of the files that they come from, side by side."""
+    """Questions under a name; `files` names where they come from, side by side, as `--task` takes it."""
 
     name: str
     splits: Splits

@@ -1,4 +1,4 @@
-"""The bundled model and its tasks, and the demonstration that runs on them.
+"""The bundled model and its tasks; the demonstration that runs on them is the command in cli/demo.py.
 
 The model is tiny and knows a small world (examples/tinyworld says how it was made). Every task has questions to search
 on, questions to tune on, and questions to test on, over different items.
@@ -11,6 +11,7 @@ from pathlib import Path
 from ..common.errors import InputError
 
 HERE = Path(__file__).parent
+DEMO = "demo:"  # before the name of a bundled task, where the command line takes a file
 SPLITS = ("search", "validation", "test")
 
 
