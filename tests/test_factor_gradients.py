@@ -109,7 +109,7 @@ def test_kept_prefixes_are_computed_once(monkeypatch):
     ids, factors = some_neurons(model)
     with FastEngine(model) as engine:
         engine.keep_prefixes(prompts, 2**30)
-        monkeypatch.setattr("neuronllm.engine.fast.prefill", lambda *_: pytest.fail("a prefix was computed again"))
+        monkeypatch.setattr("neuronllm.engine.checked.prefill", lambda *_: pytest.fail("a prefix was computed again"))
         for _ in range(3):
             assert rows(engine, prompts, ids, factors, "answer", "margin").isfinite().all()
 

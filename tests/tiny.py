@@ -29,6 +29,20 @@ GLU = [
 PLAIN = ["gpt2", "opt", "gpt_neox", "falcon", "phi", "gptj", "nemotron", "starcoder2", "bloom"]
 DENSE = GLU + PLAIN
 POST_NORMED = {"gemma2", "gemma3_text", "olmo2", "glm4"}
+# Their second layer carries a state from token to token.
+HYBRIDS = [
+    "lfm2",
+    "qwen3_next",
+    "qwen3_5_text",
+    "minimax",
+    "falcon_h1",
+    "bamba",
+    "jamba",
+    "nemotron_h",
+    "granitemoehybrid",
+]
+# These attend without transformers' interface, or twice.
+OWN_ATTENTION = ["gptj", "bloom", "falcon", "codegen", "xglm", "mpt", "diffllama"]
 EXPERTS = ["mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "deepseek_v3", "gpt_oss"]
 
 _COMMON = {
@@ -42,6 +56,16 @@ _COMMON = {
     "eos_token_id": 2,
 }
 _MIXTURE = {"moe_intermediate_size": 8, "num_experts": 4, "num_experts_per_tok": 2, "norm_topk_prob": True}
+_DELTA = {
+    "layer_types": ["full_attention", "linear_attention"],
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 4,
+    "linear_value_head_dim": 4,
+}
+_MAMBA = {"mamba_n_heads": 4, "mamba_d_head": 8, "mamba_n_groups": 1, "mamba_d_state": 8, "mamba_chunk_size": 8}
+_GPT = {"n_embd": 16, "n_layer": 2, "n_head": 4, "n_positions": 96, "n_inner": 28}
+_GPT |= dict.fromkeys(["hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings"])
 # None takes a setting away.
 _SPECIAL: dict[str, dict[str, Any]] = {
     "mistral": {"sliding_window": 8},
@@ -56,7 +80,7 @@ _SPECIAL: dict[str, dict[str, Any]] = {
     "opt": {"ffn_dim": 28, "word_embed_proj_dim": 16},
     "falcon": {"head_dim": None, "ffn_hidden_size": 28, "new_decoder_architecture": False, "alibi": False},
     "bloom": {"n_head": 4, "n_layer": 2},
-    "lfm2": {"layer_types": ["conv", "full_attention"], "block_auto_adjust_ff_dim": True, "block_multiple_of": 4},
+    "lfm2": {"layer_types": ["full_attention", "conv"], "block_auto_adjust_ff_dim": True, "block_multiple_of": 4},
     "cohere": {"logit_scale": 0.5},
     # Mixtures of experts: 4 experts of 8 neurons, of which a token meets 2.
     "mixtral": {"intermediate_size": 8, "num_local_experts": 4, "num_experts_per_tok": 2},
@@ -80,6 +104,46 @@ _SPECIAL: dict[str, dict[str, Any]] = {
         "v_head_dim": 4,
     },
     "gpt_oss": {"intermediate_size": 8, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 8},
+    "qwen3_next": _MIXTURE | _DELTA | {"shared_expert_intermediate_size": 20, "decoder_sparse_step": 1},
+    "qwen3_5_text": _DELTA,
+    "minimax": {
+        "layer_types": ["full_attention", "linear_attention"],
+        "intermediate_size": 8,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "block_size": 8,
+    },
+    "falcon_h1": _MAMBA | {"mamba_d_ssm": 32},
+    "bamba": _MAMBA | {"mamba_expand": 2, "attn_layer_indices": [0]},
+    "granitemoehybrid": _MAMBA
+    | {"mamba_expand": 2, "layer_types": ["full_attention", "linear_attention"], "shared_intermediate_size": 28}
+    | {"num_local_experts": 0, "num_experts_per_tok": 0},
+    "jamba": {
+        "attn_layer_offset": 0,
+        "attn_layer_period": 2,
+        "expert_layer_offset": 1,
+        "expert_layer_period": 2,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "mamba_d_state": 4,
+        "mamba_dt_rank": 4,
+        "head_dim": None,
+    },
+    "nemotron_h": {
+        "layers_block_type": ["full_attention", "mlp", "linear_attention", "mlp"],
+        "mamba_num_heads": 4,
+        "mamba_head_dim": 8,
+        "n_groups": 1,
+        "ssm_state_size": 8,
+        "chunk_size": 8,
+        "num_hidden_layers": None,
+    },
+    "codegen": _GPT | {"n_ctx": 96, "rotary_dim": 4},
+    "gpt_bigcode": _GPT,
+    "xglm": {"d_model": 16, "ffn_dim": 28, "num_layers": 2, "attention_heads": 4}
+    | dict.fromkeys(["hidden_size", "num_hidden_layers", "num_attention_heads"]),
+    "mpt": {"d_model": 16, "n_heads": 4, "n_layers": 2, "max_seq_len": 96, "expansion_ratio": 2}
+    | dict.fromkeys(["hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings"]),
     "granite": {"residual_multiplier": 0.7, "logits_scaling": 2.0, "attention_multiplier": 0.5},
 }
 

@@ -11,25 +11,36 @@ from torch import Tensor
 
 from ..model.hooks import visiting
 from ..model.sites import Site
+from .attention import branch_attention
 from .borrowed import check_finite, input_device
-from .prefill import passing_cache
-from .tree import Prefix
+from .caches import passing_cache
+from .rows import branches_as_rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+    from .tree import Prefix
 
 # (site, h, dF/dh, routes): what to do with the gradient of a site as soon as the backward pass has it
 Keep = Callable[[Site, Tensor, Tensor, "Tensor | None"], None]
 
 
+@contextmanager
+def answering(model: PreTrainedModel, prefix: Prefix, *, constant_patterns: bool = False) -> Iterator[None]:
+    """Around passes of answer tokens: they see `prefix` and what is above them in their own trees."""
+    with branch_attention(model, prefix, constant_patterns=constant_patterns), branches_as_rows(model, prefix):
+        yield
+
+
 def answer_pass(model: PreTrainedModel, prefix: Prefix, copies: int = 1) -> Tensor:
-    """Logits (prompts x nodes, copies, ids) of the answer tokens, inside `branch_attention`."""
+    """Logits (prompts x nodes, copies, ids) of the answer tokens, inside `answering`."""
     tokens = prefix.trees.tokens.reshape(-1, 1).expand(-1, copies).to(input_device(model))
     positions = (prefix.lengths[:, None] + prefix.trees.depth).reshape(-1, 1).expand(-1, copies)
+    kind = None if prefix.mixers is None else prefix.mixers.kind
     logits = model(
         input_ids=tokens,
         position_ids=positions.to(tokens.device),
-        past_key_values=passing_cache(int(prefix.lengths.max())),
+        past_key_values=passing_cache(int(prefix.lengths.max()), kind),
         use_cache=True,
     ).logits
     check_finite(model, logits)

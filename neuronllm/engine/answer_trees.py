@@ -9,8 +9,8 @@ nodes, branches, ...). So all tokens of a row stand at one position, however man
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,6 +18,14 @@ from torch import Tensor
 if TYPE_CHECKING:
     from ..data.prompts import Prompt
     from ..data.question_trees import QuestionTree
+
+
+class Nodes(NamedTuple):
+    """Nodes of one depth in some prompts' trees."""
+
+    prompts: Tensor  # whose they are, by its place among these prompts
+    nodes: Tensor
+    above: Tensor  # the node above each, by its place among the nodes of the depth before
 
 
 class AnswerTrees:
@@ -46,6 +54,21 @@ class AnswerTrees:
         if window is None:
             return self.seen
         return self.seen & (self.depth[:, None] > self.depth[:, :, None] - window)
+
+    def by_depth(self, prompts: Sequence[int]) -> Iterator[Nodes]:
+        """The nodes of these prompts' trees, depth by depth."""
+        places: dict[tuple[int, int], int] = {}
+        for depth in range(int(self.depth[prompts].max()) + 1):
+            here = self.real[prompts] & (self.depth[prompts] == depth)
+            pairs: list[tuple[int, int]] = [(n, node) for n, node in here.nonzero().tolist()]
+            above = [places[n, self._above(prompts[n], node)] for n, node in pairs] if depth else [0] * len(pairs)
+            places = {pair: place for place, pair in enumerate(pairs)}
+            at = torch.tensor(pairs)
+            yield Nodes(at[:, 0], at[:, 1], torch.tensor(above))
+
+    def _above(self, prompt: int, node: int) -> int:
+        before = self.seen[prompt, node] & (self.depth[prompt] == self.depth[prompt, node] - 1)
+        return int(before.nonzero())
 
 
 def of_prompts(rows: Tensor, width: int) -> Tensor:

@@ -21,9 +21,9 @@ from ..common.errors import InputError
 from ..model.anatomy import Anatomy
 from ..model.edit import edit
 from ..results.answers import Answers
-from .answer import answer_pass
+from .answer import answer_pass, answering
 from .answer_trees import AnswerTrees
-from .attention import branch_attention, piece_attention
+from .attention import piece_attention
 from .batching import Plan, backing_off
 from .borrowed import DRIVING_ERRORS, answer_logits, borrowed, check_prompts, quietly, rope_limit, tolerance
 from .full import padded, plain_trees
@@ -227,5 +227,5 @@ def _through_tree(prompts: Sequence[Prompt], root: Level | None, edited: Edited)
 def _on_prefix(prefix: Prefix, edited: Edited) -> Tensor:
     """The same, of answer trees behind prefixes that are there."""
     tokens = torch.ones(prefix.trees.tokens.numel(), 1, dtype=torch.bool)
-    with branch_attention(edited.model, prefix), edited(tokens):
+    with answering(edited.model, prefix), edited(tokens):
         return answer_pass(edited.model, prefix)[:, 0]

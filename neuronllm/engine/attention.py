@@ -9,8 +9,7 @@ itself, never to another one. Keys and values of shared pieces are shared: no to
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import replace
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
@@ -62,8 +61,17 @@ def piece_attention(
 @contextmanager
 def branch_attention(model: PreTrainedModel, prefix: Prefix, *, constant_patterns: bool = False) -> Iterator[None]:
     """Let answer tokens attend to `prefix`."""
-    with _attending(model, _AnswerTokens(prefix, constant_patterns)):
+    own = prefix.mixers is not None and prefix.mixers.own
+    with nullcontext() if own else _attending(model, _AnswerTokens(prefix, constant_patterns)):
         yield
+
+
+@contextmanager
+def unread_attention(model: PreTrainedModel) -> Iterator[list[int]]:
+    """Let layers attend to nothing, for passes whose numbers nobody reads; yields the layers that did."""
+    seen = _Unread()
+    with _attending(model, seen):
+        yield seen.layers
 
 
 @contextmanager
@@ -107,14 +115,23 @@ def _attend(
     return mixed.transpose(1, 2).contiguous(), None
 
 
+class _Unread:
+    """Notes the layers that attend."""
+
+    def __init__(self) -> None:
+        self.layers: list[int] = []
+
+    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor, config: AttentionConfig) -> Tensor:
+        self.layers.append(layer)
+        return value.new_zeros(*query.shape[:-1], value.shape[-1])
+
+
 class _Pieces:
     """Pieces of one level, causal in themselves, below the pieces above them."""
 
     def __init__(self, level: Level, above: list[Level], last: int | None, constant_patterns: bool) -> None:
         self.level, self.last, self.constant_patterns = level, last, constant_patterns
-        firsts = torch.zeros(len(level.lengths), dtype=torch.int64)
-        firsts[level.piece.flip(0)] = torch.arange(len(level.piece)).flip(0)  # a piece's first prompt
-        self.above = [replace(upper, piece=upper.piece[firsts], _placed={}) for upper in above]
+        self.above = [upper.of_pieces(upper.piece[level.firsts]) for upper in above]
         self._masks: dict[tuple[int | None, torch.device], Tensor | None] = {}
 
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor, config: AttentionConfig) -> Tensor:

@@ -25,8 +25,7 @@ from torch import Tensor, nn
 from ..model.hooks import visiting
 from ..model.sites import Site
 from ..model.wrapped import written
-from .answer import answer_pass
-from .attention import branch_attention
+from .answer import answer_pass, answering
 from .head import wide
 from .tree import Prefix
 
@@ -74,7 +73,7 @@ class Batch:
 
     def attending(self) -> AbstractContextManager[None]:
         """Around its passes: the attention of their tokens."""
-        return branch_attention(self.model, self.prefix)
+        return answering(self.model, self.prefix)
 
     def logits(self) -> Tensor:
         """Those of a pass, (rows that are read, branches, ids)."""

@@ -20,7 +20,9 @@ from .attention import piece_attention
 from .batching import ANSWER_TOKENS, TOKENS
 from .borrowed import answer_logits, held_states
 from .branch import Batch
+from .mixers import Mixers
 from .prefill import piece_inputs
+from .rows import row_by_row
 from .tree import Prefix, with_answers
 
 if TYPE_CHECKING:
@@ -42,10 +44,13 @@ class WholePrompt(Batch):
         plain: frozenset[str],
         value: Callable[[Tensor], Tensor],
         answer_tokens: int,
+        mixers: Mixers | None = None,
     ) -> None:
+        """A model with mixers takes prompts that are read at their last token."""
         nothing = Prefix([], torch.zeros(1, dtype=torch.int64), AnswerTrees([prompt]))
         super().__init__(model, anatomy, [prompt], nothing, plain, value, answer_tokens)
         self.level, self.pieces = with_answers([prompt], [0])
+        self.mixers = mixers
 
     @property
     def width(self) -> int:
@@ -61,11 +66,15 @@ class WholePrompt(Batch):
         return self.level.real
 
     def attending(self) -> AbstractContextManager[None]:
-        return piece_attention(self.model, self.level, [], None)
+        if self.mixers is None:
+            return piece_attention(self.model, self.level, [], None)
+        return row_by_row(self.model, self.mixers if self.mixers.own else None)
 
     def logits(self) -> Tensor:
         """Those of the answer tree, (nodes, branches, ids)."""
         inputs = piece_inputs(self.model, self.level, self.pieces)
+        if self.mixers is not None:
+            inputs |= {"past_key_values": None, "use_cache": False}
         found = answer_logits(self.model, inputs.pop("input_ids"), None, self.level.nodes, **inputs)
         if (held := held_states(self.model)) is not None and held.states is not None:
             held.states = self.turned(held.states)

@@ -16,13 +16,13 @@ from ..data.question_trees import QuestionTree
 from ..model.anatomy import Anatomy
 from ..model.sites import Site
 from .activity import measuring
-from .answer import answer_pass, watching_gradients
+from .answer import answer_pass, answering, watching_gradients
 from .answer_trees import of_prompts
-from .attention import branch_attention
 from .base import summed
-from .full import full_pass, whole_questions, whole_trees
+from .full import full_pass, paths_of, whole_answers, whole_questions, whole_trees
 from .fused import glu_score_wanted, summed_products
 from .head import wide
+from .mixers import Mixers
 from .relp import relp_rules
 from .tree import Prefix
 from .turning import turning
@@ -64,7 +64,7 @@ def held(
         if prefix is None:
             full_pass(model, shown)
         else:
-            with branch_attention(model, prefix):
+            with answering(model, prefix):
                 answer_pass(model, prefix)
     return torch.cat([found[site.down].cpu() for site in anatomy.sites], -1)
 
@@ -78,12 +78,13 @@ def gradient(
     copies: int,
     weight: str,
     rules: str | None,
+    mixers: Mixers | None = None,
 ) -> Tensor:
     """(prompts, copies, n_neurons): weight times the gradient of every copy's value, summed over its tokens.
 
-    Whole questions are taken too, whose prompts share what they start with.
+    Whole questions are taken too, whose prompts share what they start with, of models without mixers.
     """
-    nodes = 1 if prefix is None else prefix.trees.width
+    nodes = _rows_of_each(prompts, prefix, mixers)
     found: dict[str, Tensor] = {}
     scale = torch.sign if weight == "sign" else torch.Tensor.detach
 
@@ -100,13 +101,13 @@ def gradient(
 
     detached, texts = rules == "relp-detached", not prompts[0].one_token
     with ExitStack() as stack:
-        if rules:  # answer passes, and whole trees, have an attention of their own
-            own = prefix is not None or texts
-            stack.enter_context(relp_rules(model, anatomy, detach_attention=detached and not own))
+        if rules:  # answer passes, and whole trees, have an attention of ours
+            ours = (texts and mixers is None) if prefix is None else prefix.mixers is None or not prefix.mixers.own
+            stack.enter_context(relp_rules(model, anatomy, detach_attention=detached and not ours))
         if prefix is not None:
-            stack.enter_context(branch_attention(model, prefix, constant_patterns=detached))
+            stack.enter_context(answering(model, prefix, constant_patterns=detached))
         anchor = stack.enter_context(watching_gradients(model, anatomy.sites, keep))
-        logits = _logits(model, prompts, prefix, copies, constant_patterns=detached)
+        logits = _logits(model, prompts, prefix, copies, mixers, constant_patterns=detached)
         torch.autograd.grad(value(logits).sum(), anchor)
     return torch.cat([found[site.down] for site in anatomy.sites], -1)
 
@@ -119,9 +120,10 @@ def at_factors(
     value: Callable[[Tensor], Tensor],
     ids: Tensor,
     factors: Tensor,
+    mixers: Mixers | None = None,
 ) -> Tensor:
     """(prompts, 1 + neurons): every prompt's value under the factors, and its gradient at each of them."""
-    nodes = 1 if prefix is None else prefix.trees.width
+    nodes = _rows_of_each(prompts, prefix, mixers)
     found = torch.zeros(len(prompts), 1 + len(ids), dtype=torch.promote_types(model.dtype, torch.float32))
 
     def keep(places: Tensor, products: Tensor) -> None:
@@ -129,22 +131,36 @@ def at_factors(
 
     with ExitStack() as stack:
         if prefix is not None:
-            stack.enter_context(branch_attention(model, prefix))
+            stack.enter_context(answering(model, prefix))
         anchor = stack.enter_context(turning(model, anatomy, ids, factors, keep))
-        values = value(_logits(model, prompts, prefix, 1))
+        values = value(_logits(model, prompts, prefix, 1, mixers))
         torch.autograd.grad(values.sum(), anchor)
     found[:, 0] = values.detach()[:, 0].to(found)
     return found
 
 
+def _rows_of_each(prompts: Sequence[Any], prefix: Prefix | None, mixers: Mixers | None) -> int:
+    """How many rows a pass has of each prompt."""
+    if prefix is not None:
+        return prefix.trees.width
+    return 1 if mixers is None or prompts[0].one_token else len(paths_of(prompts)[0])
+
+
 def _logits(
-    model: PreTrainedModel, prompts: Sequence[Any], prefix: Prefix | None, copies: int, constant_patterns: bool = False
+    model: PreTrainedModel,
+    prompts: Sequence[Any],
+    prefix: Prefix | None,
+    copies: int,
+    mixers: Mixers | None,
+    constant_patterns: bool = False,
 ) -> Tensor:
     """Logits (prompts x nodes, copies, ids) of answer tokens behind their prefix, or of whole prompts."""
     if prefix is not None:
         return answer_pass(model, prefix, copies)
     if isinstance(prompts[0], QuestionTree):
         return whole_questions(model, prompts, constant_patterns=constant_patterns)
+    if not prompts[0].one_token and mixers is not None:
+        return whole_answers(model, prompts)
     if not prompts[0].one_token:
         return whole_trees(model, prompts, constant_patterns=constant_patterns)
     return full_pass(model, [p.input_ids for p in prompts])

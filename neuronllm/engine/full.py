@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..model.discovery import decoder_layers
 from .attention import piece_attention
-from .borrowed import DoublePrecision, answer_logits
+from .borrowed import DoublePrecision, answer_logits, held_states
 from .prefill import piece_inputs
 from .tree import with_answers
 
@@ -40,6 +40,37 @@ def whole_trees(model: PreTrainedModel, prompts: Sequence[Prompt], *, constant_p
     with piece_attention(model, level, [], None, constant_patterns=constant_patterns):
         inputs = piece_inputs(model, level, pieces)
         return answer_logits(model, inputs.pop("input_ids"), None, level.nodes, **inputs).flatten(0, 1)[:, None]
+
+
+def paths_of(prompts: Sequence[Prompt]) -> list[list[tuple[int, ...]]]:
+    """The answers of each prompt as paths through its tree, those that are the same once, of all as many."""
+    found = [list(dict.fromkeys(tuple(path) for option in p.tree.paths for path in option)) for p in prompts]
+    most = max(map(len, found))
+    return [paths + paths[:1] * (most - len(paths)) for paths in found]
+
+
+def whole_answers(model: PreTrainedModel, prompts: Sequence[Prompt]) -> Tensor:
+    """`whole_trees` by plain passes: a sequence for each answer, prompt by prompt as many (see `paths_of`)."""
+    every = paths_of(prompts)
+    most, width = len(every[0]), max(len(prompt.tree.tokens) for prompt in prompts)
+    shown = [
+        [*prompt.input_ids, *(prompt.tree.tokens[node] for node in path[1:])]
+        for prompt, paths in zip(prompts, every, strict=True)
+        for path in paths
+    ]
+    ids, mask, last = padded(shown)
+    lengths = torch.tensor([len(prompt.input_ids) for prompt in prompts for _ in range(most)])
+    deepest = max(len(path) for paths in every for path in paths)
+    at = torch.minimum(lengths[:, None] - 1 + torch.arange(deepest), last[:, None])
+    logits = answer_logits(model, ids, mask, at)
+    places = [(n * most, 0) for n in range(len(prompts)) for _ in range(width)]  # where nodes are read
+    for row, path in enumerate(path for paths in every for path in paths):
+        for depth, node in enumerate(path):
+            places[row // most * width + node] = (row, depth)
+    rows, depths = torch.tensor(places, device=logits.device).T
+    if (held := held_states(model)) is not None and held.states is not None:
+        held.states = held.states[rows, depths]
+    return logits[rows, depths][:, None]
 
 
 def whole_questions(

@@ -1,9 +1,14 @@
-"""Computes the pieces of the tree of prefixes: one pass each, without a graph."""
+"""Computes the pieces of the tree of prefixes: one pass each, without a graph.
+
+A mixer that carries a state would take padding into it, so in a model that has any, pieces of one length are a pass,
+and the model's own cache keeps what its mixers know at their ends.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext, suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,6 +18,9 @@ from ..model.discovery import decoder_layers
 from .answer_trees import AnswerTrees
 from .attention import Enough, piece_attention
 from .borrowed import input_device
+from .caches import passing_cache, rows_of
+from .handed import prepare
+from .mixers import Ended, Mixers
 from .tree import WORTH_SHARING, Level, Prefix, common, siblings, tails
 
 if TYPE_CHECKING:
@@ -21,30 +29,46 @@ if TYPE_CHECKING:
     from ..data.prompts import Prompt
 
 
-def prefill_root(model: PreTrainedModel, ids: Sequence[int]) -> Level:
+def prefill_root(model: PreTrainedModel, ids: Sequence[int], mixers: Mixers | None = None) -> Level:
     """The piece that all prompts of a run start with."""
     root = Level(torch.tensor([0]), torch.tensor([len(ids)]), torch.tensor([0]))
-    _compute(model, root, [], [ids])
+    _compute(model, root, [], [ids], mixers)
     return root
 
 
-def prefill(model: PreTrainedModel, prompts: Sequence[Prompt], root: Level | None = None) -> Prefix:
+def prefill(
+    model: PreTrainedModel, prompts: Sequence[Prompt], root: Level | None = None, mixers: Mixers | None = None
+) -> Prefix:
     """Keys and values of everything before the last tokens; `root` is what all the prompts are known to start with."""
     ends = [len(p.input_ids) - 1 for p in prompts]
-    levels, begins = shared_levels(model, prompts, root)
+    levels, begins = shared_levels(model, prompts, root, mixers)
     if any(end > begin for begin, end in zip(begins, ends, strict=True)):
         tail, pieces = tails(prompts, begins, ends)
-        _compute(model, tail, levels, pieces)
+        _compute(model, tail, levels, pieces, mixers)
         levels.append(tail)
-    return Prefix(levels, torch.tensor(ends), AnswerTrees(prompts))
+    return made_prefix(model, levels, prompts, mixers)
+
+
+def made_prefix(
+    model: PreTrainedModel, levels: list[Level], prompts: Sequence[Prompt], mixers: Mixers | None
+) -> Prefix:
+    """The prefix of prompts whose levels are there."""
+    lengths = torch.tensor([len(p.input_ids) - 1 for p in prompts])
+    prefix = Prefix(levels, lengths, AnswerTrees(prompts), mixers)
+    if mixers is not None:
+        for end in prefix.ends:
+            prepare(model, mixers, end.ended, int(prefix.trees.depth.max()) + 1)
+    return prefix
 
 
 def shared_levels(
-    model: PreTrainedModel, prompts: Sequence[Prompt], root: Level | None = None
+    model: PreTrainedModel, prompts: Sequence[Prompt], root: Level | None = None, mixers: Mixers | None = None
 ) -> tuple[list[Level], list[int]]:
     """The pieces that prompts have in common, and where each prompt goes on by itself."""
     levels = [] if root is None else [root.for_prompts(len(prompts))]
     start = 0 if root is None else int(root.lengths)
+    if mixers is not None and not mixers.shares:
+        return levels, [start] * len(prompts)
     groups = siblings(prompts, start)
     stems = [_stem(prompts, group, start) for group in groups]
     if sum(length * (len(group) - 1) for length, group in zip(stems, groups, strict=True)) < WORTH_SHARING:
@@ -55,11 +79,13 @@ def shared_levels(
     stems = [length or min(longest, len(ids) - 1 - start) for length, ids in zip(stems, firsts, strict=True)]
     piece = [n for n, group in enumerate(groups) for _ in group]
     stem = Level(torch.full((len(groups),), start), torch.tensor(stems), torch.tensor(piece))
-    _compute(model, stem, levels, [ids[start : start + n] for ids, n in zip(firsts, stems, strict=True)])
+    _compute(model, stem, levels, [ids[start : start + n] for ids, n in zip(firsts, stems, strict=True)], mixers)
     return [*levels, stem], [start + stems[n] for n in piece]
 
 
-def prefill_all(model: PreTrainedModel, prompts: Sequence[Prompt], root: Level | None, size: int) -> Level:
+def prefill_all(
+    model: PreTrainedModel, prompts: Sequence[Prompt], root: Level | None, size: int, mixers: Mixers | None = None
+) -> Level:
     """Keys and values of what every prompt has between the root and its last token, so many prompts a pass.
 
     One level with a piece for each, from which passes of some of the prompts are served again and again.
@@ -71,14 +97,20 @@ def prefill_all(model: PreTrainedModel, prompts: Sequence[Prompt], root: Level |
         rows = slice(start, start + size)
         some, last = prompts[rows], ends[rows]
         tail, pieces = tails(some, [begin] * len(some), last)
-        _compute(model, tail, [] if root is None else [root.for_prompts(len(some))], pieces)
-        for layer, parts in tail.layers.items():
-            if layer not in whole.layers:
-                shape = (len(prompts), parts[0].shape[1], whole.width)
-                whole.layers[layer] = tuple(part.new_zeros(*shape, part.shape[-1]) for part in parts)  # type: ignore[assignment]
-            for kept, part in zip(whole.layers[layer], parts, strict=True):
-                kept[rows, :, : tail.width] = part
+        _compute(model, tail, [] if root is None else [root.for_prompts(len(some))], pieces, mixers)
+        _put(whole, torch.arange(len(prompts))[rows], tail)
+        whole.ended += [replace(ended, pieces=ended.pieces + start) for ended in tail.ended]
     return whole
+
+
+def _put(whole: Level, pieces: Tensor, part: Level) -> None:
+    """Keys and values of some pieces into a level of more and longer ones."""
+    for layer, pair in part.layers.items():
+        if layer not in whole.layers:
+            shape = (len(whole.lengths), pair[0].shape[1], whole.width)
+            whole.layers[layer] = tuple(new.new_zeros(*shape, new.shape[-1]) for new in pair)  # type: ignore[assignment]
+        for kept, new in zip(whole.layers[layer], pair, strict=True):
+            kept[pieces.to(new.device), :, : part.width] = new
 
 
 def _stem(prompts: Sequence[Prompt], group: list[int], start: int) -> int:
@@ -87,11 +119,45 @@ def _stem(prompts: Sequence[Prompt], group: list[int], start: int) -> int:
 
 
 @torch.no_grad()
-def _compute(model: PreTrainedModel, level: Level, above: list[Level], pieces: Sequence[Sequence[int]]) -> None:
+def _compute(
+    model: PreTrainedModel, level: Level, above: list[Level], pieces: Sequence[Sequence[int]], mixers: Mixers | None
+) -> None:
     """Fill in a level's keys and values: one pass of its pieces, which ends as soon as the last layer has them."""
+    if mixers is not None:
+        _compute_alike(model, level, above, pieces, mixers)
+        return
     last = None if _offloaded(model) else len(decoder_layers(model)[1]) - 1
     with piece_attention(model, level, above, last), suppress(Enough):
         model.get_decoder()(**piece_inputs(model, level, pieces))
+
+
+def _compute_alike(
+    model: PreTrainedModel, level: Level, above: list[Level], pieces: Sequence[Sequence[int]], mixers: Mixers
+) -> None:
+    """The same of a model with mixers: a pass of all pieces that begin and end together."""
+    for places, cache in _alike(model, level, above, mixers):
+        first = int(places[0])
+        start, length = int(level.starts[first]), int(level.lengths[first])
+        if length:
+            part = Level(level.starts[places], level.lengths[places], torch.arange(len(places)))
+            uppers = [upper.of_pieces(upper.piece[level.firsts[places]]) for upper in above]
+            with nullcontext() if mixers.own else piece_attention(model, part, uppers, None):
+                inputs = piece_inputs(model, part, [pieces[n] for n in places.tolist()])
+                model.get_decoder()(**inputs | {"past_key_values": cache})
+            cache.length = start + length
+            _put(level, places, part)
+        level.ended.append(Ended(places, cache, start + length))
+
+
+def _alike(model: PreTrainedModel, level: Level, above: list[Level], mixers: Mixers) -> Iterator[tuple[Tensor, Any]]:
+    """The pieces of one length behind pieces that ended together, and the cache that they go on from."""
+    groups: dict[tuple[int, int], list[tuple[int, int]]] = {}  # of pieces, and of rows in the cache above
+    for piece, (first, length) in enumerate(zip(level.firsts.tolist(), level.lengths.tolist(), strict=True)):
+        number, row = above[-1].end_of(int(above[-1].piece[first])) if above else (-1, 0)
+        groups.setdefault((number, length), []).append((piece, row))
+    for (number, _), pairs in groups.items():
+        places, rows = torch.tensor(pairs).T
+        yield places, mixers.empty(model) if number < 0 else rows_of(above[-1].ended[number].cache, rows)
 
 
 def piece_inputs(model: PreTrainedModel, level: Level, pieces: Sequence[Sequence[int]]) -> dict[str, Any]:
@@ -108,24 +174,3 @@ def piece_inputs(model: PreTrainedModel, level: Level, pieces: Sequence[Sequence
 def _offloaded(model: PreTrainedModel) -> bool:
     """Whether a hook must bring weights back behind each layer, so that a pass has to run to its end."""
     return any(str(place) in ("cpu", "disk") for place in getattr(model, "hf_device_map", {}).values())
-
-
-def passing_cache(length: int) -> Any:
-    """A cache that says how long the prefix is and hands a layer its own new keys and values back."""
-    from transformers import DynamicCache
-
-    class PassingCache(DynamicCache):
-        def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
-            return key_states, value_states
-
-        def get_seq_length(self, layer_idx: int = 0) -> int:
-            return length
-
-        def get_query_offset(self, *args: Any, **kwargs: Any) -> int:
-            return length
-
-        def get_mask_sizes(self, query_length: Any, layer_idx: int = 0) -> tuple[int, int]:
-            tokens = query_length if isinstance(query_length, int) else len(query_length)
-            return length + tokens, 0
-
-    return PassingCache()

@@ -1,8 +1,9 @@
 """RelP's backward rules, by hooks: the forward values stay as they are, gradients follow layer-wise relevance rules.
 
-Norms pass gradients as if their scale were constant; an activation passes x * (act(x)/x with the ratio constant); the
-two factors of a gated product take half each. At a down projection these rules meet in one formula that needs neither
-the activation function nor to know which factor is the gate: dh/dg = h / 2g, dh/du = h / 2u (dh/dx = h / x ungated).
+Norms pass gradients as if their scale were constant, and a gate that a norm takes beside its input is part of that
+scale; an activation passes x * (act(x)/x with the ratio constant); the two factors of a gated product take half each.
+At a down projection these rules meet in one formula that needs neither the activation function nor to know which factor
+is the gate: dh/dg = h / 2g, dh/du = h / 2u (dh/dx = h / x ungated).
 
 Experts follow the same formula. Where a family's up factor is u + 1, the share of h that is linear in u passes through
 u: dh/du = (h - h at u = 0) / 2u. A routing weight is a constant, so that the relevance of its product with an expert's
@@ -129,7 +130,7 @@ def _constant_scale(norm: nn.Module, args: tuple[Tensor, ...], output: Tensor) -
     scaled = output if bias is None else output - bias
     centred = x - x.mean(-1, keepdim=True)
     with torch.no_grad():  # a LayerNorm does not see its input's mean; an RMSNorm does
-        subtracts_mean = torch.allclose(norm.forward(centred), output, rtol=1e-4, atol=1e-5)
+        subtracts_mean = torch.allclose(norm.forward(centred, *args[1:]), output, rtol=1e-4, atol=1e-5)
     source = centred if subtracts_mean else x
     return _follow(output, [source * _ratio(scaled, source)])
 

@@ -19,11 +19,12 @@ from torch import Tensor
 from ..model.discovery import decoder_layers
 from ..model.sites import Site
 from ..model.wrapped import unreadable
-from .answer import answer_pass
-from .attention import branch_attention
+from .answer import answer_pass, answering
 from .borrowed import DRIVING_ERRORS, tolerance
 from .branch import Batch, leaving, sweep, vectors
+from .first_order import gradient
 from .head import Letters, only_options, wide
+from .mixers import Mixers
 
 HALF, NONE, TWICE = 0.5, 0.0, 2.0  # what h of a site is multiplied with
 Trials = dict[str, list[tuple[Site, float]]]  # the edited copies of each block
@@ -44,6 +45,7 @@ class Verdict(NamedTuple):
     reason: str | None = None  # why answer tokens cannot be used
     options_head: bool = True  # whether the head may compute the options' logits alone
     blocks: Blocks = Blocks()
+    mixers: Mixers | None = None  # what has to be run in a way of its own
 
 
 class Differs(Exception):
@@ -54,7 +56,8 @@ class Differs(Exception):
 def clean_branch(batch: Batch, plain: Tensor, *, trials: bool) -> Blocks:
     """Raises `Differs` where a branch differs from the plain logits (rows, ids); with `trials`, tries the blocks."""
     logits, blocks = tried(batch, _trials(batch) if trials else {})
-    layers = len(decoder_layers(batch.model)[1])
+    mixers = batch.prefix.mixers
+    layers = len(decoder_layers(batch.model)[1]) if mixers is None else mixers.layers
     if missing := layers - len(batch.prefix.attended):
         raise Differs(f"{missing} of its {layers} layers attend in a way of their own")
     real = batch.prefix.trees.real.flatten().to(plain.device)
@@ -62,6 +65,14 @@ def clean_branch(batch: Batch, plain: Tensor, *, trials: bool) -> Blocks:
     if not bool(distance <= tolerance(plain)):
         raise Differs(f"a clean branch differs from the clean answer by {float(distance):.1e}")
     return blocks
+
+
+def check_gradient(batch: Batch, judged: Tensor) -> None:
+    """Raises `Differs` where the gradient of answer tokens is not the judged one, as in kernels that have none."""
+    found = gradient(batch.model, batch.anatomy, batch.prompts, batch.prefix, batch.value, 1, "activation", None)[:, 0]
+    rounding = 0.5 if torch.finfo(batch.model.dtype).eps > 1e-4 else 1e-2  # what is missing altogether is more
+    if not bool((found - judged).norm() <= rounding * judged.norm()):
+        raise Differs("the gradient of a clean branch is not that of the clean answer")
 
 
 @torch.no_grad()
@@ -73,7 +84,7 @@ def try_blocks(batch: Batch) -> Blocks:
 def head_can_be_cut(batch: Batch, plain: Tensor) -> bool:
     ids, _ = Letters.of(batch.prompts).columns()
     try:
-        with only_options(batch.model, ids), branch_attention(batch.model, batch.prefix):
+        with only_options(batch.model, ids), answering(batch.model, batch.prefix):
             few = answer_pass(batch.model, batch.prefix)[:, 0]
     except DRIVING_ERRORS:
         return False

@@ -9,16 +9,18 @@ token stands, is known from lengths and starts, never guessed from token ids.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .answer_trees import AnswerTrees
+from .caches import tensors
 
 if TYPE_CHECKING:
     from ..data.prompts import Prompt
+    from .mixers import Ended, Mixers
 
 WORTH_SHARING = 32  # tokens saved, below which another pass costs more
 
@@ -32,6 +34,7 @@ class Level:
     piece: Tensor  # (prompts,) which piece is a prompt's
     layers: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     trees: AnswerTrees | None = None  # that the pieces end with, in the order of the prompts
+    ended: list[Ended] = field(default_factory=list)  # of a model with mixers: the pieces, those of one end together
     _placed: dict[torch.device, Tensor] = field(default_factory=dict, repr=False)
 
     def piece_on(self, device: torch.device) -> Tensor:
@@ -43,6 +46,17 @@ class Level:
     @property
     def width(self) -> int:
         return int(self.lengths.max())
+
+    @property
+    def firsts(self) -> Tensor:
+        """(pieces,) the first prompt of each piece."""
+        firsts = torch.zeros(len(self.lengths), dtype=torch.int64)
+        firsts[self.piece.flip(0)] = torch.arange(len(self.piece)).flip(0)
+        return firsts
+
+    def end_of(self, piece: int) -> tuple[int, int]:
+        """Among which of `ended` a piece is, and its place there."""
+        return next((n, int(at)) for n, e in enumerate(self.ended) for at in (e.pieces == piece).nonzero()[:, 0])
 
     @property
     def positions(self) -> Tensor:
@@ -76,9 +90,23 @@ class Level:
         """(pieces, width) which tokens are no padding."""
         return torch.arange(self.width) < self.lengths[:, None]
 
+    def n_bytes(self) -> int:
+        """What keys, values and states take."""
+        held = [part for pair in self.layers.values() for part in pair]
+        return sum(part.numel() * part.element_size() for part in held) + self.state_bytes()
+
+    def state_bytes(self) -> int:
+        """What caches of mixers take."""
+        held = [part for ended in self.ended for part in tensors(ended.cache)]
+        return sum(part.numel() * part.element_size() for part in held)
+
     def for_prompts(self, count: int) -> Level:
         """The same single piece, shared by so many prompts."""
-        return Level(self.starts, self.lengths, torch.zeros(count, dtype=torch.int64), self.layers)
+        return self.of_pieces(torch.zeros(count, dtype=torch.int64))
+
+    def of_pieces(self, piece: Tensor) -> Level:
+        """The same pieces for other prompts."""
+        return replace(self, piece=piece, _placed={})
 
 
 def _ends(lengths: Tensor, trees: AnswerTrees | None) -> Iterator[tuple[int, int, int]]:
@@ -88,18 +116,31 @@ def _ends(lengths: Tensor, trees: AnswerTrees | None) -> Iterator[tuple[int, int
         yield from zip(range(len(counts)), (lengths - counts).tolist(), counts.tolist(), strict=True)
 
 
+class End(NamedTuple):
+    """Prompts whose prefixes end together."""
+
+    ended: Ended
+    prompts: Tensor
+    rows: Tensor  # of the cache there, one for each prompt
+
+
 class Prefix:
     """The levels above the answer tokens of a batch, how many tokens each prompt has there, and its answer tokens."""
 
-    def __init__(self, levels: list[Level], lengths: Tensor, trees: AnswerTrees) -> None:
-        self.levels, self.lengths, self.trees = levels, lengths, trees
+    def __init__(self, levels: list[Level], lengths: Tensor, trees: AnswerTrees, mixers: Mixers | None = None) -> None:
+        self.levels, self.lengths, self.trees, self.mixers = levels, lengths, trees, mixers
+        self.ends = list(_prefix_ends(levels[-1])) if mixers is not None else []
         self.attended: set[int] = set()  # the layers whose answer tokens have attended to it
         self._visible: dict[tuple[int | None, torch.device], Tensor | None] = {}
 
     def n_bytes(self) -> int:
         """What the keys and values take."""
-        pairs = [pair for level in self.levels for pair in level.layers.values()]
-        return sum(part.numel() * part.element_size() for pair in pairs for part in pair)
+        return sum(level.n_bytes() for level in self.levels)
+
+    @property
+    def ended_order(self) -> Tensor:
+        """Where each prompt stands among the prompts of all ends."""
+        return torch.cat([end.prompts for end in self.ends]).argsort()
 
     def visible(self, window: int | None, device: torch.device) -> Tensor | None:
         """(prompts, nodes, tokens + nodes): what answer tokens see within a sliding window, last of each other.
@@ -117,6 +158,14 @@ class Prefix:
             seen = torch.cat([*parts, self.trees.near(window)], 2)
             self._visible[window, device] = None if bool(seen.all()) else seen.to(device)
         return self._visible[window, device]
+
+
+def _prefix_ends(level: Level) -> Iterator[End]:
+    """The ends of prompts whose last level this is."""
+    for ended in level.ended:
+        here = (level.piece[:, None] == ended.pieces).nonzero()
+        if len(here):
+            yield End(ended, here[:, 0], here[:, 1])
 
 
 def common(sequences: Sequence[list[int]]) -> int:

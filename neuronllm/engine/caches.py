@@ -1,0 +1,115 @@
+"""Caches that a model is handed: one that keeps nothing, one that keeps states, and rows of another one.
+
+A model may ask for a cache of its own kind, so these are subclasses of the kind that it makes itself.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def passing_cache(length: int, kind: type | None = None) -> Any:
+    """A cache that says how long the prefix is and hands a layer its own new keys and values back."""
+    from transformers import DynamicCache
+
+    class PassingCache(kind or DynamicCache):  # type: ignore[misc]
+        def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
+            return key_states, value_states
+
+        def get_seq_length(self, layer_idx: int = 0) -> int:
+            return length
+
+        def get_query_offset(self, *args: Any, **kwargs: Any) -> int:
+            return length
+
+        def get_mask_sizes(self, query_length: Any, layer_idx: int = 0) -> tuple[int, int]:
+            tokens = query_length if isinstance(query_length, int) else len(query_length)
+            return length + tokens, 0
+
+        def has_previous_state(self, *args: Any, **kwargs: Any) -> bool:
+            return length > 0
+
+    return PassingCache()
+
+
+def state_cache(model: PreTrainedModel, kind: type, passing: frozenset[int]) -> Any:
+    """An empty cache whose `passing` layers keep nothing: their keys and values are kept elsewhere.
+
+    Where there are such layers, `length` says how many tokens have been computed.
+    """
+
+    class StateCache(kind):
+        length = 0
+
+        def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
+            if layer_idx in passing:
+                return key_states, value_states
+            return super().update(key_states, value_states, layer_idx, *args, **kwargs)
+
+        def get_seq_length(self, *args: Any, **kwargs: Any) -> int:
+            return self.length if passing else int(super().get_seq_length(*args, **kwargs))
+
+        def get_query_offset(self, *args: Any, **kwargs: Any) -> int:
+            return self.get_seq_length()
+
+    config = {"config": model.config} if "config" in inspect.signature(kind).parameters else {}
+    return StateCache(**config)
+
+
+def mapped(cache: Any, change: Callable[[Tensor], Tensor], layer: int | None = None) -> Any:
+    """A cache with the same tensors changed; with `layer` those of that layer only, the others are not to be used."""
+    new = copy.copy(cache)
+    for name, value in vars(cache).items():
+        if isinstance(value, list):
+            setattr(new, name, [_changed(part, change) if layer in (None, n) else part for n, part in enumerate(value)])
+    return new
+
+
+def rows_of(cache: Any, rows: Tensor, layer: int | None = None, *, shared: bool = False) -> Any:
+    """Some rows of a cache, to be written to; `shared` says that one row again and again is not copied.
+
+    That goes for a CPU. On other devices a kernel may write into it, past Python.
+    """
+    alone = shared and bool((rows == rows[0]).all())
+
+    def take(held: Tensor) -> Tensor:
+        if alone and held.device.type == "cpu":
+            return held[rows[0]].expand(len(rows), *held.shape[1:])
+        return held[rows.to(held.device)]
+
+    return mapped(cache, take, layer)
+
+
+def tensors(cache: Any, layer: int | None = None) -> list[Tensor]:
+    """What a cache holds."""
+    found: list[Tensor] = []
+
+    def look(tensor: Tensor) -> Tensor:
+        found.append(tensor)
+        return tensor
+
+    mapped(cache, look, layer)
+    return found
+
+
+def _changed(part: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """A layer of a cache, or what it holds."""
+    if isinstance(part, Tensor):
+        return change(part) if part.numel() else part
+    if isinstance(part, dict):
+        return {name: _changed(value, change) for name, value in part.items()}
+    if not hasattr(part, "__dict__") or isinstance(part, type):
+        return part
+    new = copy.copy(part)
+    for name, value in vars(part).items():
+        if isinstance(value, (Tensor, dict)):
+            setattr(new, name, _changed(value, change))
+    return new

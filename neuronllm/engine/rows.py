@@ -1,0 +1,176 @@
+"""Branches as rows: in a pass of answer tokens, mixers run every branch as the model decodes it.
+
+Outside a mixer a row is a node of an answer tree and a column is a branch. To a mixer every branch of every node is a
+row of one token, behind the cache of its prompt's prefix; a node further down goes on from the cache of the one above.
+Branches of a prompt share what that cache holds: what a module writes into it is kept apart.
+
+States may be far larger than what goes in and comes out, so branches are run some at a time, and again on the way back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils.checkpoint import checkpoint
+
+from .borrowed import DoublePrecision
+from .caches import mapped, rows_of, tensors
+from .mixers import Call, Mixers, Place, layer_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from .tree import End, Prefix
+
+NUMBERS = 2**23  # of the states of branches that are run together
+
+
+@contextmanager
+def branches_as_rows(model: PreTrainedModel, prefix: Prefix) -> Iterator[None]:
+    """Have the model's mixers run so, where it has any."""
+    with _in_place(model, prefix.mixers, lambda module, name: _Mixer(module, name, layer_of(model, name), prefix)):
+        yield
+
+
+@contextmanager
+def row_by_row(model: PreTrainedModel, mixers: Mixers | None) -> Iterator[None]:
+    """Have mixers run whole prompts a row at a time: what they are handed beside these was made for one."""
+
+    def each(module: nn.Module, name: str) -> Callable[..., Any]:
+        forward = module.forward
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            call = Call(args, kwargs)
+            tokens = {at: x.split(1) for at, x in call.tensors(name) if x.shape == call.hidden.shape}
+            rows = [dict(zip(tokens, some, strict=True)) for some in zip(*tokens.values(), strict=True)]
+            calls = [call.filled(name, None, row, frozenset()) for row in rows]
+            found = [forward(*one.args, **one.kwargs) for one in calls]
+            outs = torch.cat([out[0] if isinstance(out, tuple) else out for out in found])
+            return (outs, *found[0][1:]) if isinstance(found[0], tuple) else outs
+
+        return run
+
+    with _in_place(model, mixers, each):
+        yield
+
+
+@contextmanager
+def _in_place(
+    model: PreTrainedModel, mixers: Mixers | None, make: Callable[[nn.Module, str], Callable[..., Any]]
+) -> Iterator[None]:
+    """`make(module, name)` in the place of every mixer's forward."""
+    modules = {name: model.get_submodule(name) for name in ([] if mixers is None else mixers.names)}
+    owns = {name: vars(module).get("forward") for name, module in modules.items()}
+    try:
+        for name, module in modules.items():
+            module.forward = make(module, name)
+        yield
+    finally:
+        for name, own in owns.items():
+            if own is None:
+                vars(modules[name]).pop("forward", None)
+            else:
+                modules[name].forward = own
+
+
+class _Mixer:
+    """In the place of a mixer's forward."""
+
+    def __init__(self, module: nn.Module, name: str, layer: int, prefix: Prefix) -> None:
+        assert prefix.mixers is not None
+        self.name, self.layer, self.prefix, self.mixers = name, layer, prefix, prefix.mixers
+        self.forward: Callable[..., Any] = module.forward
+        self.limit: Any = getattr(module, "time_step_limit", None)
+        self.more: tuple[Any, ...] | None = None  # what it gives beside its output, if it gives a tuple
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self.prefix.attended.add(self.layer)
+        call, width = Call(args, kwargs), self.prefix.trees.width
+        shape = call.hidden.shape
+        # what there is of every token, such as the residual stream beside what the mixer reads
+        tokens = {at: x.unflatten(0, (-1, width)) for at, x in call.tensors(self.name) if x.shape == shape}
+        out = torch.cat([self._behind(end, tokens) for end in self.prefix.ends])
+        out = out[self.prefix.ended_order.to(out.device)].flatten(0, 1)
+        return out if self.more is None else (out, *self.more)
+
+    def _behind(self, end: End, tokens: dict[Place, Tensor]) -> Tensor:
+        """(prompts, nodes, branches, D) of prompts whose prefixes end together."""
+        places = end.prompts.to(next(iter(tokens.values())).device)
+        parts = [x[places] for x in tokens.values()]
+        prompts, width, branches, _ = parts[0].shape
+        numbers = sum(held[0].numel() for held in tensors(end.ended.cache, self.layer))
+        most = max(1, NUMBERS // max(1, numbers * width))
+        if prompts * branches <= most:
+            return self._steps(end, list(tokens), list(range(prompts)), parts)
+        whole = []
+        for n in range(prompts):
+            pieces = [self._steps(end, list(tokens), [n], some) for some in _split(parts, n, most)]
+            whole.append(torch.cat(pieces, 2))
+        return torch.cat(whole)
+
+    def _steps(self, end: End, names: list[Place], prompts: list[int], parts: Sequence[Tensor]) -> Tensor:
+        run = partial(self._run, end, names, prompts)
+        if not (torch.is_grad_enabled() and any(part.requires_grad for part in parts)):
+            return run(*parts)
+        again = partial(_there_and_back, self.mixers.double)
+        found: Tensor = checkpoint(run, *parts, use_reentrant=False, preserve_rng_state=False, context_fn=again)
+        return found
+
+    def _run(self, end: End, names: list[Place], prompts: list[int], *parts: Tensor) -> Tensor:
+        """Node by node from the cache of the prefix on, all nodes of one depth together."""
+        branches, out = parts[0].shape[2], torch.zeros_like(parts[0])
+        cache = end.ended.cache
+        for depth, nodes in enumerate(self.prefix.trees.by_depth(end.prompts[prompts].tolist())):
+            above = end.rows[prompts] if depth == 0 else nodes.above * branches
+            rows = above[:, None] + (torch.arange(branches) if depth else torch.zeros(branches, dtype=torch.int64))
+            some = [part[nodes.prompts, nodes.nodes].flatten(0, 1)[:, None] for part in parts]
+            call = end.ended.calls[depth][self.name]
+            cache = rows_of(cache, rows.flatten(), self.layer, shared=True)
+            with _Decoding(tensors(cache, self.layer), self.limit) as decoding:
+                filled = call.filled(self.name, cache, dict(zip(names, some, strict=True)), self.mixers.growing)
+                found = self.forward(*filled.args, **filled.kwargs)
+            first = found[0] if isinstance(found, tuple) else found
+            self.more = found[1:] if isinstance(found, tuple) else None
+            cache = mapped(cache, decoding.now, self.layer)
+            out = out.index_put((nodes.prompts, nodes.nodes), first[:, 0].unflatten(0, (-1, branches)))
+        return out
+
+
+def _split(parts: Sequence[Tensor], prompt: int, branches: int) -> Iterator[tuple[Tensor, ...]]:
+    """One prompt's parts, so many branches at a time."""
+    yield from zip(*(part[prompt : prompt + 1].split(branches, 2) for part in parts), strict=True)
+
+
+def _there_and_back(double: bool) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+    return nullcontext(), DoublePrecision() if double else nullcontext()
+
+
+class _Decoding(TorchFunctionMode):
+    """Around a mixer that runs one token, so that it does as it does in a text.
+
+    What it writes into a state is kept apart, and the state stays as it is: so rows may share it, and gradients pass by
+    what reads it before it is written. Time steps stay within the limits of the module, which
+    the decoding of transformers leaves out (Nemotron-H).
+    """
+
+    def __init__(self, states: list[Tensor], limit: tuple[float, float] | None) -> None:
+        super().__init__()
+        self.limit = limit
+        self.states = {id(state): state for state in states}  # as they would be by now
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is Tensor.copy_ and id(args[0]) in self.states:
+            self.states[id(args[0])] = args[1]
+            return args[1]
+        found = func(*args, **(kwargs or {}))
+        return found.clamp(*self.limit) if self.limit and func is torch.nn.functional.softplus else found
+
+    def now(self, held: Tensor) -> Tensor:
+        """What a tensor was to become."""
+        return self.states.get(id(held), held)
