@@ -212,6 +212,7 @@ def test_a_sample_of_neurons_has_an_interval(model, tokenizer) -> None:
     found = nl.compare(model, tokenizer, TASKS, ["ace"], edits=["enhance"], budget=small, **ASKED)
     agreement = found.data["methods"][0]["agreement"]
     assert agreement["sampled"] and agreement["neurons"] == 20
+    assert all(said["exact"] is not None for card in found.data["cards"] for said in card["methods"])
     low, high = agreement["interval"]
     assert low <= agreement["spearman"] <= high and low < high
 
@@ -398,10 +399,12 @@ def test_tuned_verified_and_learned_sets(model, tokenizer, tmp_path) -> None:
 
 @pytest.mark.slow
 def test_presets_and_texts(model, tokenizer) -> None:
+    plain = questions("colour", 9, 3)
+    longer = [replace(one, choices=tuple(text * (n + 1) for n, text in enumerate(one.choices))) for one in plain]
     found = nl.compare(
         model,
         tokenizer,
-        {name: questions(name, 9, 3) for name in ("colour", "sky")},
+        {"colour": longer, "sky": questions("sky", 9, 3)},
         preset="qrnca",
         answers="texts",
         k=2,
@@ -411,7 +414,9 @@ def test_presets_and_texts(model, tokenizer) -> None:
     )
     assert [edit["edit"] for edit in found.data["edits"][:2]] == ["good", "suppress"]
     assert {one["method"] for one in found.data["methods"]} == {"qrnca", "knowledge", "activation", "random"}
-    lengths = [edit["lengths"] for edit in found.data["edits"]]
+    lengths = [edit["lengths"] for edit in found.data["edits"] if edit["task"] == "colour"]
+    tests = found.data["tasks"][0]["questions"]["test"]
+    assert [one["prompts"] for one in lengths] == [tests] * len(lengths)
     assert all(sum(one["picked"].values()) == pytest.approx(1, abs=1e-5) for one in lengths)
     assert found.data["made"]["unknown"] and found.data["tasks"][0]["answers"] == "texts"
     assert all(math.isfinite(edit["accuracy"]) for edit in found.data["edits"]) and found.folder is None

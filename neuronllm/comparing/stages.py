@@ -128,7 +128,8 @@ class Cost:
 
     def truth(self, task: str, positions: str) -> float:
         judged = min(self.budget.judged, len(self.setting.tasks[task].splits.search))
-        with_card = 2 * min(self.setting.k, SHOWN) * len(self.setting.methods)
+        scored_here = [method for method in self.setting.methods if self.setting.positions(method) == positions]
+        with_card = 2 * min(self.setting.k, SHOWN) * len(scored_here)
         neurons = self.budget.neurons(self.n_neurons, judged, positions) + with_card
         return judged * self.effects(min(self.n_neurons, neurons), positions)
 
