@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Collection
-from importlib.metadata import entry_points
+from functools import lru_cache
+from importlib.metadata import EntryPoints, entry_points
 from typing import Any
 
 from .errors import InputError
 
 
+def points(group: str) -> EntryPoints:
+    """Entry points of installed packages in a group; reading them anew would cost as much as a pass of a tiny model."""
+    return _points(group, tuple(sys.path))
+
+
+@lru_cache
+def _points(group: str, path: tuple[str, ...]) -> EntryPoints:
+    return entry_points(group=group)
+
+
 def offered(group: str, name: str) -> Any | None:
     """What an installed package offers under this name in a group of entry points; None if none does."""
-    for point in entry_points(group=group, name=name):
+    for point in points(group).select(name=name):
         try:
             found = point.load()
         except Exception as error:  # whatever another package's import raises is no error of ours
@@ -27,7 +39,7 @@ def offered(group: str, name: str) -> Any | None:
 
 def known_names(group: str, ours: Any) -> str:
     """All names, for an error: those at hand, then those of installed packages."""
-    return ", ".join(dict.fromkeys([*ours, *(point.name for point in entry_points(group=group))]))
+    return ", ".join(dict.fromkeys([*ours, *(point.name for point in points(group))]))
 
 
 def check_own_name(what: str, name: Any, ours: Collection[str]) -> None:

@@ -14,13 +14,13 @@ A layer of PEFT is seen as the module that it has taken the place of, under the 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from ..common.errors import InputError
+from ..common.registry import points
 from .sites import DENSE, SHARED, Site
 from .wrapped import inner, is_wrapped
 
@@ -48,7 +48,7 @@ def register(model_type: str, find: Callable[[Any], list[Site]]) -> None:
 
 
 def _from_entry_points(model_type: str) -> Callable[[Any], list[Site]] | None:
-    found = entry_points(group=ENTRY_POINTS, name=model_type) if model_type else ()
+    found = points(ENTRY_POINTS).select(name=model_type) if model_type else ()
     return next(iter(found)).load() if found else None
 
 
