@@ -11,6 +11,7 @@ import torch
 import neuronllm as nl
 from neuronllm.comparing import run as running
 from neuronllm.comparing.budget import BUDGETS, budget_of, budget_text
+from neuronllm.comparing.tasks import Task
 from neuronllm.data.questions import Question, Wording
 from tests.asked_tasks import questions
 from tests.checks import refused
@@ -45,8 +46,10 @@ def test_refused(model, tokenizer, tmp_path) -> None:
         compare({"a": one}, preset="gpt")
     with refused("positions='all': method 'ace' takes 'answer'"):
         compare({"a": one}, ["gradient", "ace"], positions="all")
-    with refused("task 'a': give one file", "or three: search, validation and test, not 2"):
-        compare({"a": [one, one]})
+    with refused("task 'a': give one file", "or three: search, validation and test, not 4"):
+        compare({"a": [one, one, one, one]})
+    with refused("task 'a': 1 different items in 2 questions, and 2 are needed to split them into search and valid"):
+        compare({"a": [[one[0], one[0]], one]})
     with refused("task 'a/b': a name is letters"):
         compare({"a/b": one})
     with refused("task 'a': 1 different items in 2 questions, and 3 are needed"):
@@ -94,6 +97,19 @@ def test_tasks_of_different_kinds(model, tokenizer) -> None:
         nl.compare(model, tokenizer, {"a": questions("colour", 9, 3), "b": in_letters})
     with refused("tasks: 'a' is answered in letters and 'b' in texts: compare tasks of one kind"):
         nl.compare(model, tokenizer, {"a": questions("colour", 9, 3), "b": worded})
+
+
+def test_of_two_sources_a_third_of_the_first_is_to_choose_on(tmp_path) -> None:
+    search, test = questions("colour", 9, 3), questions("taste", 4, 3)
+    for name, asked in (("search", search), ("test", test)):
+        nl.save_questions(tmp_path / f"{name}.jsonl", asked)
+    task = Task.of("a", [tmp_path / "search.jsonl", tmp_path / "test.jsonl"])
+    assert [len(side) for side in task.splits[:3]] == [6, 3, 4]
+    found = [question.stem for question in task.splits.search + task.splits.validation]
+    assert sorted(found) == sorted(question.stem for question in search)
+    assert [question.stem for question in task.splits.test] == [question.stem for question in test]
+    assert task.files == {"search": "search.jsonl", "test": "test.jsonl"}  # as the command that repeats it has them
+    assert task.splits.how == "but the test by id"
 
 
 def test_given_splits_that_share_questions_are_said(model, tokenizer) -> None:

@@ -13,7 +13,6 @@ from ..common.errors import InputError
 from ..comparing.dry_run import planned
 from ..comparing.request import CompareRequest
 from ..comparing.run import compared, read_tasks
-from ..comparing.splits import cut
 from ..comparing.tasks import Task
 from ..data.templates import read_templates
 from ..demo import DEMO
@@ -75,14 +74,14 @@ def in_own_words(args: argparse.Namespace) -> bool:
 
 
 def tasks_of(args: argparse.Namespace, request: CompareRequest) -> dict[str, Any]:
-    """NAME=FILE or NAME=FILE,FILE,FILE of every --task; "demo:TASK" and "lm-eval:TASK" have their own splits."""
+    """One to three files under a name, of every --task; "demo:TASK" and "lm-eval:TASK" have their own splits."""
     tasks: dict[str, Any] = {}
     for text in args.task:
         name, equals, source = text.partition("=")
         if not equals and text.startswith((DEMO, LM_EVAL)):
             name, source = text.partition(":")[2], text
         elif not equals or not source:
-            raise InputError(f"--task {text}: write NAME=FILE, or NAME=SEARCH,VALIDATION,TEST")
+            raise InputError(f"--task {text}: write NAME=FILE, NAME=SEARCH,TEST or NAME=SEARCH,VALIDATION,TEST")
         if name in tasks:
             raise InputError(f"--task {text}: {name!r} is the name of another task")
         if source.startswith(DEMO):
@@ -105,12 +104,7 @@ def of_lm_eval(name: str, task: str, args: argparse.Namespace, request: CompareR
         chat=args.apply_chat_template,
         tokenizer=tokenizer_of(args) if args.apply_chat_template else None,
     )
-    seed, by = request.seeds[0], request.split_by
-    if len(sides) == 1:
-        return Task.of(name, sides[0], seed, by)
-    if len(sides) == 2:
-        sides = [*cut(sides[0], (2, 1), seed, by), sides[1]]
-    return Task.of(name, sides)
+    return Task.of(name, sides, request.seeds[0], request.split_by)
 
 
 def said_of_lm_eval(args: argparse.Namespace) -> str:

@@ -9,7 +9,8 @@ from .values import count, flag_names, positive
 
 def compare_flags(sub: argparse.ArgumentParser) -> None:
     files = (
-        'one file, which is split, or three: search, validation, test; "demo:TASK" is a bundled task, "lm-eval:TASK" '
+        "one file, which is split, two: search, of which a third is to choose on, and test, or three: search, "
+        'validation, test; "demo:TASK" is a bundled task, "lm-eval:TASK" '
         "one of lm-eval, judged on what lm-eval evaluates"
     )
     sub.add_argument("--task", nargs="+", action="extend", required=True, metavar="NAME=FILE[,FILE,FILE]", help=files)

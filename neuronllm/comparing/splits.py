@@ -37,10 +37,25 @@ def split(questions: Sequence[Question], seed: int = 0, by: str = "id") -> Split
     >>> len(found.search), len(found.validation), len(found.test), found.how
     (4, 2, 4, 'by id')
     """
-    if by not in BY:
-        raise InputError(f"split_by={by!r}: known values are {', '.join(BY)}")
     search, validation, test = cut(questions, SHARES, seed, by)
     return Splits(search, validation, test, f"by {by}")
+
+
+def split_of(sides: Sequence[list[Question]], seed: int = 0, by: str = "id") -> Splits:
+    """All questions, which are split; search and test, where a third of the search is to choose on; or all three.
+
+    >>> asked = [Question(f"What is {n}?", ("odd", "even"), 0) for n in range(9)]
+    >>> found = split_of([asked[:6], asked[6:]])
+    >>> len(found.search), len(found.validation), len(found.test), found.how
+    (4, 2, 3, 'but the test by id')
+    """
+    if len(sides) == 1:
+        return split(sides[0], seed, by)
+    if len(sides) == 2:
+        search, validation = cut(sides[0], (2, 1), seed, by)
+        return Splits(search, validation, sides[1], f"but the test by {by}")
+    search, validation, test = sides
+    return Splits(search, validation, test)
 
 
 def cut(questions: Sequence[Question], shares: Sequence[float], seed: int = 0, by: str = "id") -> list[list[Question]]:
@@ -49,6 +64,8 @@ def cut(questions: Sequence[Question], shares: Sequence[float], seed: int = 0, b
     >>> [len(side) for side in cut([Question(f"What is {n}?", ("odd", "even"), 0) for n in range(9)], (2, 1))]
     [6, 3]
     """
+    if by not in BY:
+        raise InputError(f"split_by={by!r}: known values are {', '.join(BY)}")
     missing = next((n for n, question in enumerate(questions) if question.subject is None), None)
     if by == "subject" and missing is not None:
         name = questions[missing].id or f"number {missing}"

@@ -17,9 +17,10 @@ from ..data.forms import Form, check_choice, form_of
 from ..data.loading import load_questions
 from ..data.questions import Question, fingerprint
 from .budget import Budget
-from .splits import SIDES, Splits, shared, split
+from .splits import SIDES, Splits, shared, split_of
 
 NAME = re.compile(r"\w[\w.-]*")
+FILES = {1: ("all",), 2: ("search", "test"), 3: SIDES}  # what so many sources are
 T = TypeVar("T")
 
 
@@ -33,33 +34,31 @@ class Task:
 
     @classmethod
     def of(cls, name: str, given: Any, seed: int = 0, by: str = "id") -> Task:
-        """A task of one source, which is split, or of three: search, validation, test.
+        """A task of one source, which is split, of two: search and test, or of three: search, validation, test.
 
-        A source is a file, or a list of questions.
+        A source is a file, or a list of questions. Of two sources a third of the first is there to choose on.
         """
         if not isinstance(name, str) or not NAME.fullmatch(name):
             raise InputError(f"task {name!r}: a name is letters, digits, and _ . - behind the first")
         if isinstance(given, Splits):
             return cls(name, given, {})
         sources = [given] if _is_source(given) else list(given) if isinstance(given, Sequence) else []
-        if len(sources) not in (1, len(SIDES)) or not all(map(_is_source, sources)):
+        if not 1 <= len(sources) <= len(SIDES) or not all(map(_is_source, sources)):
             raise InputError(
-                f"task {name!r}: give one file of questions, which is split, or three: search, validation and test, "
-                f"not {len(sources)}"
+                f"task {name!r}: give one file of questions, which is split, two: search and test, or three: search, "
+                f"validation and test, not {len(sources)}"
             )
         sides = [_questions(name, source) for source in sources]
-        files = [Path(source).name if isinstance(source, (str, os.PathLike)) else "" for source in sources]
-        if len(sides) == 1:
-            try:
-                return cls(name, split(sides[0], seed, by), {"all": files[0]} if files[0] else {})
-            except InputError as error:
-                raise InputError(f"task {name!r}: {error}") from None
-        search, validation, test = sides
-        splits = Splits(search, validation, test)
+        try:
+            splits = split_of(sides, seed, by)
+        except InputError as error:
+            raise InputError(f"task {name!r}: {error}") from None
         if twice := shared(splits):
             said = f"task {name!r}: {twice} questions stand in two of the given splits: what is judged was seen before"
             warn(said)
-        return cls(name, splits, {side: file for side, file in zip(SIDES, files, strict=True) if file})
+        files = [Path(source).name if isinstance(source, (str, os.PathLike)) else "" for source in sources]
+        named = FILES[len(sources)]
+        return cls(name, splits, {side: file for side, file in zip(named, files, strict=True) if file})
 
     def within(self, budget: Budget, seed: int) -> Task:
         """The same with no more questions than the budget allows."""

@@ -67,7 +67,7 @@ def test_interrupted_it_says_how_to_go_on(command, tmp_path, capsys, monkeypatch
         (("--edits", "enhanc"), "edits: 'enhanc' is none"),
         (("--preset", "gpt"), "preset='gpt': known presets are"),
         (("--positions", "all", "--methods", "ace"), "positions='all': method 'ace' takes 'answer'"),
-        (("--task", "three=a.jsonl,b.jsonl"), "task 'three': give one file"),
+        (("--task", "three=a.jsonl,b.jsonl,c.jsonl,d.jsonl"), "task 'three': give one file"),
         (("--task", "three=a.jsonl,,b.jsonl"), "a split is missing"),
         (("--task", "three=none.jsonl"), "none.jsonl"),
         (("--task", "one=none.jsonl"), "'one' is the name of another task"),
