@@ -116,10 +116,10 @@ def told(edits: Sequence[Record]) -> list[str]:
         mine = [edit for edit in edits if edit["edit"] == kind and edit["method"] != CHANCE]
         made = [edit for edit in mine if edit["neurons"]]
         some = [sum(edit["verdict"] == verdict for edit in made) for verdict in ("shown", "it hurts", "collapse")]
-        none = f" ({len(mine) - len(made)} times no edit)" if len(made) < len(mine) else ""
+        none = f" (no edit in {len(mine) - len(made)})" if len(made) < len(mine) else ""
         lines.append(
-            f"- **{kind}** of {len(mine)} pairs of a method and a task, `{CHANCE}` not counted{none}: shown {some[0]} "
-            f"times, it hurts {some[1]} times, the answers collapse {some[2]} times."
+            f"- **{kind}**, {len(mine)} pairs of a method and a task, `{CHANCE}` not counted{none}: shown in {some[0]}"
+            f", hurts in {some[1]}, the answers collapse in {some[2]}."
         )
     return lines
 

@@ -234,10 +234,10 @@ def test_methods_are_ranked_by_agreement(bench: Any, result: dict[str, Any]) -> 
 def test_edits_that_do_nothing_are_shown_too(bench: Any, result: dict[str, Any]) -> None:
     page = bench.leaderboard.page([result])
     for text in (
-        "- **degrade** of 6 pairs of a method and a task, `random` not counted: shown 1 times, it hurts 0 times, the "
-        "answers collapse 0 times.",
-        "- **enhance** of 6 pairs of a method and a task, `random` not counted (2 times no edit): shown 0 times, it "
-        "hurts 1 times, the answers collapse 0 times.",
+        "- **degrade**, 6 pairs of a method and a task, `random` not counted: shown in 1, hurts in 0, the answers "
+        "collapse in 0.",
+        "- **enhance**, 6 pairs of a method and a task, `random` not counted (no edit in 2): shown in 0, hurts in 1, "
+        "the answers collapse in 0.",
         "| `ace` | -0.100 | facts | -0.050 | nowhere |",
         "280 test questions, accuracy 0.800 unedited.",
         "| `ace` | **-0.100**, 100%, p 0.02 | -0.050, 0%, p 0.02, hurts |",
