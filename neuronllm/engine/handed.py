@@ -17,7 +17,7 @@ from ..model.discovery import decoder_layers
 from .attention import unread_attention
 from .borrowed import DRIVING_ERRORS, input_device, tolerance
 from .caches import mapped
-from .mixers import Call, Calls, Ended, Mixers, layer_in
+from .mixers import CACHE, Call, Calls, Ended, Mixers, layer_in
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -123,8 +123,13 @@ def _recorded(model: PreTrainedModel, mixers: Mixers, cache: Any, length: int, r
 
 @contextmanager
 def _recording(module: nn.Module, name: str, calls: Calls) -> Iterator[None]:
+    from transformers import Cache
+
+    def without(value: Any) -> Any:
+        return CACHE if isinstance(value, Cache) else value
+
     def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        calls[name] = Call(args, kwargs)
+        calls[name] = Call(tuple(map(without, args)), {key: without(value) for key, value in kwargs.items()})
 
     handle = module.register_forward_pre_hook(record, with_kwargs=True)
     try:
