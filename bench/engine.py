@@ -22,6 +22,7 @@ from neuronllm.engine.quadrature import TOLERANCES, quadrature
 from . import plain
 from .fixture import DENSE_GPU, GPU, OBJECTIVE, Bench, bar_for
 from .harness import Bar, Benchmark, Case, Check, Choice, Comparison, Limit, Setup, Side, relative
+from .hybrids import ig_hybrid
 from .shapes import twin
 
 STEPS = 16
@@ -363,6 +364,7 @@ ON_CPU_AND_GPU = {"cpu": ("small",), "cuda": GPU}
 BOTH: dict[str, Any] = {"threads": (1, 2)}
 BENCHMARKS = [
     Benchmark("engine.ig", "integrated gradients of all neurons", ig, ON_CPU_AND_GPU, **BOTH),
+    Benchmark("engine.ig_hybrid", "integrated gradients of a hybrid", ig_hybrid, {"cpu": ("small-hybrid",)}),
     Benchmark(
         "engine.exact", "silencing effects of all neurons", exact, {"cpu": ("small",), "cuda": DENSE_GPU}, **BOTH
     ),

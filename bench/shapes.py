@@ -81,6 +81,26 @@ SHAPES = {
         Shape("wide", "llama", _dense(2, 64, 12288, 4, 4, 1000), std=0.1, tokens=40, prompts=4),
         Shape("wide-neox", "gpt_neox", _dense(2, 64, 12288, 4, 4, 1000), std=0.1, tokens=40, prompts=4),
         Shape("small", "llama", _dense(8, 512, 1408, 8, 8, 8000), std=0.05, dear=("logprob",)),
+        # Three layers of linear attention to one that attends, as large as the one above.
+        Shape(
+            "small-hybrid",
+            "qwen3_5_text",
+            _dense(
+                8,
+                512,
+                1408,
+                8,
+                8,
+                8000,
+                head_dim=64,
+                layer_types=["linear_attention", "linear_attention", "linear_attention", "full_attention"] * 2,
+                linear_num_key_heads=4,
+                linear_num_value_heads=8,
+                linear_key_head_dim=64,
+                linear_value_head_dim=64,
+            ),
+            std=0.05,
+        ),
         # Answers of three tokens, whose normaliser is over the vocabulary.
         *(
             Shape(

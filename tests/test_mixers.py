@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -10,10 +12,11 @@ from neuronllm.engine.base import Engine
 from neuronllm.engine.caches import tensors
 from neuronllm.engine.fast import FastEngine
 from neuronllm.engine.reference import ReferenceEngine
+from tests import tiny as families
 from tests.checks import untouched
 from tests.test_fast import CALLS, differences, ragged
 from tests.texts import random_tokens, text_prompts
-from tests.tiny import HYBRIDS, OWN_ATTENTION, random_prompts, tiny
+from tests.tiny import HYBRIDS, OWN_ATTENTION, random_prompts
 
 FAMILIES = [name for name in HYBRIDS + OWN_ATTENTION if name != "mpt"]
 QUICK = ("lfm2", "gptj")
@@ -28,6 +31,12 @@ MORE = CALLS | {
     "factors": lambda e, p: torch.cat([part.reshape(len(p), -1) for part in factors(e, p, "answer")], 1),
     "factors everywhere": lambda e, p: torch.cat([part.reshape(len(p), -1) for part in factors(e, p, "all")], 1),
 }
+
+
+def tiny(name: str, dtype: torch.dtype = torch.float64) -> Any:
+    """A gradient is to pass the mixer: it comes behind a layer with neurons."""
+    more = {"layer_types": ["full_attention", "conv"]} if name == "lfm2" else {}
+    return families.tiny(name, dtype, **more)
 
 
 def factors(engine: Engine, prompts: list[Prompt], positions: str) -> tuple[torch.Tensor, ...]:

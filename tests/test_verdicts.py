@@ -18,7 +18,7 @@ from neuronllm.engine.reference import ReferenceEngine
 from neuronllm.engine.verdicts import reach, verdicts
 from neuronllm.judging.evaluate import evaluate
 from tests import plain
-from tests.tiny import DENSE, EXPERTS, POST_NORMED, random_prompts, tiny
+from tests.tiny import DENSE, EXPERTS, HYBRIDS, OWN_ATTENTION, POST_NORMED, random_prompts, tiny
 
 WORK = 2  # passes of a prompt: its prefix, its answer token
 
@@ -194,12 +194,13 @@ def test_longer_prompts_are_another_question():
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("name", DENSE + EXPERTS)
 def test_post_norms_are_those_that_the_judge_finds(name, dtype):
-    """In the pass of the self-check, and without one."""
+    """In the pass of the self-check, and without one, unless that has to find out how to run the model."""
     model, prompts = tiny(name, dtype), random_prompts(2)
     with ReferenceEngine(tiny(name), dtype=torch.float64) as judge:
         assert judge.post_normed(prompts[0]) == (name in POST_NORMED)
-    with FastEngine(model) as fast:
-        assert fast.post_normed(prompts[0]) == (name in POST_NORMED)
+    if name not in HYBRIDS + OWN_ATTENTION:
+        with FastEngine(model) as fast:
+            assert fast.post_normed(prompts[0]) == (name in POST_NORMED)
     with FastEngine(model) as fast:
         assert fast.unusable(prompts) is None
         assert fast.post_normed(prompts[0]) == (name in POST_NORMED)

@@ -29,7 +29,7 @@ GLU = [
 PLAIN = ["gpt2", "opt", "gpt_neox", "falcon", "phi", "gptj", "nemotron", "starcoder2", "bloom"]
 DENSE = GLU + PLAIN
 POST_NORMED = {"gemma2", "gemma3_text", "olmo2", "glm4"}
-# Their second layer carries a state from token to token.
+# One of their two layers carries a state from token to token, the second one but in LFM2.
 HYBRIDS = [
     "lfm2",
     "qwen3_next",
@@ -80,7 +80,7 @@ _SPECIAL: dict[str, dict[str, Any]] = {
     "opt": {"ffn_dim": 28, "word_embed_proj_dim": 16},
     "falcon": {"head_dim": None, "ffn_hidden_size": 28, "new_decoder_architecture": False, "alibi": False},
     "bloom": {"n_head": 4, "n_layer": 2},
-    "lfm2": {"layer_types": ["full_attention", "conv"], "block_auto_adjust_ff_dim": True, "block_multiple_of": 4},
+    "lfm2": {"layer_types": ["conv", "full_attention"], "block_auto_adjust_ff_dim": True, "block_multiple_of": 4},
     "cohere": {"logit_scale": 0.5},
     # Mixtures of experts: 4 experts of 8 neurons, of which a token meets 2.
     "mixtral": {"intermediate_size": 8, "num_local_experts": 4, "num_experts_per_tok": 2},

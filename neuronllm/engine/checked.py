@@ -106,8 +106,10 @@ class CheckedEngine(PlannedEngine):
             mixers = None
         if mixers is None:
             return verdict
-        shared = self._tried(prompts, plain, mixers)
-        return shared if shared.reason is None else self._tried(prompts, plain, replace(mixers, shares=False))
+        found = self._tried(prompts, plain, mixers)
+        if found.reason is not None and mixers.shares:
+            found = self._tried(prompts, plain, replace(mixers, shares=False))
+        return found
 
     def _tried(self, prompts: Sequence[Prompt], plain: Tensor, mixers: Mixers | None) -> Verdict:
         narrow = self.model.dtype in HALVES
@@ -155,8 +157,9 @@ class CheckedEngine(PlannedEngine):
     def _blocks_of(self, prompts: Sequence[Prompt]) -> Blocks:
         """What the self-check found of the blocks, or would have."""
         if self._blocks is None:
-            self._unusable([min(prompts, key=lambda p: len(p.input_ids))])
-            assert self._blocks is not None
+            shortest = min(prompts, key=lambda p: len(p.input_ids))
+            with self._in_float32():
+                self._blocks = try_blocks(self._batch([shortest], lambda logits: logits[..., 0]))
         return self._blocks
 
     # ---- batches ----

@@ -11,13 +11,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..model.discovery import decoder_layers
 from .attention import unread_attention
-from .borrowed import DRIVING_ERRORS, input_device
+from .borrowed import DRIVING_ERRORS, input_device, tolerance
 from .caches import mapped
-from .mixers import Call, Calls, Ended, Mixers, layer_in
+from .mixers import CACHE, Call, Calls, Ended, Mixers, layer_in
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -36,13 +36,28 @@ def find_mixers(model: PreTrainedModel, double: bool = False) -> Mixers | None:
     with _attending(model, found):
         _step(model, cache, 0, [[1, 1]])
         one, two = (_recorded(model, found, _repeated(cache, rows), 2, rows) for rows in (1, 2))
+        shares = _goes_on(model, cache)
     growing = frozenset(
         place
         for name in found.names
         for (place, few), (_, many) in zip(one[name].tensors(name), two[name].tensors(name), strict=True)
         if few.shape != many.shape
     )
-    return replace(found, double=double, growing=growing)
+    return replace(found, double=double, growing=growing, shares=shares)
+
+
+def _goes_on(model: PreTrainedModel, cache: Any) -> bool:
+    """Whether two tokens behind a cache see what it holds, be it much: they must give what one after the other does."""
+    generator = torch.Generator().manual_seed(0)
+    drawn = mapped(cache, lambda held: torch.randn(held.shape, generator=generator).to(held))
+    apart, together = _copied(drawn), _copied(drawn)
+    _step(model, apart, 2, [[1]])
+    last, both = _step(model, apart, 3, [[1]]), _step(model, together, 2, [[1, 1]])
+    return bool(((last[:, -1] - both[:, -1]).abs() <= tolerance(last)).all())
+
+
+def _copied(cache: Any) -> Any:
+    return mapped(cache, torch.clone)
 
 
 def _looked(model: PreTrainedModel, attention: AbstractContextManager[list[int]]) -> Mixers:
@@ -108,8 +123,13 @@ def _recorded(model: PreTrainedModel, mixers: Mixers, cache: Any, length: int, r
 
 @contextmanager
 def _recording(module: nn.Module, name: str, calls: Calls) -> Iterator[None]:
+    from transformers import Cache
+
+    def without(value: Any) -> Any:
+        return CACHE if isinstance(value, Cache) else value
+
     def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        calls[name] = Call(args, kwargs)
+        calls[name] = Call(tuple(map(without, args)), {key: without(value) for key, value in kwargs.items()})
 
     handle = module.register_forward_pre_hook(record, with_kwargs=True)
     try:
@@ -118,9 +138,11 @@ def _recording(module: nn.Module, name: str, calls: Calls) -> Iterator[None]:
         handle.remove()
 
 
-def _step(model: PreTrainedModel, cache: Any, length: int, ids: list[list[int]]) -> None:
-    """Run tokens behind a cache, by which it grows."""
+def _step(model: PreTrainedModel, cache: Any, length: int, ids: list[list[int]]) -> Tensor:
+    """The last hidden states (rows, tokens, D) of tokens behind a cache, by which it grows."""
     tokens = torch.tensor(ids, device=input_device(model))
     places = (length + torch.arange(tokens.shape[1], device=tokens.device)).expand(len(ids), -1)
-    model.get_decoder()(input_ids=tokens, position_ids=places, past_key_values=cache, use_cache=True)
+    found = model.get_decoder()(input_ids=tokens, position_ids=places, past_key_values=cache, use_cache=True)
     cache.length = length + tokens.shape[1]
+    states: Tensor = found.last_hidden_state
+    return states

@@ -21,6 +21,7 @@ from .caches import state_cache
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+CACHE = object()  # in the place of a cache that a mixer was handed
 Place = tuple[str, "str | int", int]  # of a tensor among the arguments of a mixer: its name, the argument, where in it
 
 
@@ -55,12 +56,10 @@ class Call(NamedTuple):
 
     def filled(self, name: str, cache: Any, tokens: dict[Place, Tensor], growing: frozenset[Place]) -> Call:
         """The same for as many rows as `tokens` have, with another cache."""
-        from transformers import Cache
-
         rows = len(next(iter(tokens.values())))
 
         def part(place: Place, value: Any) -> Any:
-            if isinstance(value, Cache):
+            if value is CACHE:
                 return cache
             if place in tokens or place not in growing:
                 return tokens.get(place, value)

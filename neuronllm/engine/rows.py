@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from .tree import End, Prefix
 
-NUMBERS = 2**23  # of the states of branches that are run together
+NUMBERS, CUDA_NUMBERS = 2**20, 2**24  # of the states of branches that are run together
 
 
 @contextmanager
@@ -105,7 +105,8 @@ class _Mixer:
         parts = [x[places] for x in tokens.values()]
         prompts, width, branches, _ = parts[0].shape
         numbers = sum(held[0].numel() for held in tensors(end.ended.cache, self.layer))
-        most = max(1, NUMBERS // max(1, numbers * width))
+        room = CUDA_NUMBERS if places.device.type == "cuda" else NUMBERS
+        most = max(1, room // max(1, numbers * width))
         if prompts * branches <= most:
             return self._steps(end, list(tokens), list(range(prompts)), parts)
         whole = []
@@ -155,8 +156,8 @@ class _Decoding(TorchFunctionMode):
     """Around a mixer that runs one token, so that it does as it does in a text.
 
     What it writes into a state is kept apart, and the state stays as it is: so rows may share it, and gradients pass by
-    what reads it before it is written. Time steps stay within the limits of the module, which
-    the decoding of transformers leaves out (Nemotron-H).
+    what reads it before it is written. Time steps stay within the limits of the module, which transformers leaves out
+    when it decodes (Nemotron-H).
     """
 
     def __init__(self, states: list[Tensor], limit: tuple[float, float] | None) -> None:
