@@ -55,12 +55,21 @@ def borrowed(model: PreTrainedModel, attention: str | None = "sdpa") -> Iterator
             module.training = True
         for parameter in trainable:
             parameter.requires_grad_(True)
-        if attention_names(model) != before:
-            model.set_attn_implementation(before)
+        _give_attention_back(model, before)
 
 
-def attention_names(model: PreTrainedModel) -> dict[str, str]:
-    """The attention of the model and of its parts, in the form that set_attn_implementation takes back."""
+def _give_attention_back(model: PreTrainedModel, before: dict[str, str | None]) -> None:
+    if attention_names(model) == before:
+        return
+    model.set_attn_implementation({name: attention for name, attention in before.items() if attention is not None})
+    # A part that is no model of its own (MPT's attention) may have named none, which transformers does not take back.
+    for name, attention in before.items():
+        if name and attention is None and (part := getattr(model.config, name)) is not None:
+            part._attn_implementation = None
+
+
+def attention_names(model: PreTrainedModel) -> dict[str, str | None]:
+    """The attention of the model and of its parts, in the form that set_attn_implementation takes back but for None."""
     config = model.config
     parts = {name: getattr(config, name, None) for name in getattr(config, "sub_configs", {})}
     names = {name: part._attn_implementation for name, part in parts.items() if part is not None}
