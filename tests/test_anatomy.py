@@ -213,6 +213,15 @@ def test_a_model_without_one_decoder_is_refused():
         Anatomy.of(model)
 
 
+def test_streams_of_tokens_side_by_side_are_refused():
+    """ProphetNet's last token is of another stream than its logits."""
+    small = {"vocab_size": 60, "hidden_size": 16, "num_encoder_layers": 1, "num_decoder_layers": 1, "ngram": 2}
+    small |= {"num_encoder_attention_heads": 4, "num_decoder_attention_heads": 4, "decoder_ffn_dim": 28}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("prophetnet", **small))
+    with refused("ProphetNetForCausalLM", "several streams of tokens", "ngram"):
+        Anatomy.of(model)
+
+
 @pytest.mark.parametrize("name", ["mamba", "mamba2"])
 def test_a_model_without_feed_forwards_is_refused(name):
     small = {"vocab_size": 60, "hidden_size": 16, "num_hidden_layers": 2, "state_size": 4}

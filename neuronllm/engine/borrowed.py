@@ -142,16 +142,32 @@ def answer_logits(
     inputs = {"input_ids": ids.to(input_device(model)), "use_cache": False, **more}
     if mask is not None:
         inputs["attention_mask"] = mask.to(input_device(model))
-    if "logits_to_keep" in inspect.signature(model.forward).parameters:
-        logits = model(**inputs, logits_to_keep=where.to(input_device(model))).logits
-    else:
-        logits = model(**inputs).logits[:, where.to(input_device(model))]
+    with _reading_tokens_alone(model):
+        if "logits_to_keep" in inspect.signature(model.forward).parameters:
+            logits = model(**inputs, logits_to_keep=where.to(input_device(model))).logits
+        else:
+            logits = model(**inputs).logits[:, where.to(input_device(model))]
     rows = torch.arange(len(logits), device=logits.device).reshape(-1, *[1] * (place.ndim - 1))
     logits = logits[rows, place.to(logits.device)]
     if (held := held_states(model)) is not None:
         held.choose(rows, place)
     check_finite(model, logits)
     return logits
+
+
+@contextmanager
+def _reading_tokens_alone(model: PreTrainedModel) -> Iterator[None]:
+    """One line where a model wants images, sound or an encoder's output too, and says so in an error of its own."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (AssertionError, AttributeError, IndexError, KeyError, NotImplementedError, TypeError, ValueError) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise InputError(
+            f"model: {type(model).__name__} does not read a prompt of tokens alone ({first[:120]}): give a decoder "
+            "language model"
+        ) from error
 
 
 def context_length(model: PreTrainedModel) -> int | None:

@@ -84,6 +84,11 @@ def _by_structure(model: PreTrainedModel) -> list[Site]:
             f"{type(model).__name__}: its configuration names no hidden size of a decoder, which the FFN is known by; "
             "neuronllm.model.discovery.register can teach a foreign block"
         )
+    if getattr(model.config, "ngram", 1) > 1:
+        raise InputError(
+            f"{type(model).__name__} runs several streams of tokens side by side, one for each token that it predicts "
+            "ahead (ngram), which is not supported: give a decoder of one stream"
+        )
     # Most families keep an FFN in a module of its own; BERT's and CPM-Ant's stands in several.
     sites = _sites(model, hidden, _groups) or _sites(model, hidden, _one_group)
     if not sites:
