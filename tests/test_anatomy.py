@@ -174,6 +174,54 @@ def test_three_dimensional_weights_alone_do_not_make_experts():
     assert anatomy.sites[0].ups == tuple(f"{anatomy.sites[0].block}.mlp_block.{up}" for up in ("gate_proj", "up_proj"))
 
 
+def test_a_feed_forward_in_several_modules_is_found():
+    """BERT's leads into its width in one module and out of it in another."""
+    model = tiny("bert", is_decoder=True)
+    anatomy = Anatomy.of(model)
+    assert [site.down for site in anatomy.sites] == [f"bert.encoder.layer.{n}.output.dense" for n in (0, 1)]
+    assert [site.ups for site in anatomy.sites] == [(f"bert.encoder.layer.{n}.intermediate.dense",) for n in (0, 1)]
+    tokens = torch.arange(3, 12)[None]
+    with torch.no_grad():
+        with edit(model, [30], 3.0):
+            edited = model(tokens).logits
+        model.bert.encoder.layer[1].output.dense.weight[:, 2] *= 3
+        assert torch.allclose(model(tokens).logits, edited, atol=1e-12)
+
+
+def test_the_decoder_is_found_beside_a_larger_tower_of_images():
+    vision = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4}
+    model = tiny("git", vision_config=vision | {"image_size": 32, "patch_size": 16})
+    assert [site.down for site in Anatomy.of(model).sites] == [f"git.encoder.layer.{n}.output.dense" for n in (0, 1)]
+
+
+@pytest.mark.parametrize("name, shared", [("zamba", "shared_transf"), ("zamba2", "shared_transformer")])
+def test_mixers_with_stacked_heads_are_no_experts(name, shared):
+    """Zamba's heads are stacked as experts may be; its feed-forward, in what is named after attention, is shared."""
+    small = {"vocab_size": 60, "hidden_size": 16, "intermediate_size": 28, "num_hidden_layers": 3, "n_mamba_heads": 2}
+    small |= {"layers_block_type": ["linear_attention", "hybrid", "hybrid"], "num_attention_heads": 4}
+    small |= {"attention_hidden_size": 32, "attention_head_dim": 8, "mamba_dt_rank": 2} if name == "zamba" else {}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(name, **small, num_key_value_heads=4))
+    with refused(f"layers.1.{shared}.feed_forward.down_proj is shared by the layers 1 and 2"):
+        Anatomy.of(model)
+
+
+def test_a_model_without_one_decoder_is_refused():
+    """BLT groups bytes by a small model of its own."""
+    model = tiny("llama")
+    vars(model.config)["hidden_size"] = None
+    with refused("LlamaForCausalLM", "names no hidden size", "register"):
+        Anatomy.of(model)
+
+
+def test_streams_of_tokens_side_by_side_are_refused():
+    """ProphetNet's last token is of another stream than its logits."""
+    small = {"vocab_size": 60, "hidden_size": 16, "num_encoder_layers": 1, "num_decoder_layers": 1, "ngram": 2}
+    small |= {"num_encoder_attention_heads": 4, "num_decoder_attention_heads": 4, "decoder_ffn_dim": 28}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("prophetnet", **small))
+    with refused("ProphetNetForCausalLM", "several streams of tokens", "ngram"):
+        Anatomy.of(model)
+
+
 @pytest.mark.parametrize("name", ["mamba", "mamba2"])
 def test_a_model_without_feed_forwards_is_refused(name):
     small = {"vocab_size": 60, "hidden_size": 16, "num_hidden_layers": 2, "state_size": 4}
@@ -211,15 +259,15 @@ def test_an_adapter_beside_the_feed_forward_is_not_taken_for_it():
 
 
 class Folded(nn.Module):
-    """A foreign block: its two projections have different parents, which structure alone does not pair."""
+    """A foreign block: the halves of its width have a projection each, which structure alone does not put together."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.into = nn.ModuleDict({"linear": nn.Linear(16, 12).double()})
-        self.back = nn.ModuleDict({"linear": nn.Linear(12, 16).double()})
+        self.into = nn.ModuleList([nn.Linear(16, 6).double() for _ in range(2)])
+        self.back = nn.Linear(12, 16).double()
 
     def forward(self, x):
-        return self.back["linear"](torch.relu(self.into["linear"](x)))
+        return self.back(torch.relu(torch.cat([half(x) for half in self.into], -1)))
 
 
 def foreign():
@@ -232,7 +280,7 @@ def foreign():
 def folded_sites(model) -> list[Site]:
     blocks = [f"model.layers.{n}" for n in range(len(model.model.layers))]
     return [
-        Site(n, -1, 12, block, f"{block}.mlp.back.linear", (f"{block}.mlp.into.linear",))
+        Site(n, -1, 12, block, f"{block}.mlp.back", (f"{block}.mlp.into.0", f"{block}.mlp.into.1"))
         for n, block in enumerate(blocks)
     ]
 
@@ -244,7 +292,7 @@ def check_foreign(model) -> None:
         plain = model(tokens).logits
         with edit(model, [12 + 5], 2.0):
             edited = model(tokens).logits
-        model.model.layers[1].mlp.back["linear"].weight[:, 5] *= 2
+        model.model.layers[1].mlp.back.weight[:, 5] *= 2
         assert torch.equal(model(tokens).logits, edited)
     assert not torch.equal(plain, edited)
 

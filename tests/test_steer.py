@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional
+from transformers import AutoConfig, AutoModelForCausalLM
 
 import neuronllm as nl
 from neuronllm.model.anatomy import Anatomy
@@ -231,6 +232,23 @@ def test_a_bypassed_down_projection_raises_and_leaves_nothing():
             logits(model)
         with edit(model, [3], 2.0):  # the other layer can be reached
             logits(model)
+
+
+def test_a_down_projection_that_runs_twice_in_a_pass_raises():
+    """Of a model that goes through its layers again: which of the calls a score or an edit is of, nothing says."""
+    model = tiny("llama")
+    model.model.layers[1] = model.model.layers[0]
+    message = r"layers\.0\.mlp\.down_proj runs several times"
+    with pytest.raises(HookError, match=message), visiting(model, Anatomy.of(tiny("llama")).sites[:1], lambda *_: None):
+        logits(model)
+
+
+def test_tokens_in_front_of_the_batch_are_refused():
+    model = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model("xlnet", vocab_size=60, d_model=16, n_layer=2, n_head=4)
+    )
+    with pytest.raises(HookError, match="XLNetLMHeadModel puts tokens in front"), edit(model.eval(), [40], 2.0):
+        logits(model)
 
 
 def test_a_pass_that_raised_does_not_blame_the_next_one():

@@ -55,12 +55,21 @@ def borrowed(model: PreTrainedModel, attention: str | None = "sdpa") -> Iterator
             module.training = True
         for parameter in trainable:
             parameter.requires_grad_(True)
-        if attention_names(model) != before:
-            model.set_attn_implementation(before)
+        _give_attention_back(model, before)
 
 
-def attention_names(model: PreTrainedModel) -> dict[str, str]:
-    """The attention of the model and of its parts, in the form that set_attn_implementation takes back."""
+def _give_attention_back(model: PreTrainedModel, before: dict[str, str | None]) -> None:
+    if attention_names(model) == before:
+        return
+    model.set_attn_implementation({name: attention for name, attention in before.items() if attention is not None})
+    # A part that is no model of its own (MPT's attention) may have named none, which transformers does not take back.
+    for name, attention in before.items():
+        if name and attention is None and (part := getattr(model.config, name)) is not None:
+            part._attn_implementation = None
+
+
+def attention_names(model: PreTrainedModel) -> dict[str, str | None]:
+    """The attention of the model and of its parts, in the form that set_attn_implementation takes back but for None."""
     config = model.config
     parts = {name: getattr(config, name, None) for name in getattr(config, "sub_configs", {})}
     names = {name: part._attn_implementation for name, part in parts.items() if part is not None}
@@ -133,16 +142,32 @@ def answer_logits(
     inputs = {"input_ids": ids.to(input_device(model)), "use_cache": False, **more}
     if mask is not None:
         inputs["attention_mask"] = mask.to(input_device(model))
-    if "logits_to_keep" in inspect.signature(model.forward).parameters:
-        logits = model(**inputs, logits_to_keep=where.to(input_device(model))).logits
-    else:
-        logits = model(**inputs).logits[:, where.to(input_device(model))]
+    with _reading_tokens_alone(model):
+        if "logits_to_keep" in inspect.signature(model.forward).parameters:
+            logits = model(**inputs, logits_to_keep=where.to(input_device(model))).logits
+        else:
+            logits = model(**inputs).logits[:, where.to(input_device(model))]
     rows = torch.arange(len(logits), device=logits.device).reshape(-1, *[1] * (place.ndim - 1))
     logits = logits[rows, place.to(logits.device)]
     if (held := held_states(model)) is not None:
         held.choose(rows, place)
     check_finite(model, logits)
     return logits
+
+
+@contextmanager
+def _reading_tokens_alone(model: PreTrainedModel) -> Iterator[None]:
+    """One line where a model wants images, sound or an encoder's output too, and says so in an error of its own."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (AssertionError, AttributeError, IndexError, KeyError, NotImplementedError, TypeError, ValueError) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise InputError(
+            f"model: {type(model).__name__} does not read a prompt of tokens alone ({first[:120]}): give a decoder "
+            "language model"
+        ) from error
 
 
 def context_length(model: PreTrainedModel) -> int | None:

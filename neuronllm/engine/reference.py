@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ..common.errors import InputError
 from ..model.hooks import visiting
 from ..model.sites import Site
 from .activity import measuring
@@ -185,8 +186,14 @@ class ReferenceEngine(PlainPasses):
             for row in rows:
                 logits.append(self._forward(row))
             self._hear(prompt, logits)
+            value = value_of(logits, prompt).sum()
+            if not value.requires_grad:
+                raise InputError(
+                    f"model: {type(self.model).__name__} runs its layers in a way that gradients do not pass through "
+                    '(reversible layers); use method="exact"'
+                )
             # An objective need not read every answer.
-            grads = torch.autograd.grad(value_of(logits, prompt).sum(), deltas, materialize_grads=True)
+            grads = torch.autograd.grad(value, deltas, materialize_grads=True)
         scale = torch.sign if weight == "sign" else torch.Tensor.detach
         scores: dict[str, Tensor] = {}
         for (site, h, routes), grad in zip(values, grads, strict=True):

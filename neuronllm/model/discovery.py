@@ -14,7 +14,7 @@ A layer of PEFT is seen as the module that it has taken the place of, under the 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import nn
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 ENTRY_POINTS = "neuronllm.anatomy"
+Group: TypeAlias = list[tuple[str, nn.Module, int, int, bool]]  # (name, linear module, inputs, outputs, transposed)
 _REGISTRY: dict[str, Callable[[Any], list[Site]]] = {}
 
 
@@ -55,18 +56,53 @@ def _from_entry_points(model_type: str) -> Callable[[Any], list[Site]] | None:
 def decoder_layers(model: Any) -> tuple[str, nn.ModuleList]:
     """The decoder's stack of layers and its dotted name: the module list that holds the most parameters."""
     decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
-    stacks = [m for m in decoder.modules() if isinstance(m, nn.ModuleList)]
+    if not isinstance(decoder, nn.Module) or not any(isinstance(part, nn.ModuleList) for part in decoder.modules()):
+        decoder = model  # some (ModernBERT's decoder) call their head so
+    stacks = [m for m in _reading_text(decoder) if isinstance(m, nn.ModuleList)]
     if not stacks:
         raise InputError(f"{type(model).__name__} has no stack of decoder layers: give a decoder language model")
     stack = max(stacks, key=lambda m: sum(p.numel() for p in m.parameters()))
     return next(name for name, m in model.named_modules() if m is stack), stack
 
 
+def _reading_text(module: nn.Module) -> Iterator[nn.Module]:
+    """A module's parts without the models in it that read images or sound, which may be larger than the decoder."""
+    yield module
+    for child in module.children():
+        reads = getattr(child, "input_modalities", "text"), getattr(child, "main_input_name", "input_ids")
+        if "text" in reads[0] and reads[1] == "input_ids":
+            yield from _reading_text(child)
+
+
 def _by_structure(model: PreTrainedModel) -> list[Site]:
     if getattr(model.config, "is_encoder_decoder", False):
         raise InputError(f"{type(model).__name__} is an encoder-decoder: only decoder language models are supported")
     text_config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
-    hidden = text_config.hidden_size
+    hidden = getattr(text_config, "hidden_size", None)
+    if hidden is None:
+        raise InputError(
+            f"{type(model).__name__}: its configuration names no hidden size of a decoder, which the FFN is known by; "
+            "neuronllm.model.discovery.register can teach a foreign block"
+        )
+    if getattr(model.config, "ngram", 1) > 1:
+        raise InputError(
+            f"{type(model).__name__} runs several streams of tokens side by side, one for each token that it predicts "
+            "ahead (ngram), which is not supported: give a decoder of one stream"
+        )
+    # Most families keep an FFN in a module of its own; BERT's and CPM-Ant's stands in several.
+    sites = _sites(model, hidden, _groups) or _sites(model, hidden, _one_group)
+    if not sites:
+        raise InputError(
+            f"{type(model).__name__} has no FFN neurons: no decoder layer holds linear modules that lead from the "
+            f"hidden size {hidden} to a width and back; neuronllm.model.discovery.register can teach a foreign block"
+        )
+    _refuse_shared(model, sites)
+    return sites
+
+
+def _sites(
+    model: PreTrainedModel, hidden: int, groups: Callable[[nn.Module], Iterator[tuple[str, Group]]]
+) -> list[Site]:
     prefix, layers = decoder_layers(model)
     sites = []
     for number, layer in enumerate(layers):
@@ -77,7 +113,7 @@ def _by_structure(model: PreTrainedModel) -> list[Site]:
         beside = {name.rpartition(".")[0] for name, _ in routed}
         # A layer may hold side branches of the same form (adapters, per-layer inputs): the FFN is the widest.
         widest: dict[int, tuple[str, list[str], int, bool]] = {}
-        for parent, group in _groups(layer):
+        for parent, group in groups(layer):
             found = None if routed and parent in beside else _match(group, hidden)
             if found:
                 kind = SHARED if routed and "shared" in found[0] else DENSE
@@ -86,19 +122,16 @@ def _by_structure(model: PreTrainedModel) -> list[Site]:
             paths = tuple(f"{block}.{up}" for up in ups)
             sites.append(Site(number, kind, width, block, f"{block}.{down}", paths, transposed))
         sites += [_routed_site(model, number, block, name, module) for name, module in routed]
-    if not sites:
-        raise InputError(
-            f"{type(model).__name__} has no FFN neurons: no decoder layer holds linear modules that lead from the "
-            f"hidden size {hidden} to a width and back; neuronllm.model.discovery.register can teach a foreign block"
-        )
-    _refuse_shared(model, sites)
     return sites
 
 
 def _refuse_shared(model: nn.Module, sites: list[Site]) -> None:
-    first: dict[nn.Module, Site] = {}
+    """Of one module in two layers, or of two (Zamba's) that have one weight."""
+    first: dict[int, Site] = {}
     for site in sites:
-        other = first.setdefault(model.get_submodule(site.down), site)
+        module = inner(model.get_submodule(site.down))
+        weight = module.down_proj if site.experts else getattr(module, "weight", module)
+        other = first.setdefault(id(weight), site)
         if other is not site:
             raise InputError(
                 f"{type(model).__name__}: {other.down} is shared by the layers {other.layer} and {site.layer}: "
@@ -135,8 +168,10 @@ def _refuse_foreign_experts(
     family = getattr(model.config, "model_type", "") or type(model).__name__
     for name, module in layer.named_modules():
         kind = type(module).__name__
-        # Experts stacked into one weight have a matrix from or to the hidden size each; a mixer's heads smaller ones.
-        shapes = [p.shape for p in module.parameters(recurse=False) if not isinstance(module, nn.Conv1d)]
+        # Experts stacked into one weight have a matrix from or to the hidden size each. So may have the heads of a
+        # mixer, which is known by its convolution.
+        mixes = any(isinstance(part, nn.Conv1d) for part in [module, *module.children()])
+        shapes = [] if mixes else [parameter.shape for parameter in module.parameters(recurse=False)]
         stacked = any(len(shape) == 3 and shape[0] > 1 and hidden in shape[1:] for shape in shapes)
         named = "expert" in f"{name} {kind}".lower() and not (routed and "shared" in name)
         if module not in known and (stacked or named):
@@ -152,7 +187,7 @@ def _refuse_foreign_experts(
             )
 
 
-def _groups(layer: nn.Module) -> Iterator[tuple[str, list[tuple[str, nn.Module, int, int, bool]]]]:
+def _groups(layer: nn.Module) -> Iterator[tuple[str, Group]]:
     """Linear modules of a layer by parent, without attention, norms and convolutions, in order of registration."""
     for parent_name, parent in _outside_attention("", layer):
         group = []
@@ -164,12 +199,22 @@ def _groups(layer: nn.Module) -> Iterator[tuple[str, list[tuple[str, nn.Module, 
             yield parent_name, group
 
 
+def _one_group(layer: nn.Module) -> Iterator[tuple[str, Group]]:
+    """All of them as if they had one parent."""
+    yield "", [linear for _, group in _groups(layer) for linear in group]
+
+
 def _outside_attention(name: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     yield name, module
     for child_name, child in module.named_children():
-        words = f"{child_name} {type(child).__name__}".lower()
-        if not any(word in words for word in ("attn", "attention", "norm")):
+        if not _mixes_or_scales(child_name.lower(), type(child).__name__.lower()):
             yield from _outside_attention(f"{name}.{child_name}" if name else child_name, child)
+
+
+def _mixes_or_scales(name: str, kind: str) -> bool:
+    """Whether a module is attention or a norm, by its name and its class's; Zamba's layers of attention hold an FFN."""
+    words = f"{name} {kind.replace('attentiondecoderlayer', '')}"
+    return "attn" in words or "attention" in words or "norm" in name or kind.endswith("norm")
 
 
 def _dims(module: nn.Module) -> tuple[int, int, bool] | None:
@@ -184,7 +229,7 @@ def _dims(module: nn.Module) -> tuple[int, int, bool] | None:
     return None
 
 
-def _match(group: list[tuple[str, nn.Module, int, int, bool]], hidden: int) -> tuple[str, list[str], int, bool] | None:
+def _match(group: Group, hidden: int) -> tuple[str, list[str], int, bool] | None:
     """The down projection of a group and what leads into its width, or None if the group is no FFN.
 
     The last registered candidate is tried first: when the width equals the hidden size every shape fits, and all known

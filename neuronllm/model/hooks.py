@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from ..common.errors import InputError
 from .experts import VisitExperts, visiting_experts
 from .sites import Site
 
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
 Visit = Callable[[Site, torch.Tensor, "torch.Tensor | None"], "torch.Tensor | None"]
 
 
-class HookError(RuntimeError):
-    """A forward pass went past a down projection that was to be seen or edited."""
+class HookError(InputError):
+    """A forward pass did not call every down projection that was to be seen or edited once, with tokens in rows."""
 
 
 @contextmanager
@@ -38,17 +39,33 @@ def visiting(model: PreTrainedModel, sites: Sequence[Site], visit: Visit) -> Ite
     """
     fired: set[str] = set()
     shapes: dict[str, torch.Size] = {}
+    under_way: list[Any] = []  # the token ids of the forward pass that is running
     handles: list[Any] = []
+
+    def begin(module: nn.Module, args: Any, kwargs: Any) -> None:
+        fired.clear()
+        under_way[:] = [kwargs.get("input_ids", args[0] if args else None)]
 
     def remember_shape(block: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
-            shapes[block] = (args[0] if args else kwargs["hidden_states"]).shape[:2]
+            shape = shapes[block] = (args[0] if args else kwargs["hidden_states"]).shape[:2]
+            ids = under_way[0] if under_way else None
+            if ids is not None and shape != ids.shape and shape == ids.shape[::-1]:
+                raise HookError(f"{type(model).__name__} puts tokens in front of the batch, which is not supported")
 
         return hook
 
+    def call(site: Site) -> None:
+        if under_way and site.down in fired:
+            raise HookError(
+                f"{site.down} runs several times in a forward pass of {type(model).__name__}, which goes through its "
+                "layers again and again: that is not supported"
+            )
+        fired.add(site.down)
+
     def intercept(site: Site) -> Callable[..., Any]:
         def hook(module: nn.Module, args: Any) -> Any:
-            fired.add(site.down)
+            call(site)
             h = args[0]
             # Some blocks (OPT) flatten batch and tokens before their linear modules.
             edited = visit(site, h if h.ndim == 3 else h.unflatten(0, shapes[site.block]), None)
@@ -58,7 +75,7 @@ def visiting(model: PreTrainedModel, sites: Sequence[Site], visit: Visit) -> Ite
 
     def intercept_experts(site: Site) -> VisitExperts:
         def visit_experts(h: torch.Tensor, routes: torch.Tensor, leading: Any) -> torch.Tensor | None:
-            fired.add(site.down)
+            call(site)
             shape = shapes[site.block]
             if shape.numel() != len(h):
                 raise HookError(f"{site.down} saw {len(h)} tokens where its layer has {shape.numel()}")
@@ -76,8 +93,10 @@ def visiting(model: PreTrainedModel, sites: Sequence[Site], visit: Visit) -> Ite
             )
 
     try:
-        handles.append(model.register_forward_pre_hook(lambda *_: fired.clear()))
+        handles.append(model.register_forward_pre_hook(begin, with_kwargs=True))
         handles.append(model.register_forward_hook(check))
+        # Blocks that run again on the way back are no part of it; a pass that failed is over too.
+        handles.append(model.register_forward_hook(lambda *_: under_way.clear(), always_call=True))
         for site in sites:
             block, down = model.get_submodule(site.block), model.get_submodule(site.down)
             handles.append(block.register_forward_pre_hook(remember_shape(site.block), with_kwargs=True))

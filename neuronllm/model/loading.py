@@ -18,6 +18,7 @@ DEMO = "demo"
 GGUF = ".gguf"
 HUB = "huggingface_hub.utils._http"  # the logger that tells of every attempt to reach the hub
 RETRIES = ("thrown while requesting", "Retrying in")
+OWN_CODE = "trust_remote_code=True"  # what transformers says it takes to run a model's own code
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
 
 
@@ -29,21 +30,21 @@ def load_model(
     A GGUF checkpoint is one file: give the file, a folder that holds one, or FOLDER:FILE (MODEL_ID:FILE) where there
     are several. It is read into ordinary weights, float32 unless `dtype` says otherwise (extra "gguf").
 
+    Of a model that reads images or sound too, the language model inside is found, and takes text prompts.
+
     Further keywords (revision, quantization_config, attn_implementation, trust_remote_code, ...) go to
-    `AutoModelForCausalLM.from_pretrained`. Remote code is off unless asked for.
+    `AutoModelForCausalLM.from_pretrained`, or `AutoModelForMultimodalLM`. Code that comes with a checkpoint runs with
+    trust_remote_code=True alone.
 
     >>> model, tokenizer = load_model("demo")
     >>> model.config.model_type
     'llama'
     """
-    from transformers import AutoModelForCausalLM
-
     given, name, file, kwargs = _where(name_or_path, kwargs)
     with _one_line_errors(given), _retries_held_back():
         tokenizer = _tokenizer(name, kwargs)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            name, dtype=dtype, device_map=device_map, output_loading_info=True, **kwargs
-        )
+        auto = _auto_class(given, name, kwargs)
+        loaded: Any = auto.from_pretrained(name, dtype=dtype, device_map=device_map, output_loading_info=True, **kwargs)
     model, info = loaded
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])
@@ -71,6 +72,7 @@ def _where(name_or_path: str | os.PathLike[str], kwargs: dict[str, Any]) -> tupl
     """What was given, the folder or model id, a GGUF file in it, and the keywords with what such a file takes."""
     given = str(demo_path()) if str(name_or_path) == DEMO else os.path.expanduser(os.fspath(name_or_path))
     name, file = _split(given)
+    kwargs = {"trust_remote_code": False} | kwargs  # which transformers would ask about on the terminal
     if file is not None:
         check_gguf_packages(given)
         kwargs = {"gguf_file": file} | _unpacking() | kwargs
@@ -80,8 +82,38 @@ def _where(name_or_path: str | os.PathLike[str], kwargs: dict[str, Any]) -> tupl
 def _tokenizer(name: str, kwargs: dict[str, Any]) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
+    return AutoTokenizer.from_pretrained(name, **_shared(kwargs))
+
+
+def _auto_class(given: str, name: str, kwargs: dict[str, Any]) -> Any:
+    """What loads the checkpoint: as a causal language model, or with all that a multimodal one has."""
+    from transformers import (
+        MODEL_FOR_CAUSAL_LM_MAPPING,
+        MODEL_FOR_MULTIMODAL_LM_MAPPING,
+        AutoConfig,
+        AutoModelForCausalLM,
+        AutoModelForMultimodalLM,
+    )
+
+    config = AutoConfig.from_pretrained(name, **_shared(kwargs))
+    for auto, known in (
+        (AutoModelForCausalLM, MODEL_FOR_CAUSAL_LM_MAPPING),
+        (AutoModelForMultimodalLM, MODEL_FOR_MULTIMODAL_LM_MAPPING),
+    ):
+        if type(config) in known or auto.__name__ in (getattr(config, "auto_map", None) or {}):
+            return auto
+    kind = (
+        "an encoder-decoder" if getattr(config, "is_encoder_decoder", False) else "no language model that writes text"
+    )
+    raise InputError(
+        f"model {given}: {config.model_type} is {kind}; load a decoder (AutoModelForCausalLM of transformers)"
+    )
+
+
+def _shared(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """What loading a model, its configuration and its tokenizer have in common."""
     shared = ("revision", "trust_remote_code", "token", "subfolder", "gguf_file")
-    return AutoTokenizer.from_pretrained(name, **{key: kwargs[key] for key in shared if key in kwargs})
+    return {key: kwargs[key] for key in shared if key in kwargs}
 
 
 @contextmanager
@@ -90,8 +122,15 @@ def _one_line_errors(given: str) -> Iterator[None]:
 
     try:
         yield
+    except InputError:
+        raise
     except (OSError, ValueError, KeyError, RuntimeError, AssertionError, ImportError, SafetensorError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        if OWN_CODE in str(error):
+            raise InputError(
+                f"model {given}: it brings code of its own, which does not run unasked: read it, then load it with "
+                "trust_remote_code=True (--trust-remote-code)"
+            ) from error
         raise InputError(f"model {given}: cannot be loaded ({first})") from error
 
 

@@ -1,0 +1,58 @@
+"""Why a family is not driven fast, in the words of its mechanism and not of what was raised."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+REFUSED = {  # part of the line that refuses: the mechanism
+    "common interface for experts": "experts that do not follow transformers' common interface",
+    "gradients do not pass": "reversible layers, through which gradients do not pass",
+    "has no FFN neurons": "no feed-forward blocks: every layer is a mixer alone",
+    "hidden size of a decoder": "no single decoder: bytes are grouped into patches by a model of their own",
+    "in front of the batch": "tokens in front of the batch",
+    "is an encoder-decoder": "an encoder-decoder",
+    "is shared by the layers": "one feed-forward block shared by several layers",
+    "runs several times": "layers that run several times in a forward pass",
+    "several streams of tokens": "several streams of tokens side by side, one for each token ahead",
+}
+STATEFUL = ("mambamixer", "deltanet", "lightning", "mlstm", "xlstm", "rglru", "rwkvselfattention", "linearattention")
+OWN = {  # by config.model_type, what no rule below knows
+    "diffllama": "attention in code of its own, not through transformers' interface",
+    "doge": "attention that drops keys by their values",
+    "gemma3n_text": "four copies of the residual stream in a dimension in front of the batch (AltUp)",
+    "gpt_bigcode": "attention in code of its own, not through transformers' interface",
+    "modernbert-decoder": "a head that is called the decoder",
+    "paligemma": "attention in both directions among the tokens of the prompt",
+}
+
+
+def mechanism(model: Any, verdict: str, reason: str) -> str:
+    """What of a model's code brought about the verdict; the reason itself where no rule knows it."""
+    if verdict == "refused":
+        return next((words for part, words in REFUSED.items() if part in reason), reason)
+    if verdict != "reference":
+        return reason
+    modules = list(model.modules())
+    names = " ".join(type(module).__name__.lower() for module in modules)
+    if any(part in names for part in STATEFUL) or any(_convolves(module) for module in modules):
+        return "layers that carry a state from token to token beside keys and values"
+    if "indexer" in names or "compressor" in names:
+        return "sparse attention: an indexer chooses keys for every token"
+    if model.config.model_type in OWN:
+        return OWN[model.config.model_type]
+    if "positionalembedding" in names or any(hasattr(m, "create_position_ids_from_input_ids") for m in modules):
+        return "positions that the model counts itself, from its cache or from padding"
+    if (
+        "attend in a way of their own" in reason
+        or "Attention mask" in reason
+        or not model._can_set_attn_implementation()
+    ):
+        return "attention in code of its own, not through transformers' interface"
+    return reason
+
+
+def _convolves(module: nn.Module) -> bool:
+    """Whether it looks back by a convolution over tokens."""
+    return any(isinstance(part, nn.Conv1d) and part.groups > 1 for part in module.children())

@@ -1,0 +1,91 @@
+"""docs/models.md: what models.json says, in one table, and how to load what is not an ordinary decoder."""
+
+from __future__ import annotations
+
+from typing import Any
+
+VERDICTS = {
+    "fast": "the fast engine: answer tokens against a cached prefix, many edits a pass",
+    "reference": "the reference: correct, one prompt at a time",
+    "refused": "a line that says why not",
+    "not built": "transformers cannot build it from its own configuration, or wants a package for it",
+    "defect": "anything else",
+}
+
+HEAD = """# Models
+
+`nl.load_model` takes any decoder that `AutoModelForCausalLM` of transformers loads, and the language model inside a
+multimodal one. The neurons are found by the structure of its layers, and the engine finds out by a self-check how the
+model may be driven: nothing here goes by a list of names. This page says what became of every family that transformers
+{transformers} can build, each tried as a tiny model with random weights (torch {torch}): gradients at the answer and at
+all tokens, integrated gradients and exact effects, of letters and of answers in words, by the fast engine and by the
+reference. It is made by `python tools/families.py`, a row of `docs/models.json` for each family.
+
+| engine | families | |
+| --- | --- | --- |
+{counts}
+
+"Largest difference" is that between the two engines, relative to a prompt's scores; of families that run on the
+reference, that between its gradients and what switching a neuron a little really does. In float64 but where it says
+float32: there the family's own code computes in no wider type.
+
+| engine | families | largest difference | why |
+| --- | --- | --- | --- |
+{rows}
+"""
+
+REST = """
+## Multimodal models
+
+A model that reads images or sound too (Qwen-VL, Gemma 3, Mistral 3, LLaVA, InternVL, ...) is loaded whole, and
+everything works on its language model with text prompts: scores, edits and baked weights are those of the text model
+with the same weights (`tests/test_multimodal.py`). The towers of images and sound are never scored and never edited.
+Where there is no language model of a supported kind inside, one line says so, as for Llama 4, whose experts do not
+follow transformers' interface for experts.
+
+## Code that comes with a checkpoint
+
+Some models (Baichuan 2 among them) are no part of transformers: their Python files lie beside the weights. That code
+runs only when you ask for it; read it first, and name the revision that you have read:
+
+```
+model, tokenizer = nl.load_model("user/name", revision="<commit>", trust_remote_code=True)
+```
+
+or `--trust-remote-code --revision <commit>` on the command line. What is needed of such a model is a
+`PreTrainedModel` that takes `input_ids` and `use_cache` and returns `logits`, with an FFN of linear modules that lead
+from the hidden size to a width and back, and `get_input_embeddings`. Tuples as caches, packed projections and heads of
+normalised rows are no hindrance: the model's own code runs, on the reference engine where the self-check says so
+(`tests/test_remote_code.py` scores, steers and bakes a model of that style). Code that was written for an earlier
+transformers may fail in it; that error is the code's own.
+
+## A family that is refused
+
+`neuronllm.model.discovery.register` teaches the anatomy a foreign block, see [CONTRIBUTING](../CONTRIBUTING.md). A
+family on the reference gives the same numbers, only later.
+"""
+
+
+def page(found: dict[str, Any]) -> str:
+    """The page of what `families.py` found."""
+    families = found["families"]
+    kinds = {kind: [family for family in families if family["verdict"] == kind] for kind in VERDICTS}
+    counts = [f"| {kind} | {len(some)} | {VERDICTS[kind]} |" for kind, some in kinds.items() if some]
+    rows = [_row(group) for some in kinds.values() for group in _groups(some)]
+    return HEAD.format(**found, counts="\n".join(counts), rows="\n".join(rows)) + REST
+
+
+def _groups(families: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """Those with the same reason together, most first."""
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for family in families:
+        groups.setdefault((family["why"], family["dtype"] or ""), []).append(family)
+    return sorted(groups.values(), key=len, reverse=True)
+
+
+def _row(group: list[dict[str, Any]]) -> str:
+    first, names = group[0], ", ".join(family["family"] for family in group)
+    differences = [family["difference"] for family in group if family["difference"] is not None]
+    worst = f"{max(differences):.0e}" if differences else ""
+    dtype = " (float32)" if first["dtype"] == "float32" else ""
+    return f"| {first['verdict']} | {names} | {worst}{dtype} | {first['why']} |"
