@@ -148,9 +148,6 @@ class CheckedEngine(PlannedEngine):
         self._ready = before | {self._widened: (list(prompts), batch.prefix)}
         return batch
 
-    def post_normed(self, prompt: Prompt) -> bool:
-        return self._blocks_of([prompt]).post_normed
-
     def _prepare(self, prompts: Sequence[Prompt]) -> None:
         self._blocks_of(prompts)
 

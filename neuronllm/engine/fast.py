@@ -192,6 +192,9 @@ class FastEngine(CheckedEngine):
         first = [prompt.by_first_token() for prompt in prompts]
         return self._batched(first, score, max(site.width for site in self.anatomy.sites))
 
+    def post_normed(self, prompt: Prompt) -> bool:
+        return self._blocks_of([prompt]).post_normed
+
     # ---- one batch ----
 
     def _held(self, prompts: Sequence[Prompt], everywhere: bool, statistic: str) -> Tensor:
