@@ -30,7 +30,7 @@ STAGES: dict[str, tuple[str, ...]] = {
     "tokenising": ("neuronllm.cli.main:_questions", "neuronllm.attribution.job:as_prompts"),
     "hashing": ("neuronllm.attribution.job:Job.settings",),
     "planning and self-check": (
-        "neuronllm.engine.fast:FastEngine.unusable",
+        "neuronllm.engine.checked:CheckedEngine.unusable",
         "neuronllm.engine.planned:PlannedEngine.fit",
     ),
     "scoring": ("neuronllm.attribution.driver:raw_scores", "neuronllm.attribution.driver:question_scores"),
