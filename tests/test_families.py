@@ -57,6 +57,7 @@ def test_some_families_are_what_the_page_says(families: ModuleType, family: str)
 
 
 @pytest.mark.slow
+@pytest.mark.survey
 def test_all_families_are_what_the_page_says(families: ModuleType) -> None:
     same_version(families)
     checked = subprocess.run([sys.executable, "tools/families.py", "--check"], cwd=ROOT, capture_output=True, text=True)
