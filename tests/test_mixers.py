@@ -18,7 +18,7 @@ from tests.test_fast import CALLS, differences, ragged
 from tests.texts import random_tokens, text_prompts
 from tests.tiny import HYBRIDS, OWN_ATTENTION, random_prompts
 
-FAMILIES = [name for name in HYBRIDS + OWN_ATTENTION if name != "mpt"]
+FAMILIES = [*HYBRIDS, *OWN_ATTENTION]
 QUICK = ("lfm2", "gptj")
 SLOWLY = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES]
 TYPES = {"xglm": torch.float32}  # its masks take no float64

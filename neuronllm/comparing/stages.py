@@ -6,7 +6,7 @@ or not at all: whatever kills a run, the pieces that are done are not done again
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -20,6 +20,7 @@ from .making import TRIED_ON, TUNED_FACTORS, saved
 from .scoring import scored
 
 if TYPE_CHECKING:
+    from ..data.prompts import Prompt
     from .setting import Setting
 
 Work = Callable[["Setting"], dict[str, Any]]
@@ -107,16 +108,26 @@ class Cost:
             return 1.0
         if how.expensive:
             return self.effects(self.n_neurons, positions)
-        return INTEGRAL if how.integrates else VOCABULARY if method == "logprob" else BACKWARD
+        return INTEGRAL * self.answered if how.integrates else VOCABULARY if method == "logprob" else BACKWARD
 
     def effects(self, neurons: int, positions: str) -> float:
         """A neuron is silenced in the middle of the model on average, and at the answer for one token of a prompt."""
         return neurons / 2 if positions == "all" else neurons / 2 / self.tokens
 
     @property
+    def prompts(self) -> Sequence[Prompt]:
+        return self.setting.asker(next(iter(self.setting.tasks))).prompts
+
+    @property
     def tokens(self) -> float:
-        prompts = self.setting.asker(next(iter(self.setting.tasks))).prompts
-        return sum(len(prompt.input_ids) for prompt in prompts) / len(prompts)
+        return sum(len(prompt.input_ids) for prompt in self.prompts) / len(self.prompts)
+
+    @property
+    def answered(self) -> float:
+        """Tokens that the answers of a prompt are read off: one of letters, every token of texts."""
+        if self.prompts[0].form == "letters":
+            return 1.0
+        return sum(len(ids) for p in self.prompts for option in p.option_ids for ids in option) / len(self.prompts)
 
     def scores(self, task: str, method: str) -> float:
         questions = self.setting.searched(task, method)
