@@ -37,7 +37,7 @@ def passing_cache(length: int, kind: type | None = None) -> Any:
         def has_previous_state(self, *args: Any, **kwargs: Any) -> bool:
             return length > 0
 
-    return PassingCache()
+    return PassingCache(*_inner_caches(PassingCache))
 
 
 def state_cache(model: PreTrainedModel, kind: type, passing: frozenset[int]) -> Any:
@@ -61,14 +61,26 @@ def state_cache(model: PreTrainedModel, kind: type, passing: frozenset[int]) -> 
             return self.get_seq_length()
 
     config = {"config": model.config} if "config" in inspect.signature(kind).parameters else {}
-    return StateCache(**config)
+    return StateCache(*_inner_caches(kind, model), **config)
+
+
+def _inner_caches(kind: type, model: PreTrainedModel | None = None) -> list[Any]:
+    """What a cache is made of that keeps attention to an encoder apart, which decoders on their own may have too."""
+    from transformers import DynamicCache, EncoderDecoderCache
+
+    config = None if model is None else model.config
+    return [DynamicCache(config=config) for _ in range(2)] if issubclass(kind, EncoderDecoderCache) else []
 
 
 def mapped(cache: Any, change: Callable[[Tensor], Tensor], layer: int | None = None) -> Any:
     """A cache with the same tensors changed; with `layer` those of that layer only, the others are not to be used."""
+    from transformers import Cache
+
     new = copy.copy(cache)
     for name, value in vars(cache).items():
-        if isinstance(value, list):
+        if isinstance(value, Cache):
+            setattr(new, name, mapped(value, change, layer))
+        elif isinstance(value, list):
             setattr(new, name, [_changed(part, change) if layer in (None, n) else part for n, part in enumerate(value)])
     return new
 
@@ -103,7 +115,7 @@ def tensors(cache: Any, layer: int | None = None) -> list[Tensor]:
 def _changed(part: Any, change: Callable[[Tensor], Tensor]) -> Any:
     """A layer of a cache, or what it holds."""
     if isinstance(part, Tensor):
-        return change(part) if part.numel() else part
+        return change(part) if part.ndim and part.numel() else part
     if isinstance(part, dict):
         return {name: _changed(value, change) for name, value in part.items()}
     if not hasattr(part, "__dict__") or isinstance(part, type):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from operator import is_
@@ -95,21 +95,26 @@ class CheckedEngine(PlannedEngine):
         return found.reason
 
     def _checked(self, prompts: Sequence[Prompt]) -> Verdict:
-        """By answer tokens alone, else with mixers that go on from each other's states, else with such that do not."""
+        """The first way to drive the model that gives the plain answers; else why the last one does not."""
         plain = self._answers(prompts)  # an error here, of a user's hook for one, would meet the reference too
         verdict = self._tried(prompts, plain, None)
-        if verdict.reason is None:
-            return verdict
-        try:
-            mixers = find_mixers(self.model, self.dtype == torch.float64)
-        except DRIVING_ERRORS:
-            mixers = None
-        if mixers is None:
-            return verdict
-        found = self._tried(prompts, plain, mixers)
-        if found.reason is not None and mixers.shares:
-            found = self._tried(prompts, plain, replace(mixers, shares=False))
-        return found
+        for mixers in self._ways():
+            if verdict.reason is None:
+                break
+            verdict = self._tried(prompts, plain, mixers)
+        return verdict
+
+    def _ways(self) -> Iterator[Mixers]:
+        """With mixers, going on from each other's states or each from the start; at last with mixers in all layers."""
+        known: list[Mixers] = []
+        for own in (False, True):
+            with suppress(*DRIVING_ERRORS):
+                mixers = find_mixers(self.model, self.dtype == torch.float64, own=own)
+                if mixers is not None and mixers not in known:
+                    known.append(mixers)
+                    yield mixers
+                    if mixers.shares:
+                        yield replace(mixers, shares=False)
 
     def _tried(self, prompts: Sequence[Prompt], plain: Tensor, mixers: Mixers | None) -> Verdict:
         narrow = self.model.dtype in HALVES

@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 
 
 @torch.no_grad()
-def find_mixers(model: PreTrainedModel, double: bool = False) -> Mixers | None:
-    """The mixers, or None where there are none."""
+def find_mixers(model: PreTrainedModel, double: bool = False, *, own: bool = False) -> Mixers | None:
+    """The mixers, or None where there are none; with `own` every module that is handed a cache is one."""
     try:
-        found = _looked(model, unread_attention(model))
+        found = _looked(model, unread_attention(model, masked=True), own)
     except DRIVING_ERRORS:  # it does not take another attention
-        found = _looked(model, nullcontext([]))
+        found = _looked(model, nullcontext([]), own)
     if not found.names:
         return None
     cache = found.empty(model)
@@ -60,8 +60,8 @@ def _copied(cache: Any) -> Any:
     return mapped(cache, torch.clone)
 
 
-def _looked(model: PreTrainedModel, attention: AbstractContextManager[list[int]]) -> Mixers:
-    """What modules are handed a cache, and which of them attend through the interface."""
+def _looked(model: PreTrainedModel, attention: AbstractContextManager[list[int]], own: bool) -> Mixers:
+    """What modules are handed a cache, and which of them attend through the interface, once and do nothing else."""
     from transformers import Cache
 
     prefix, layers = decoder_layers(model)
@@ -85,11 +85,25 @@ def _looked(model: PreTrainedModel, attention: AbstractContextManager[list[int]]
                 stack.callback(module.register_forward_hook(lambda m, a, out, name=name: after(name)).remove)
         ids = torch.ones(1, 2, dtype=torch.int64, device=input_device(model))
         cache = model.get_decoder()(input_ids=ids, use_cache=True).past_key_values
-    inner = [name for name in taken if not any(other.startswith(f"{name}.") for other in taken)]
-    served = [name for name in inner if taken[name] == 1]
-    names = tuple(f"{prefix}.{name}" for name in inner if name not in served)
-    passing = frozenset(layer_in(name) for name in served)
-    return Mixers(names, type(cache), passing, len({layer_in(name) for name in inner}), own=not served)
+    units = _outermost(taken)
+    served = [name for name, alone in units.items() if alone and taken[name] == 1]
+    # A mixer that attends through the interface wants the masks that the model makes, which all layers then have.
+    own = own or not served or any(taken[name] for name in units if name not in served)
+    names = tuple(f"{prefix}.{name}" for name in units if own or name not in served)
+    passing = frozenset() if own else frozenset(layer_in(name) for name in served)
+    return Mixers(names, type(cache), passing, len({layer_in(name) for name in units}), own)
+
+
+def _outermost(taken: dict[str, int]) -> dict[str, bool]:
+    """The modules that do something with the cache by themselves, and whether they hand it to none within.
+
+    By how often each attends: one that attends where none within it does is more than what it holds, such as attention
+    with an indexer that has keys of its own. One that only hands the cache on is not.
+    """
+    inner = {name: sum(name != other and other.startswith(f"{name}.") for other in taken) == 0 for name in taken}
+    within = {name: sum(taken[o] for o in taken if inner[o] and o.startswith(f"{name}.")) for name in taken}
+    doing = [name for name in taken if inner[name] or taken[name] > within[name]]
+    return {name: inner[name] for name in doing if not any(name.startswith(f"{other}.") for other in doing)}
 
 
 def _attending(model: PreTrainedModel, mixers: Mixers) -> AbstractContextManager[Any]:
