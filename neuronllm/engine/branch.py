@@ -14,6 +14,7 @@ Rows are tokens and columns branches wherever they are handled here. A batch may
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from ..model.discovery import decoder_layers
 from ..model.hooks import visiting
 from ..model.sites import Site
 from ..model.wrapped import written
@@ -117,6 +119,7 @@ def sweep(
 
     with ExitStack() as stack:
         stack.enter_context(batch.attending())
+        stack.enter_context(_telling_tokens(model))
         visited = [site for site in sites if copies.get(site.block) or site.block in behind]
         for block in dict.fromkeys(site.block for site in visited if site.block not in behind):
             # before `visiting`, which looks at the shape that a block is given
@@ -187,8 +190,10 @@ def joining_behind(block: nn.Module, make: Callable[[Tensor], Tensor], axis: int
 
     def join(module: nn.Module, args: Any, output: Any) -> Any:
         x = output[0] if isinstance(output, tuple) else output
-        x = torch.cat([x, make(x.select(axis, 0).detach()).to(x)], axis)
-        return (x, *output[1:]) if isinstance(output, tuple) else x
+        more = make(x.select(axis, 0).detach()).to(x)
+        count = more.shape[axis]
+        both = torch.cat([x, more], axis)
+        return (both, *(_grown(part, x, count, axis) for part in output[1:])) if isinstance(output, tuple) else both
 
     handle = block.register_forward_hook(join)
     try:
@@ -202,9 +207,10 @@ def leaving(block: nn.Module, count: int, out: list[Tensor]) -> Iterator[None]:
     """The last `count` branches leave the others behind a block, after `out` was given all of them."""
 
     def leave(module: nn.Module, args: Any, output: Any) -> Any:
-        x = output[0] if isinstance(output, tuple) else output
-        out.append(x)
-        return (x[:, :-count], *output[1:]) if isinstance(output, tuple) else x[:, :-count]
+        parts = output if isinstance(output, tuple) else (output,)
+        out.append(parts[0])
+        left = tuple(part[:, :-count] if _of_tokens(part, parts[0]) else part for part in parts)
+        return left if isinstance(output, tuple) else left[0]
 
     handle = block.register_forward_hook(leave)
     try:
@@ -214,17 +220,43 @@ def leaving(block: nn.Module, count: int, out: list[Tensor]) -> Iterator[None]:
 
 
 @contextmanager
+def _telling_tokens(model: PreTrainedModel) -> Iterator[None]:
+    """Layers that are told the ids of their tokens, as for experts chosen by them, are told those of all branches."""
+
+    def tell(module: nn.Module, args: Any, kwargs: Any) -> Any:
+        x = args[0] if args else kwargs["hidden_states"]
+        return args, {**kwargs, "input_ids": kwargs["input_ids"].expand(x.shape[:2])}
+
+    with ExitStack() as stack:
+        for layer in decoder_layers(model)[1]:
+            if "input_ids" in inspect.signature(layer.forward).parameters:
+                stack.callback(layer.register_forward_pre_hook(tell, with_kwargs=True).remove)
+        yield
+
+
+@contextmanager
 def _joining(block: nn.Module, count: int, axis: int) -> Iterator[None]:
     """`count` copies of the clean branch join those that a block is given."""
 
     def join(module: nn.Module, args: Any, kwargs: Any) -> Any:
         x = args[0] if args else kwargs["hidden_states"]
-        clean = x.narrow(axis, 0, 1).detach()
-        x = torch.cat([x, clean.repeat_interleave(count, axis)], axis)
-        return ((x, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": x})
+        grown = {name: _grown(value, x, count, axis) for name, value in kwargs.items()}
+        return tuple(_grown(value, x, count, axis) for value in args), grown
 
     handle = block.register_forward_pre_hook(join, with_kwargs=True)
     try:
         yield
     finally:
         handle.remove()
+
+
+def _of_tokens(part: Any, hidden: Tensor) -> bool:
+    """Whether it says something of every token, as the hidden states of a block do."""
+    return isinstance(part, Tensor) and part.ndim <= hidden.ndim and part.shape[:2] == hidden.shape[:2]
+
+
+def _grown(part: Any, hidden: Tensor, count: int, axis: int) -> Any:
+    """With so many copies of the clean branch more, of what there is for every token."""
+    if not _of_tokens(part, hidden):
+        return part
+    return torch.cat([part, part.narrow(axis, 0, 1).detach().repeat_interleave(count, axis)], axis)

@@ -115,7 +115,7 @@ def tensors(cache: Any, layer: int | None = None) -> list[Tensor]:
 def _changed(part: Any, change: Callable[[Tensor], Tensor]) -> Any:
     """A layer of a cache, or what it holds."""
     if isinstance(part, Tensor):
-        return change(part) if part.ndim and part.numel() else part
+        return change(part) if part.ndim and len(part) else part
     if isinstance(part, dict):
         return {name: _changed(value, change) for name, value in part.items()}
     if not hasattr(part, "__dict__") or isinstance(part, type):

@@ -8,7 +8,7 @@ does. All rows hold the same tokens, so that what they may see, and where they s
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -68,7 +68,7 @@ class WholePrompt(Batch):
     def attending(self) -> AbstractContextManager[None]:
         if self.mixers is None:
             return piece_attention(self.model, self.level, [], None)
-        return row_by_row(self.model, self.mixers if self.mixers.own else None)
+        return row_by_row(self.model, self.mixers) if self.mixers.own else nullcontext()
 
     def logits(self) -> Tensor:
         """Those of the answer tree, (nodes, branches, ids)."""

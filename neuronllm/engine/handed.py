@@ -35,7 +35,9 @@ def find_mixers(model: PreTrainedModel, double: bool = False, *, own: bool = Fal
     cache = found.empty(model)
     with _attending(model, found):
         _step(model, cache, 0, [[1, 1]])
-        one, two = (_recorded(model, found, _repeated(cache, rows), 2, rows) for rows in (1, 2))
+        with _noting_outputs(model, found) as outputs:
+            one = _recorded(model, found, _repeated(cache, 1), 2, 1)
+        two = _recorded(model, found, _repeated(cache, 2), 2, 2)
         shares = _goes_on(model, cache)
     growing = frozenset(
         place
@@ -43,7 +45,10 @@ def find_mixers(model: PreTrainedModel, double: bool = False, *, own: bool = Fal
         for (place, few), (_, many) in zip(one[name].tensors(name), two[name].tensors(name), strict=True)
         if few.shape != many.shape
     )
-    return replace(found, double=double, growing=growing, shares=shares)
+    handed = [(place, x) for name, call in one.items() for place, x in call.tensors(name)]
+    passed = [(of, place) for place, x in handed for y, of in outputs if x is y]
+    given, taken = frozenset(of for of, _ in passed), frozenset(place for _, place in passed)
+    return replace(found, double=double, growing=growing, shares=shares, given=given, taken=taken)
 
 
 def _goes_on(model: PreTrainedModel, cache: Any) -> bool:
@@ -150,6 +155,22 @@ def _recording(module: nn.Module, name: str, calls: Calls) -> Iterator[None]:
         yield
     finally:
         handle.remove()
+
+
+@contextmanager
+def _noting_outputs(model: PreTrainedModel, mixers: Mixers) -> Iterator[list[tuple[Tensor, tuple[str, int]]]]:
+    """Yields what mixers give beside their first output, with their names and its number."""
+    noted: list[tuple[Tensor, tuple[str, int]]] = []
+
+    def note(name: str, out: Any) -> None:
+        parts = enumerate(out) if isinstance(out, tuple) else ()
+        noted.extend((part, (name, n)) for n, part in parts if n and isinstance(part, Tensor))
+
+    with ExitStack() as stack:
+        for name in mixers.names:
+            hook = lambda module, args, out, name=name: note(name, out)  # noqa: E731
+            stack.callback(model.get_submodule(name).register_forward_hook(hook).remove)
+        yield noted
 
 
 def _step(model: PreTrainedModel, cache: Any, length: int, ids: list[list[int]]) -> Tensor:

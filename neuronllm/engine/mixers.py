@@ -37,6 +37,8 @@ class Mixers:
     shares: bool = True  # whether a piece may go on from the states of another one
     double: bool = False  # whether it all runs in DoublePrecision
     growing: frozenset[Place] = frozenset()  # arguments that are longer for more rows
+    given: frozenset[tuple[str, int]] = frozenset()  # outputs behind the first that another mixer is handed
+    taken: frozenset[Place] = frozenset()  # the arguments that these are
 
     def empty(self, model: PreTrainedModel) -> Any:
         return state_cache(model, self.kind, self.passing)
@@ -61,8 +63,10 @@ class Call(NamedTuple):
         def part(place: Place, value: Any) -> Any:
             if value is CACHE:
                 return cache
-            if place in tokens or place not in growing:
-                return tokens.get(place, value)
+            if place in tokens:
+                return tokens[place][..., : value.shape[-1]]  # without what pads those behind shorter prefixes
+            if place not in growing:
+                return value
             return value.expand(rows, *value.shape[1:]) if len(value) == 1 else value.repeat(rows, *[1] * value[0].ndim)
 
         def argument(at: str | int, value: Any) -> Any:

@@ -148,5 +148,7 @@ def _shown(batch: Batch, trials: Trials, held: dict[str, Tensor], behind: dict[s
 def _adds(batch: Batch, site: Site, h: Tensor, change: Tensor, dtype: torch.dtype) -> bool:
     """Whether halving h took half of W h away; a block that is silent here says nothing about itself."""
     step = wide(h) @ vectors(batch.model, site) / -2
+    if change.shape != step.shape:  # several streams of the residual
+        return False
     tolerance = 0.05 if torch.finfo(dtype).eps > 1e-4 else 1e-4  # the block's own rounding
     return bool(step.norm() > 0) and bool((change - step).norm() <= tolerance * step.norm())
