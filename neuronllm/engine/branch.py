@@ -9,6 +9,9 @@ Where a block adds W h to the residual stream as it is, a branch needs not run t
 it, as the clean output plus W (h' - h). The self-check finds out by trying. In every other block (norms behind the FFN,
 multipliers, experts) the copies join in front of it and their h is edited in front of the down projection.
 
+Where layers hand on more than the residual stream, such as what a router has seen so far or the streams of earlier
+layers, a copy cannot join on the way: the branches of all blocks then run together, from the embedding on.
+
 Rows are tokens and columns branches wherever they are handled here. A batch may run its passes the other way round.
 """
 
@@ -18,6 +21,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -57,6 +61,7 @@ class Batch:
     value: Callable[[Tensor], Tensor]  # logits (rows, branches, ids) -> the objective (prompts, branches)
     answer_tokens: int  # answer tokens of one pass, at most
     passes: int = 1  # that it takes, as far as that is known
+    together: bool = False  # whether no branch joins on the way: all run from the embedding on
 
     @property
     def width(self) -> int:
@@ -77,13 +82,18 @@ class Batch:
         """Around its passes: the attention of their tokens."""
         return answering(self.model, self.prefix)
 
-    def logits(self) -> Tensor:
-        """Those of a pass, (rows that are read, branches, ids)."""
-        return answer_pass(self.model, self.prefix)
+    def logits(self, copies: int = 1) -> Tensor:
+        """Those of a pass that begins with so many copies of each row, (rows that are read, branches, ids)."""
+        return answer_pass(self.model, self.prefix, copies)
 
     def turned(self, x: Tensor) -> Tensor:
         """What a module takes or gives, as rows x branches, and back."""
         return x.transpose(0, 1) if self.axis == 0 else x
+
+    def firsts(self, copies: Mapping[str, int]) -> dict[str, int]:
+        """Where the copies of each block stand among the branches, if they run together."""
+        blocks = [block for block in self.anatomy.blocks if block in copies]
+        return dict(zip(blocks, accumulate((copies[block] for block in blocks), initial=1), strict=False))
 
     def in_order(self, found: dict[str, Tensor]) -> Tensor:
         """One column a neuron, of what was found at every site."""
@@ -105,6 +115,7 @@ def sweep(
     """
     model, axis = batch.model, batch.axis
     copies, behind = copies or {}, behind or {}
+    firsts = batch.firsts(copies)
     clean: dict[str, Tensor] = {}
 
     def in_front(site: Site, h: Tensor, routes: Tensor | None) -> Tensor | None:
@@ -113,15 +124,18 @@ def sweep(
             return None
         count = copies[site.block]
         assert edit is not None
-        others, joined = h.split([h.shape[axis] - count, count], axis)
-        edited = edit(site, batch.turned(joined), None if routes is None else batch.turned(routes)[:, -count:])
-        return torch.cat([others, batch.turned(edited).to(h)], axis)
+        first = firsts[site.block] if batch.together else h.shape[axis] - count
+        before, joined, after = h.tensor_split([first, first + count], axis)
+        now = None if routes is None else batch.turned(routes)[:, first : first + count]
+        edited = edit(site, batch.turned(joined), now)
+        return torch.cat([before, batch.turned(edited).to(h), after], axis)
 
     with ExitStack() as stack:
         stack.enter_context(batch.attending())
         stack.enter_context(_telling_tokens(model))
         visited = [site for site in sites if copies.get(site.block) or site.block in behind]
-        for block in dict.fromkeys(site.block for site in visited if site.block not in behind):
+        joining = [] if batch.together else [site.block for site in visited if site.block not in behind]
+        for block in dict.fromkeys(joining):
             # before `visiting`, which looks at the shape that a block is given
             stack.enter_context(_joining(model.get_submodule(block), copies[block], axis))
         for site in visited:
@@ -130,7 +144,7 @@ def sweep(
                 append = lambda x, site=site, make=make: batch.turned(make(site, x, clean.pop(site.block)))  # noqa: E731
                 stack.enter_context(joining_behind(model.get_submodule(site.block), append, axis))
         stack.enter_context(visiting(model, visited, in_front))
-        return batch.logits()
+        return batch.logits(1 + sum(copies.values()) if batch.together else 1)
 
 
 def clean_states(batch: Batch, sites: Sequence[Site]) -> dict[str, tuple[Tensor, Tensor]]:
@@ -174,7 +188,7 @@ def _reached(routes: Tensor, real: Tensor) -> Tensor:
 def residuals(batch: Batch, sites: Sequence[Site], count: int, edit: EditCopies) -> Tensor:
     """What `count` edited copies of the sites of one block have become right behind it, (rows, copies, D)."""
     out: list[Tensor] = []
-    with leaving(batch.model.get_submodule(sites[0].block), count, out):
+    with leaving(batch.model.get_submodule(sites[0].block), 0 if batch.together else count, out):
         sweep(batch, sites, copies={sites[0].block: count}, edit=edit)
     return out[0][:, -count:]
 
@@ -209,7 +223,8 @@ def leaving(block: nn.Module, count: int, out: list[Tensor]) -> Iterator[None]:
     def leave(module: nn.Module, args: Any, output: Any) -> Any:
         parts = output if isinstance(output, tuple) else (output,)
         out.append(parts[0])
-        left = tuple(part[:, :-count] if _of_tokens(part, parts[0]) else part for part in parts)
+        stay = slice(parts[0].shape[1] - count)
+        left = tuple(part[:, stay] if _of_tokens(part, parts[0]) else part for part in parts)
         return left if isinstance(output, tuple) else left[0]
 
     handle = block.register_forward_hook(leave)

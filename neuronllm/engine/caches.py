@@ -16,8 +16,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def passing_cache(length: int, kind: type | None = None) -> Any:
-    """A cache that says how long the prefix is and hands a layer its own new keys and values back."""
+def passing_cache(length: int, kind: type | None = None, model: PreTrainedModel | None = None) -> Any:
+    """A cache that says how long the prefix is and hands a layer its own new keys and values back.
+
+    With a model it has the layers that the model looks for.
+    """
     from transformers import DynamicCache
 
     class PassingCache(kind or DynamicCache):  # type: ignore[misc]
@@ -37,17 +40,18 @@ def passing_cache(length: int, kind: type | None = None) -> Any:
         def has_previous_state(self, *args: Any, **kwargs: Any) -> bool:
             return length > 0
 
-    return PassingCache(*_inner_caches(PassingCache))
+    return _made(PassingCache, model)
 
 
-def state_cache(model: PreTrainedModel, kind: type, passing: frozenset[int]) -> Any:
+def state_cache(model: PreTrainedModel, kind: type, passing: frozenset[int], axes: dict[str, int]) -> Any:
     """An empty cache whose `passing` layers keep nothing: their keys and values are kept elsewhere.
 
-    Where there are such layers, `length` says how many tokens have been computed.
+    Where there are such layers, `length` says how many tokens have been computed. `axes` are those of `axes_of`.
     """
 
     class StateCache(kind):
         length = 0
+        axes_of_rows = axes
 
         def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
             if layer_idx in passing:
@@ -58,10 +62,14 @@ def state_cache(model: PreTrainedModel, kind: type, passing: frozenset[int]) -> 
             return self.length if passing else int(super().get_seq_length(*args, **kwargs))
 
         def get_query_offset(self, *args: Any, **kwargs: Any) -> int:
-            return self.get_seq_length()
+            return self.get_seq_length(*args, **kwargs)
 
-    config = {"config": model.config} if "config" in inspect.signature(kind).parameters else {}
-    return StateCache(*_inner_caches(kind, model), **config)
+    return _made(StateCache, model)
+
+
+def _made(kind: type, model: PreTrainedModel | None) -> Any:
+    takes = model is not None and "config" in inspect.signature(kind).parameters
+    return kind(*_inner_caches(kind, model), **{"config": model.config} if takes else {})
 
 
 def _inner_caches(kind: type, model: PreTrainedModel | None = None) -> list[Any]:
@@ -76,13 +84,25 @@ def mapped(cache: Any, change: Callable[[Tensor], Tensor], layer: int | None = N
     """A cache with the same tensors changed; with `layer` those of that layer only, the others are not to be used."""
     from transformers import Cache
 
-    new = copy.copy(cache)
+    new, axes = copy.copy(cache), getattr(cache, "axes_of_rows", {})
     for name, value in vars(cache).items():
         if isinstance(value, Cache):
             setattr(new, name, mapped(value, change, layer))
         elif isinstance(value, list):
-            setattr(new, name, [_changed(part, change) if layer in (None, n) else part for n, part in enumerate(value)])
+            parts = [_changed(part, change, axes) if layer in (None, n) else part for n, part in enumerate(value)]
+            setattr(new, name, parts)
     return new
+
+
+def axes_of(one: Any, two: Any) -> dict[str, int]:
+    """What layers hold whose rows are not the first dimension, seen in caches of one row and of two."""
+    pairs = [(vars(few), vars(many)) for few, many in zip(one.layers, two.layers, strict=True)]
+    found: dict[str, int] = {}
+    for few, many in pairs:
+        for name, held in few.items():
+            if isinstance(held, Tensor) and held.shape != many[name].shape:
+                found[name] = next(n for n, sizes in enumerate(zip(held.shape, many[name].shape)) if len({*sizes}) > 1)
+    return {name: axis for name, axis in found.items() if axis}
 
 
 def rows_of(cache: Any, rows: Tensor, layer: int | None = None, *, shared: bool = False) -> Any:
@@ -112,16 +132,18 @@ def tensors(cache: Any, layer: int | None = None) -> list[Tensor]:
     return found
 
 
-def _changed(part: Any, change: Callable[[Tensor], Tensor]) -> Any:
+def _changed(part: Any, change: Callable[[Tensor], Tensor], axes: dict[str, int]) -> Any:
     """A layer of a cache, or what it holds."""
     if isinstance(part, Tensor):
         return change(part) if part.ndim and len(part) else part
     if isinstance(part, dict):
-        return {name: _changed(value, change) for name, value in part.items()}
+        return {name: _changed(value, change, axes) for name, value in part.items()}
     if not hasattr(part, "__dict__") or isinstance(part, type):
         return part
     new = copy.copy(part)
     for name, value in vars(part).items():
-        if isinstance(value, (Tensor, dict)):
-            setattr(new, name, _changed(value, change))
+        if name in axes and isinstance(value, Tensor):
+            setattr(new, name, change(value.movedim(axes[name], 0)).movedim(0, axes[name]))
+        elif isinstance(value, (Tensor, dict)):
+            setattr(new, name, _changed(value, change, axes))
     return new

@@ -56,6 +56,7 @@ class CheckedEngine(PlannedEngine):
         self._kept: KeptPrefixes | None = None  # for passes to come
         self._blocks: Blocks | None = None  # what the self-check found of them
         self._mixers: Mixers | None = None  # likewise
+        self._together = False  # likewise
         self.options_head = True  # whether the head may compute the options' logits alone
         self._bend: list[Bend | None] = []  # what the model makes of logits, once that was tried
         self._widened = False
@@ -89,7 +90,7 @@ class CheckedEngine(PlannedEngine):
             with quietly():
                 known[question] = self._checked(some)
         found = known[question]
-        self._blocks, self._mixers = found.blocks, found.mixers
+        self._blocks, self._mixers, self._together = found.blocks, found.mixers, found.together
         if some[0].one_token:
             self.options_head = found.options_head
         return found.reason
@@ -97,15 +98,16 @@ class CheckedEngine(PlannedEngine):
     def _checked(self, prompts: Sequence[Prompt]) -> Verdict:
         """The first way to drive the model that gives the plain answers; else why the last one does not."""
         plain = self._answers(prompts)  # an error here, of a user's hook for one, would meet the reference too
-        verdict = self._tried(prompts, plain, None)
         for mixers in self._ways():
-            if verdict.reason is None:
-                break
-            verdict = self._tried(prompts, plain, mixers)
+            for together in (False, True):
+                verdict = self._tried(prompts, plain, mixers, together)
+                if verdict.reason is None:
+                    return verdict
         return verdict
 
-    def _ways(self) -> Iterator[Mixers]:
-        """With mixers, going on from each other's states or each from the start; at last with mixers in all layers."""
+    def _ways(self) -> Iterator[Mixers | None]:
+        """Without mixers, with mixers, going on from each other's states or each from the start; at last with mixers in all layers."""
+        yield None
         known: list[Mixers] = []
         for own in (False, True):
             with suppress(*DRIVING_ERRORS):
@@ -116,8 +118,9 @@ class CheckedEngine(PlannedEngine):
                     if mixers.shares:
                         yield replace(mixers, shares=False)
 
-    def _tried(self, prompts: Sequence[Prompt], plain: Tensor, mixers: Mixers | None) -> Verdict:
+    def _tried(self, prompts: Sequence[Prompt], plain: Tensor, mixers: Mixers | None, together: bool) -> Verdict:
         narrow = self.model.dtype in HALVES
+        self._together = together
         if mixers != self._mixers:
             self._mixers, self._roots, self._ready = mixers, {}, {}
         try:
@@ -128,7 +131,7 @@ class CheckedEngine(PlannedEngine):
                     blocks = try_blocks(self._to_check(prompts))
             if mixers is not None:
                 self._check_gradient(prompts[:1])
-            return Verdict(None, prompts[0].one_token and head_can_be_cut(batch, plain), blocks, mixers)
+            return Verdict(None, prompts[0].one_token and head_can_be_cut(batch, plain), blocks, mixers, together)
         except Differs as found:
             return Verdict(str(found))
         except DRIVING_ERRORS as error:
@@ -168,11 +171,12 @@ class CheckedEngine(PlannedEngine):
 
     def _batch(self, prompts: Sequence[Prompt], value: Callable[[Tensor], Tensor]) -> Batch:
         prefix, tokens = self._prefill(prompts), self.plan.answer_tokens
-        return Batch(self.model, self.anatomy, prompts, prefix, self._plain, value, tokens)
+        return Batch(self.model, self.anatomy, prompts, prefix, self._plain, value, tokens, together=self._together)
 
     def _whole(self, prompt: Prompt, value: Callable[[Tensor], Tensor]) -> Batch:
         tokens = self.plan.answer_tokens
-        return WholePrompt(self.model, self.anatomy, prompt, self._plain, value, tokens, self._mixers)
+        how = (self._plain, value, tokens, self._mixers, self._together)
+        return WholePrompt(self.model, self.anatomy, prompt, *how)
 
     @property
     def _plain(self) -> frozenset[str]:

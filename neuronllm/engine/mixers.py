@@ -39,9 +39,10 @@ class Mixers:
     growing: frozenset[Place] = frozenset()  # arguments that are longer for more rows
     given: frozenset[tuple[str, int]] = frozenset()  # outputs behind the first that another mixer is handed
     taken: frozenset[Place] = frozenset()  # the arguments that these are
+    axes: dict[str, int] = field(default_factory=dict)  # of rows, in what the cache holds otherwise than others
 
     def empty(self, model: PreTrainedModel) -> Any:
-        return state_cache(model, self.kind, self.passing)
+        return state_cache(model, self.kind, self.passing, self.axes)
 
 
 class Call(NamedTuple):
@@ -76,6 +77,17 @@ class Call(NamedTuple):
 
         args = tuple(argument(at, value) for at, value in enumerate(self.args))
         return Call(args, {at: argument(at, value) for at, value in self.kwargs.items()})
+
+    def of_tokens(self, name: str, taken: frozenset[Place]) -> dict[Place, Tensor]:
+        """What there is of every token: first what the mixer reads, then what is like it, ids, and what is `taken`."""
+        hidden, found = self.hidden, {}
+        tokens = hidden.shape[:2]
+        for place, x in sorted(self.tensors(name), key=lambda held: held[1] is not hidden):
+            if x.shape == hidden.shape or place in taken:
+                found[place] = x
+            elif not x.is_floating_point() and x.shape in (tokens, (tokens[0], 1)):  # maybe before branches joined
+                found[place] = x.expand(tokens)
+        return found
 
     def tensors(self, name: str) -> Iterator[tuple[Place, Tensor]]:
         arguments: list[tuple[str | int, Any]] = [*enumerate(self.args), *self.kwargs.items()]

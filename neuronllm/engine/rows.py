@@ -47,8 +47,7 @@ def row_by_row(model: PreTrainedModel, mixers: Mixers) -> Iterator[None]:
 
         def run(*args: Any, **kwargs: Any) -> Any:
             call = Call(args, kwargs)
-            shape = call.hidden.shape
-            tokens = {at: x.split(1) for at, x in call.tensors(name) if x.shape == shape or at in mixers.taken}
+            tokens = {at: x.split(1) for at, x in call.of_tokens(name, mixers.taken).items()}
             rows = [dict(zip(tokens, some, strict=True)) for some in zip(*tokens.values(), strict=True)]
             calls = [call.filled(name, None, row, frozenset()) for row in rows]
             found = [forward(*one.args, **one.kwargs) for one in calls]
@@ -97,9 +96,7 @@ class _Mixer:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         self.prefix.attended.add(self.layer)
         call, width = Call(args, kwargs), self.prefix.trees.width
-        hidden, taken = call.hidden, self.mixers.taken
-        # of every token, such as the residual stream beside what the mixer reads
-        every = {at: x for at, x in call.tensors(self.name) if x.shape == hidden.shape or at in taken}
+        every = call.of_tokens(self.name, self.mixers.taken)
         tokens = {at: x.unflatten(0, (-1, width)) for at, x in every.items()}
         ends = [self._behind(end, tokens) for end in self.prefix.ends]
         order = self.prefix.ended_order

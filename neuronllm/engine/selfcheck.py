@@ -46,6 +46,7 @@ class Verdict(NamedTuple):
     options_head: bool = True  # whether the head may compute the options' logits alone
     blocks: Blocks = Blocks()
     mixers: Mixers | None = None  # what has to be run in a way of its own
+    together: bool = False  # whether all branches have to run from the embedding on
 
 
 class Differs(Exception):
@@ -93,12 +94,16 @@ def head_can_be_cut(batch: Batch, plain: Tensor) -> bool:
 
 
 def _trials(batch: Batch) -> Trials:
-    """Halves for blocks that may turn out to be plain; nothing and twice for one site of each kind, for post-norms."""
+    """Halves for blocks that may turn out to be plain; nothing and twice for one site of each kind, for post-norms.
+
+    No branch joins behind a block where all run together.
+    """
     count = Counter(site.block for site in batch.anatomy.sites)
     kinds = {site.expert: site for site in reversed(batch.anatomy.sites)}  # the first one of each
     trials: Trials = {}
     for site in batch.anatomy.sites:
-        factors = [HALF] if count[site.block] == 1 and _readable(batch, site) else []
+        joins = count[site.block] == 1 and not batch.together and _readable(batch, site)
+        factors = [HALF] if joins else []
         factors += [NONE, TWICE] if kinds[site.expert] is site else []
         trials.setdefault(site.block, []).extend((site, factor) for factor in factors)
     return {block: copies for block, copies in trials.items() if copies}
@@ -115,6 +120,7 @@ def tried(batch: Batch, trials: Trials) -> tuple[Tensor, Blocks]:
     behind: dict[str, list[Tensor]] = {block: [] for block in trials}
     first = batch.anatomy.sites[0].block
     counts = {block: len(trials.get(block, [])) + (block == first) for block in {first, *trials}}
+    ends = {block: at + counts[block] for block, at in batch.firsts(counts).items()} if batch.together else {}
 
     def edit(site: Site, h: Tensor, routes: Tensor | None) -> Tensor:
         held[site.down] = h[:, 0]
@@ -124,9 +130,10 @@ def tried(batch: Batch, trials: Trials) -> tuple[Tensor, Blocks]:
 
     with ExitStack() as stack:
         for block, copies in trials.items():
-            stack.enter_context(leaving(batch.model.get_submodule(block), len(copies), behind[block]))
+            leave = 0 if batch.together else len(copies)
+            stack.enter_context(leaving(batch.model.get_submodule(block), leave, behind[block]))
         logits = sweep(batch, [site for site in batch.anatomy.sites if site.block in counts], copies=counts, edit=edit)
-    return logits, _shown(batch, trials, held, {block: out[0] for block, out in behind.items()})
+    return logits[:, :2], _shown(batch, trials, held, {block: out[0][:, : ends.get(block)] for block, out in behind.items()})
 
 
 def _shown(batch: Batch, trials: Trials, held: dict[str, Tensor], behind: dict[str, Tensor]) -> Blocks:
