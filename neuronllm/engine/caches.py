@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+    from .borrowed import Slot
 
 
 def passing_cache(length: int, kind: type | None = None, model: PreTrainedModel | None = None) -> Any:
@@ -43,10 +46,13 @@ def passing_cache(length: int, kind: type | None = None, model: PreTrainedModel 
     return _made(PassingCache, model)
 
 
-def state_cache(model: PreTrainedModel, kind: type, passing: frozenset[int], axes: dict[str, int]) -> Any:
+def state_cache(
+    model: PreTrainedModel, kind: type, passing: frozenset[int], axes: dict[str, int], own: Sequence[dict[Slot, Any]]
+) -> Any:
     """An empty cache whose `passing` layers keep nothing: their keys and values are kept elsewhere.
 
-    Where there are such layers, `length` says how many tokens have been computed. `axes` are those of `axes_of`.
+    Where there are such layers, `length` says how many tokens have been computed. `axes` are those of `axes_of`, and
+    `own` are states that modules keep themselves, by layer.
     """
 
     class StateCache(kind):
@@ -64,12 +70,31 @@ def state_cache(model: PreTrainedModel, kind: type, passing: frozenset[int], axe
         def get_query_offset(self, *args: Any, **kwargs: Any) -> int:
             return self.get_seq_length(*args, **kwargs)
 
-    return _made(StateCache, model)
+    cache = _made(StateCache, model)
+    cache.own_states = list(own)
+    return cache
+
+
+@contextmanager
+def states_in_modules(model: PreTrainedModel, cache: Any, layer: int | None = None) -> Iterator[None]:
+    """Around a pass: modules that keep states themselves have those of the cache, and it has theirs from then on."""
+    layers = cache.own_states[slice(None) if layer is None else slice(layer, layer + 1)]
+    held = [(model.get_submodule(slot[0]), slot, states) for states in layers for slot in states]
+    before = [getattr(module, slot[1]) for module, slot, _ in held]
+    try:
+        for module, slot, states in held:
+            setattr(module, slot[1], states[slot])
+        yield
+        for module, slot, states in held:
+            states[slot] = getattr(module, slot[1])
+    finally:
+        for (module, slot, _), value in zip(held, before, strict=True):
+            setattr(module, slot[1], value)
 
 
 def _made(kind: type, model: PreTrainedModel | None) -> Any:
-    takes = model is not None and "config" in inspect.signature(kind).parameters
-    return kind(*_inner_caches(kind, model), **{"config": model.config} if takes else {})
+    config = None if model is None or "config" not in inspect.signature(kind).parameters else model.config
+    return kind(*_inner_caches(kind, model), **{} if config is None else {"config": config})
 
 
 def _inner_caches(kind: type, model: PreTrainedModel | None = None) -> list[Any]:
@@ -95,13 +120,12 @@ def mapped(cache: Any, change: Callable[[Tensor], Tensor], layer: int | None = N
 
 
 def axes_of(one: Any, two: Any) -> dict[str, int]:
-    """What layers hold whose rows are not the first dimension, seen in caches of one row and of two."""
-    pairs = [(vars(few), vars(many)) for few, many in zip(one.layers, two.layers, strict=True)]
+    """The dimension of rows in what layers hold, where it is not the first: seen in caches of one row and of two."""
     found: dict[str, int] = {}
-    for few, many in pairs:
-        for name, held in few.items():
-            if isinstance(held, Tensor) and held.shape != many[name].shape:
-                found[name] = next(n for n, sizes in enumerate(zip(held.shape, many[name].shape)) if len({*sizes}) > 1)
+    for few, many in zip(one.layers, two.layers, strict=True):
+        for name, held in vars(few).items():
+            if isinstance(held, Tensor) and held.shape != (other := vars(many)[name]).shape:
+                found[name] = next(n for n in range(held.ndim) if held.shape[n] != other.shape[n])
     return {name: axis for name, axis in found.items() if axis}
 
 

@@ -106,7 +106,7 @@ class CheckedEngine(PlannedEngine):
         return verdict
 
     def _ways(self) -> Iterator[Mixers | None]:
-        """Without mixers, with mixers, going on from each other's states or each from the start; at last with mixers in all layers."""
+        """Without mixers; with mixers that go on from each other's states, or begin anew; at last in all layers."""
         yield None
         known: list[Mixers] = []
         for own in (False, True):

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from ..model.discovery import decoder_layers
 from .attention import unread_attention
-from .borrowed import DRIVING_ERRORS, input_device, tolerance
-from .caches import axes_of, mapped, tensors
+from .borrowed import DRIVING_ERRORS, input_device, tensors_of_modules, tolerance
+from .caches import axes_of, mapped, states_in_modules, tensors
 from .mixers import CACHE, Call, Calls, Ended, Mixers, layer_in
 
 if TYPE_CHECKING:
@@ -74,6 +74,7 @@ def _copied(cache: Any) -> Any:
 def _looked(model: PreTrainedModel, attention: AbstractContextManager[list[int]], own: bool) -> Mixers:
     """What modules are handed a cache, and which of them attend through the interface, once, and do nothing else."""
     prefix, layers = decoder_layers(model)
+    before = tensors_of_modules(layers)
     with ExitStack() as stack:
         uses = _Uses(stack.enter_context(attention))
         for name, module in layers.named_modules():
@@ -82,13 +83,16 @@ def _looked(model: PreTrainedModel, attention: AbstractContextManager[list[int]]
                 stack.callback(module.register_forward_hook(partial(uses.end, name)).remove)
         ids = torch.ones(1, 2, dtype=torch.int64, device=input_device(model))
         model.get_decoder()(input_ids=ids, use_cache=True)
+    after = tensors_of_modules(layers)
+    slots = [slot for slot, held in after.items() if held is not None and held is not before.get(slot)]
     units = uses.outermost()
     served = [name for name in units if uses.attended[name] == 1 and uses.wrote(name) <= 2]  # keys and values
     # A mixer that attends through the interface wants the masks that the model makes, which all layers then have.
     own = own or not served or any(uses.attended[name] for name in units if name not in served)
     names = tuple(f"{prefix}.{name}" for name in units if own or name not in served)
     passing = frozenset() if own else frozenset(layer_in(name) for name in served)
-    return Mixers(names, uses.kind, passing, len({layer_in(name) for name in units}), own)
+    states = tuple((f"{prefix}.{name}", attribute) for name, attribute in slots)
+    return Mixers(names, uses.kind, passing, len({layer_in(name) for name in units}), own, slots=states)
 
 
 class _Uses:
@@ -202,7 +206,8 @@ def _step(model: PreTrainedModel, cache: Any, length: int, ids: list[list[int]])
     """The last hidden states (rows, tokens, D) of tokens behind a cache, by which it grows."""
     tokens = torch.tensor(ids, device=input_device(model))
     places = (length + torch.arange(tokens.shape[1], device=tokens.device)).expand(len(ids), -1)
-    found = model.get_decoder()(input_ids=tokens, position_ids=places, past_key_values=cache, use_cache=True)
+    with states_in_modules(model, cache):
+        found = model.get_decoder()(input_ids=tokens, position_ids=places, past_key_values=cache, use_cache=True)
     cache.length = length + tokens.shape[1]
     states: Tensor = found.last_hidden_state
     return states

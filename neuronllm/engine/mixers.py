@@ -21,6 +21,8 @@ from .caches import state_cache
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from .borrowed import Slot
+
 CACHE = object()  # in the place of a cache that a mixer was handed
 Place = tuple[str, "str | int", int]  # of a tensor among the arguments of a mixer: its name, the argument, where in it
 
@@ -40,9 +42,13 @@ class Mixers:
     given: frozenset[tuple[str, int]] = frozenset()  # outputs behind the first that another mixer is handed
     taken: frozenset[Place] = frozenset()  # the arguments that these are
     axes: dict[str, int] = field(default_factory=dict)  # of rows, in what the cache holds otherwise than others
+    slots: tuple[Slot, ...] = ()  # of states that modules keep themselves
 
     def empty(self, model: PreTrainedModel) -> Any:
-        return state_cache(model, self.kind, self.passing, self.axes)
+        own: list[dict[Slot, Any]] = [{} for _ in decoder_layers(model)[1]]
+        for slot in self.slots:
+            own[layer_of(model, slot[0])][slot] = None
+        return state_cache(model, self.kind, self.passing, self.axes, own)
 
 
 class Call(NamedTuple):

@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
 from .borrowed import DoublePrecision
-from .caches import mapped, rows_of, tensors
+from .caches import mapped, rows_of, states_in_modules, tensors
 from .mixers import Call, Mixers, Place, layer_of
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ NUMBERS, CUDA_NUMBERS = 2**20, 2**24  # of the states of branches that are run t
 @contextmanager
 def branches_as_rows(model: PreTrainedModel, prefix: Prefix) -> Iterator[None]:
     """Have the model's mixers run so, where it has any."""
-    with _in_place(model, prefix.mixers, lambda module, name: _Mixer(module, name, layer_of(model, name), prefix)):
+    with _in_place(model, prefix.mixers, lambda module, name: _Mixer(model, name, prefix)):
         yield
 
 
@@ -84,9 +84,11 @@ def _in_place(
 class _Mixer:
     """In the place of a mixer's forward."""
 
-    def __init__(self, module: nn.Module, name: str, layer: int, prefix: Prefix) -> None:
+    def __init__(self, model: PreTrainedModel, name: str, prefix: Prefix) -> None:
         assert prefix.mixers is not None
-        self.name, self.layer, self.prefix, self.mixers = name, layer, prefix, prefix.mixers
+        self.model, self.prefix, self.mixers = model, prefix, prefix.mixers
+        self.name, self.layer = name, layer_of(model, name)
+        module = model.get_submodule(name)
         self.forward: Callable[..., Any] = module.forward
         self.limit: Any = getattr(module, "time_step_limit", None)
         # of its outputs, those that there are for every token: the first, and what another mixer is handed
@@ -142,7 +144,8 @@ class _Mixer:
             some = [part[nodes.prompts, nodes.nodes].flatten(0, 1)[:, None] for part in parts]
             call = end.ended.calls[depth][self.name]
             cache = rows_of(cache, rows.flatten(), self.layer, shared=True)
-            with _Decoding(tensors(cache, self.layer), self.limit) as decoding:
+            states = states_in_modules(self.model, cache, self.layer)
+            with states, _Decoding(tensors(cache, self.layer), self.limit) as decoding:
                 filled = call.filled(self.name, cache, dict(zip(names, some, strict=True)), self.mixers.growing)
                 outputs = self.forward(*filled.args, **filled.kwargs)
             cache = mapped(cache, decoding.now, self.layer)

@@ -133,7 +133,8 @@ def tried(batch: Batch, trials: Trials) -> tuple[Tensor, Blocks]:
             leave = 0 if batch.together else len(copies)
             stack.enter_context(leaving(batch.model.get_submodule(block), leave, behind[block]))
         logits = sweep(batch, [site for site in batch.anatomy.sites if site.block in counts], copies=counts, edit=edit)
-    return logits[:, :2], _shown(batch, trials, held, {block: out[0][:, : ends.get(block)] for block, out in behind.items()})
+    left = {block: out[0][:, : ends.get(block)] for block, out in behind.items()}
+    return logits[:, :2], _shown(batch, trials, held, left)
 
 
 def _shown(batch: Batch, trials: Trials, held: dict[str, Tensor], behind: dict[str, Tensor]) -> Blocks:
