@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..model.anatomy import Anatomy
-from .batching import Plan, alike
+from .batching import alike
 from .borrowed import DRIVING_ERRORS, quietly, rope_limit
 from .branch import Batch
 from .everywhere import WholePrompt
@@ -33,24 +32,14 @@ from .verdicts import reach, verdicts
 from .vocabulary import Bend, bend_of, streamed
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
     from ..data.prompts import Prompt
 
 
 class CheckedEngine(PlannedEngine):
     """What `FastEngine` is made of: the self-check, and batches whose prefixes are there."""
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        anatomy: Anatomy | None = None,
-        *,
-        dtype: torch.dtype | None = None,
-        batch_size: int | str = "auto",
-        plan: Plan | None = None,
-    ) -> None:
-        super().__init__(model, anatomy, dtype=dtype, batch_size=batch_size, plan=plan)
+    def _begin(self) -> None:
+        super()._begin()
         self._roots: dict[bool, tuple[list[int], Level]] = {}  # by whether they are computed in float32
         self._ready: dict[bool, tuple[list[Prompt], Prefix]] = {}  # of the self-check, likewise
         self._kept: KeptPrefixes | None = None  # for passes to come
