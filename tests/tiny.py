@@ -43,6 +43,8 @@ HYBRIDS = [
 ]
 # These attend without transformers' interface, or twice.
 OWN_ATTENTION = ["gptj", "bloom", "falcon", "codegen", "xglm", "mpt", "diffllama"]
+# Their states stand elsewhere than in a layer's own cache, or more is handed from layer to layer than the stream.
+OTHER_STATES = ["lfm3", "inkling_text", "inkling2_text", "qwen4_exp_text", "zaya", "recurrent_gemma"]
 EXPERTS = ["mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "deepseek_v3", "gpt_oss"]
 
 _COMMON = {
@@ -62,6 +64,16 @@ _DELTA = {
     "linear_num_value_heads": 4,
     "linear_key_head_dim": 4,
     "linear_value_head_dim": 4,
+}
+_INKLING = {
+    "layer_types": ["hybrid_sliding", "hybrid"],
+    "sliding_window_size": 8,
+    "swa_num_attention_heads": 4,
+    "swa_num_key_value_heads": 2,
+    "swa_head_dim": 4,
+    "moe_intermediate_size": 8,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
 }
 _MAMBA = {"mamba_n_heads": 4, "mamba_d_head": 8, "mamba_n_groups": 1, "mamba_d_state": 8, "mamba_chunk_size": 8}
 _GPT = {"n_embd": 16, "n_layer": 2, "n_head": 4, "n_positions": 96, "n_inner": 28}
@@ -137,6 +149,22 @@ _SPECIAL: dict[str, dict[str, Any]] = {
         "ssm_state_size": 8,
         "chunk_size": 8,
         "num_hidden_layers": None,
+    },
+    "lfm3": {"layer_types": ["sliding_attention", "conv"], "sliding_window": 8},
+    "inkling_text": _INKLING | {"mlp_layer_types": ["sparse", "dense"], "n_shared_experts": 1},
+    "inkling2_text": _INKLING | {"n_layers_per_attn_res_block": 1},
+    "qwen4_exp_text": _MIXTURE
+    | _DELTA
+    | {"layer_types": ["linear_attention", "indexed_attention"], "shared_expert_intermediate_size": 20}
+    | {"indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 4, "indexer_budget": 4}
+    | {"indexer_compress_ratio": 2, "ple_layer_ids": [1], "ple_embed_dim": 16, "heads_per_ngram": 2, "ngram_size": 3}
+    | {"ngram_vocab_size_base": 50, "make_ngram_vocab_size_divisible_by": 8},
+    "zaya": _MIXTURE | {"num_experts_per_tok": 1, "router_hidden_size": 4},
+    "recurrent_gemma": {
+        "intermediate_size": 56,
+        "block_types": ["recurrent", "attention"],
+        "lru_width": 16,
+        "attention_window_size": 8,
     },
     "codegen": _GPT | {"n_ctx": 96, "rotary_dim": 4},
     "gpt_bigcode": _GPT,

@@ -124,7 +124,9 @@ def _constant_weights(experts: nn.Module, args: tuple[Tensor, ...]) -> tuple[Ten
     return hidden, routes, weights.detach()
 
 
-def _constant_scale(norm: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+def _constant_scale(norm: nn.Module, args: tuple[Tensor, ...], output: Any) -> Any:
+    if isinstance(output, tuple):  # queries and keys, each scaled
+        return tuple(_follow(y, [x * _ratio(y, x)]) for x, y in zip(args, output, strict=True))
     x = args[0]
     bias = getattr(norm, "bias", None)
     scaled = output if bias is None else output - bias

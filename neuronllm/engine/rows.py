@@ -47,7 +47,8 @@ def row_by_row(model: PreTrainedModel, mixers: Mixers) -> Iterator[None]:
 
         def run(*args: Any, **kwargs: Any) -> Any:
             call = Call(args, kwargs)
-            tokens = {at: x.split(1) for at, x in call.of_tokens(name, mixers.taken).items()}
+            whole = {at: x for at, x in call.tensors(name) if x.ndim > 2 and len(x) == len(call.hidden)}
+            tokens = {at: x.split(1) for at, x in (call.of_tokens(name, mixers.taken) | whole).items()}
             rows = [dict(zip(tokens, some, strict=True)) for some in zip(*tokens.values(), strict=True)]
             calls = [call.filled(name, None, row, frozenset()) for row in rows]
             found = [forward(*one.args, **one.kwargs) for one in calls]
