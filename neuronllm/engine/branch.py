@@ -169,11 +169,11 @@ def _reached(routes: Tensor, real: Tensor) -> Tensor:
 
 
 def residuals(batch: Batch, sites: Sequence[Site], count: int, edit: EditCopies) -> Tensor:
-    """What `count` edited copies of the sites of one block have become right behind it, (rows, copies, D)."""
+    """What `count` edited copies of the sites of one block have become right behind it, (..., rows, copies, D)."""
     out: list[Tensor] = []
     with leaving(batch.model.get_submodule(sites[0].block), count, out):
         sweep(batch, sites, copies={sites[0].block: count}, edit=edit)
-    return out[0][:, -count:]
+    return out[0][..., -count:, :]
 
 
 def vectors(model: PreTrainedModel, site: Site, ids: Tensor | None = None) -> Tensor:
@@ -204,7 +204,8 @@ def leaving(block: nn.Module, count: int, out: list[Tensor]) -> Iterator[None]:
     def leave(module: nn.Module, args: Any, output: Any) -> Any:
         x = output[0] if isinstance(output, tuple) else output
         out.append(x)
-        return (x[:, :-count], *output[1:]) if isinstance(output, tuple) else x[:, :-count]
+        stay = x[..., :-count, :]
+        return (stay, *output[1:]) if isinstance(output, tuple) else stay
 
     handle = block.register_forward_hook(leave)
     try:
@@ -215,7 +216,8 @@ def leaving(block: nn.Module, count: int, out: list[Tensor]) -> Iterator[None]:
 
 @contextmanager
 def _joining(block: nn.Module, count: int, axis: int) -> Iterator[None]:
-    """`count` copies of the clean branch join those that a block is given."""
+    """`count` copies of the clean branch join those that a block is given, which may be several streams of each."""
+    axis -= 3  # (..., rows, branches, D), or with rows and branches the other way round
 
     def join(module: nn.Module, args: Any, kwargs: Any) -> Any:
         x = args[0] if args else kwargs["hidden_states"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from functools import partial
 from operator import is_
@@ -24,6 +24,7 @@ from .kept_prefixes import KeptPrefixes
 from .mixers import Mixers
 from .objectives import Objective, get_objective
 from .planned import PlannedEngine
+from .positions import counting_modules, heeding, moving_token
 from .prefill import prefill, prefill_root
 from .reference import ReferenceEngine
 from .selfcheck import Blocks, Differs, Verdict, check_gradient, clean_branch, head_can_be_cut, try_blocks
@@ -56,6 +57,7 @@ class CheckedEngine(PlannedEngine):
         self._kept: KeptPrefixes | None = None  # for passes to come
         self._blocks: Blocks | None = None  # what the self-check found of them
         self._mixers: Mixers | None = None  # likewise
+        self._counting: tuple[str, ...] = ()  # likewise, modules that count positions themselves
         self.options_head = True  # whether the head may compute the options' logits alone
         self._bend: list[Bend | None] = []  # what the model makes of logits, once that was tried
         self._widened = False
@@ -74,38 +76,51 @@ class CheckedEngine(PlannedEngine):
             reason = self._unusable([prompts[n] for n in places])
             if reason is not None:
                 return reason
+        token = moving_token(self.model, self._counting, prompts)
+        if token is not None:
+            return f"the model counts positions by tokens, and one of a prompt moves the others (id {token})"
         return None
 
     def _unusable(self, prompts: Sequence[Prompt]) -> str | None:
         """The same of prompts that are all read at their last token, or all behind it."""
         longest = max(range(len(prompts)), key=lambda n: len(prompts[n].input_ids))
         family = next(group for group in siblings(prompts, self.plan.root) if longest in group)
-        some = [prompts[n] for n in dict.fromkeys([longest, family[0], family[-1]])]
+        chosen = [longest, family[0], family[-1]]
+        if len({len(prompts[n].input_ids) for n in chosen}) == 1:
+            chosen.append(min(range(len(prompts)), key=lambda n: len(prompts[n].input_ids)))
+        some = [prompts[n] for n in dict.fromkeys(chosen)]
+        lengths = {len(prompt.input_ids) for prompt in some}
         known = verdicts(self.model)
         # A tree of another depth, prompts beyond another window: these are other questions to the model.
-        how = (bool(self.plan.root), len(some) > 1, some[0].one_token, reach(self.model, some[0]))
+        how = (bool(self.plan.root), len(some) > 1, len(lengths) > 1, some[0].one_token, reach(self.model, some[0]))
         question = ("answer tokens", self.dtype, *how)
         if question not in known:
             with quietly():
                 known[question] = self._checked(some)
         found = known[question]
-        self._blocks, self._mixers = found.blocks, found.mixers
+        self._blocks, self._mixers, self._counting = found.blocks, found.mixers, found.counting
         if some[0].one_token:
             self.options_head = found.options_head
         return found.reason
 
     def _checked(self, prompts: Sequence[Prompt]) -> Verdict:
-        """By answer tokens alone, else with mixers that go on from each other's states, else with such that do not."""
+        """By answer tokens alone, else with mixers; in either case where tokens stand is heeded."""
         plain = self._answers(prompts)  # an error here, of a user's hook for one, would meet the reference too
-        verdict = self._tried(prompts, plain, None)
-        if verdict.reason is None:
-            return verdict
+        counting = counting_modules(self.model)
+        with heeding(self.model, counting):
+            found = self._tried(prompts, plain, None)
+            if found.reason is not None:
+                found = self._with_mixers(prompts, plain) or found
+        return found._replace(counting=counting)
+
+    def _with_mixers(self, prompts: Sequence[Prompt], plain: Tensor) -> Verdict | None:
+        """By mixers that go on from each other's states, else by such that do not; None where there are none."""
         try:
             mixers = find_mixers(self.model, self.dtype == torch.float64)
         except DRIVING_ERRORS:
             mixers = None
         if mixers is None:
-            return verdict
+            return None
         found = self._tried(prompts, plain, mixers)
         if found.reason is not None and mixers.shares:
             found = self._tried(prompts, plain, replace(mixers, shares=False))
@@ -151,11 +166,14 @@ class CheckedEngine(PlannedEngine):
     def _prepare(self, prompts: Sequence[Prompt]) -> None:
         self._blocks_of(prompts)
 
+    def _driving(self) -> AbstractContextManager[None]:
+        return heeding(self.model, self._counting)
+
     def _blocks_of(self, prompts: Sequence[Prompt]) -> Blocks:
         """What the self-check found of the blocks, or would have."""
         if self._blocks is None:
             shortest = min(prompts, key=lambda p: len(p.input_ids))
-            with self._in_float32():
+            with self._driving(), self._in_float32():
                 self._blocks = try_blocks(self._batch([shortest], lambda logits: logits[..., 0]))
         return self._blocks
 

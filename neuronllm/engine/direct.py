@@ -71,17 +71,17 @@ def _run(batch: Batch, site: Site, routes: dict[str, Tensor]) -> Iterator[Tensor
 
 
 def _unembedded(model: PreTrainedModel, states: Tensor) -> Tensor:
-    """Logits of residual states (prompts, branches, D), by the model's own final norm, head and scale."""
+    """Logits of residual states (..., prompts, branches, D), by the model's own final norm, head and scale."""
 
     def put(module: Any, args: Any, output: Any) -> Any:
         first = output[0] if isinstance(output, tuple) else output
-        placed = states.reshape(1, -1, states.shape[-1]).to(first)
+        placed = states.flatten(-3, -2).unsqueeze(-3).to(first)
         return (placed, *output[1:]) if isinstance(output, tuple) else placed
 
     handle = decoder_layers(model)[1][-1].register_forward_hook(put)
     try:
         ids = torch.zeros(1, 1, dtype=torch.int64, device=input_device(model))
-        found: Tensor = model(input_ids=ids, use_cache=False).logits.reshape(*states.shape[:2], -1)
+        found: Tensor = model(input_ids=ids, use_cache=False).logits.reshape(*states.shape[-3:-1], -1)
         return found
     finally:
         handle.remove()

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ..model.discovery import decoder_layers
+from ..model.discovery import decoder_layers, decoder_of
 from .attention import unread_attention
 from .borrowed import DRIVING_ERRORS, input_device, tolerance
 from .caches import mapped
@@ -84,7 +84,7 @@ def _looked(model: PreTrainedModel, attention: AbstractContextManager[list[int]]
                 stack.callback(module.register_forward_pre_hook(watch, with_kwargs=True).remove)
                 stack.callback(module.register_forward_hook(lambda m, a, out, name=name: after(name)).remove)
         ids = torch.ones(1, 2, dtype=torch.int64, device=input_device(model))
-        cache = model.get_decoder()(input_ids=ids, use_cache=True).past_key_values
+        cache = decoder_of(model)(input_ids=ids, use_cache=True).past_key_values
     inner = [name for name in taken if not any(other.startswith(f"{name}.") for other in taken)]
     served = [name for name in inner if taken[name] == 1]
     names = tuple(f"{prefix}.{name}" for name in inner if name not in served)
@@ -142,7 +142,7 @@ def _step(model: PreTrainedModel, cache: Any, length: int, ids: list[list[int]])
     """The last hidden states (rows, tokens, D) of tokens behind a cache, by which it grows."""
     tokens = torch.tensor(ids, device=input_device(model))
     places = (length + torch.arange(tokens.shape[1], device=tokens.device)).expand(len(ids), -1)
-    found = model.get_decoder()(input_ids=tokens, position_ids=places, past_key_values=cache, use_cache=True)
+    found = decoder_of(model)(input_ids=tokens, position_ids=places, past_key_values=cache, use_cache=True)
     cache.length = length + tokens.shape[1]
     states: Tensor = found.last_hidden_state
     return states

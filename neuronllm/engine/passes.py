@@ -70,11 +70,11 @@ class PlainPasses(Engine):
             return self._forward(row, len(next(iter(copies.values()))))
 
     def _after(self, row: Shown, block: str, copies: dict[str, Tensor]) -> Tensor:
-        """The residual stream (copies, D) right after a layer, with copies of h at the answer position of its sites."""
+        """The residual stream (..., copies, D) right after a layer, with copies of h at the answer of its sites."""
         out: list[Tensor] = []
 
         def keep(module: Any, args: Any, output: Any) -> None:
-            out.append((output[0] if isinstance(output, tuple) else output)[:, -1])
+            out.append((output[0] if isinstance(output, tuple) else output)[..., -1, :])
 
         handle = self.model.get_submodule(block).register_forward_hook(keep)
         try:
@@ -91,14 +91,14 @@ class PlainPasses(Engine):
         """
 
         def put(module: Any, args: Any, output: Any) -> Any:
-            states = residual[:, None].to(output[0] if isinstance(output, tuple) else output)
+            states = residual[..., None, :].to(output[0] if isinstance(output, tuple) else output)
             return (states, *output[1:]) if isinstance(output, tuple) else states
 
         # Every decoder layer is a sibling of the sites' blocks; the last one feeds the final norm.
         stack = self.model.get_submodule(self.anatomy.sites[-1].block.rpartition(".")[0])
         handle = stack[len(stack) - 1].register_forward_hook(put)
         try:
-            ids = torch.zeros(len(residual), 1, dtype=torch.int64, device=input_device(self.model))
+            ids = torch.zeros(residual.shape[-2], 1, dtype=torch.int64, device=input_device(self.model))
             return self.model(input_ids=ids, use_cache=False).logits[:, -1]
         finally:
             handle.remove()

@@ -46,6 +46,7 @@ class Verdict(NamedTuple):
     options_head: bool = True  # whether the head may compute the options' logits alone
     blocks: Blocks = Blocks()
     mixers: Mixers | None = None  # what has to be run in a way of its own
+    counting: tuple[str, ...] = ()  # modules that count positions themselves
 
 
 class Differs(Exception):
@@ -133,7 +134,7 @@ def _shown(batch: Batch, trials: Trials, held: dict[str, Tensor], behind: dict[s
     plain, post_normed = set(), False
     for block, copies in trials.items():
         out = behind[block]
-        once, edited = wide(out[:, 0]), wide(out[:, -len(copies) :]).unbind(1)
+        once, edited = wide(out[..., 0, :]), wide(out[..., -len(copies) :, :]).unbind(-2)
         # what each factor made of h of a site: the change of the block's output
         changes = {(site, factor): x - once for (site, factor), x in zip(copies, edited, strict=True)}
         for site in dict.fromkeys(site for site, _ in copies):
