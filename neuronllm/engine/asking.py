@@ -30,6 +30,7 @@ from .full import padded, plain_trees
 from .head import Choices, Texts, choices_of
 from .kept_prefixes import KeptPrefixes
 from .objectives import NEVER
+from .positions import counting_modules, heeding, moving_token
 from .prefill import piece_inputs, prefill_root, shared_levels
 from .tree import Level, Prefix, root_length, siblings, with_answers
 from .verdicts import Verdicts, reach, verdicts
@@ -55,6 +56,13 @@ def check_batch_size(batch_size: int | str) -> int | str:
     if batch_size != "auto" and (not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1):
         raise InputError(f'batch_size={batch_size!r}: give a positive whole number or "auto"')
     return batch_size
+
+
+class Shared(NamedTuple):
+    """Whether prompts may be asked through the tree of prefixes, and what counts positions itself meanwhile."""
+
+    agrees: bool
+    counting: tuple[str, ...] = ()
 
 
 class Asker:
@@ -116,15 +124,20 @@ class Asker:
             tqdm(total=len(self.prompts), desc=label, disable=not progress, unit="prompt", leave=False) as bar,
         ):
             for side in self.sides:
-                shares = self._shares(edited, side)
-                kept = shares and self._served(edited, [self.prompts[n] for n in side])
-                root = self._root(edited) if shares and self.root and not kept else None
-                size = self.plan.prompts
-                batches = [side[start : start + size] for start in range(0, len(side), size)]
-                for places, found in backing_off(batches, partial(self._batch, root, edited, shares), self.plan, 0):
-                    out[torch.tensor(places), : found.shape[1]] = found.to(out)
-                    bar.update(len(places))
+                shares, counting = self._shares(edited, side)
+                with heeding(self.model, counting):
+                    for places, found in self._side(edited, shares, side):
+                        out[torch.tensor(places), : found.shape[1]] = found.to(out)
+                        bar.update(len(places))
         return out
+
+    def _side(self, edited: Edited, shares: bool, side: list[int]) -> Iterator[tuple[list[int], Tensor]]:
+        """The scores of one side's prompts, batch by batch, with their places."""
+        kept = shares and self._served(edited, [self.prompts[n] for n in side])
+        root = self._root(edited) if shares and self.root and not kept else None
+        size = self.plan.prompts
+        batches = [side[start : start + size] for start in range(0, len(side), size)]
+        yield from backing_off(batches, partial(self._batch, root, edited, shares), self.plan, 0)
 
     def _batch(self, root: Level | None, edited: Edited, shares: bool, places: list[int]) -> Tensor:
         batch = [self.prompts[n] for n in places]
@@ -156,32 +169,35 @@ class Asker:
         with edited(None):
             return prefill_root(self.model, self.prompts[0].input_ids[: self.root])
 
-    def _shares(self, edited: Edited, side: list[int]) -> bool:
+    def _shares(self, edited: Edited, side: list[int]) -> Shared:
         """Whether the prompts may be asked through the tree of prefixes: it must give the plain answers."""
         if not self.worth_sharing:
-            return False
+            return Shared(False)
         where = None if edited.change is None else edited.change.positions
         letters = self.prompts[side[0]].one_token
         question = ("tree of prompts", where, bool(self.root), letters, reach(self.model, self.longest))
         if question not in (known := self._verdicts):
-            known[question] = self._agrees(edited, side)
-        return bool(known[question])
+            known[question] = self._checked(edited, side)
+        found: Shared = known[question]
+        if moving_token(self.model, found.counting, [self.prompts[n] for n in side]) is not None:
+            return Shared(False)
+        return found
 
     @cached_property
     def _verdicts(self) -> Verdicts:
         """Those remembered with the model, as it was at the first call; of a model with hooks, this asker's own."""
         return verdicts(self.model)
 
-    def _agrees(self, edited: Edited, side: list[int]) -> bool:
+    def _checked(self, edited: Edited, side: list[int]) -> Shared:
         batch = [self.prompts[n] for n in side[-min(4, self.plan.prompts) :]]
-        plain = _plain(batch, edited)
+        plain, counting = _plain(batch, edited), counting_modules(self.model)
         try:
-            with quietly():
+            with quietly(), heeding(self.model, counting):
                 shared = _through_tree(batch, self._root(edited) if self.root else None, edited)
         except DRIVING_ERRORS:
-            return False
+            return Shared(False)
         real = AnswerTrees(batch).real.flatten().to(plain.device)
-        return bool(((shared - plain).abs() <= tolerance(plain))[real].all())
+        return Shared(bool(((shared - plain).abs() <= tolerance(plain))[real].all()), counting)
 
 
 class Edited:

@@ -142,6 +142,7 @@ class _Pieces:
             self.level.layers[layer] = (key, value)
         if layer == self.last:
             raise Enough
+        key, value = (_of_branches(x, len(query), 0) for x in (key, value))
         if self.constant_patterns:
             query, key = query.detach(), key.detach()
         mask = self._mask(config.window, query.device)
@@ -190,6 +191,7 @@ class _AnswerTokens:
 
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor, config: AttentionConfig) -> Tensor:
         self.prefix.attended.add(layer)
+        key, value = (_of_branches(x, query.shape[2], 2) for x in (key, value))
         if self.constant_patterns:
             query, key = query.detach(), key.detach()
         width = self.prefix.trees.width
@@ -216,6 +218,14 @@ class _AnswerTokens:
             start += level.width
         mixed = mixed.reshape(prompts, heads, queries, -1)
         return mixed if width == 1 else _nodes_apart(mixed, width)
+
+
+def _of_branches(x: Tensor, branches: int, axis: int) -> Tensor:
+    """Keys or values of so many branches: those that joined since an earlier layer made them have the clean ones."""
+    if x.shape[axis] == branches:
+        return x
+    clean = x.narrow(axis, 0, 1).repeat_interleave(max(0, branches - x.shape[axis]), axis)
+    return torch.cat([x.narrow(axis, 0, min(branches, x.shape[axis])), clean], axis)
 
 
 def _softmax(scores: Tensor, mask: Tensor | None, config: AttentionConfig) -> Tensor:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ..common.errors import InputError
@@ -99,6 +99,22 @@ def _can_take(model: PreTrainedModel, attention: str) -> bool:
         return attention != model.config._attn_implementation
     config = model.config.get_text_config()
     return bool(getattr(model, "_supports_sdpa", False)) and not getattr(config, "attn_logit_softcapping", None)
+
+
+@contextmanager
+def running_instead(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
+    """Each module with another forward while the context lasts."""
+    owns = {module: vars(module).get("forward") for module in forwards}
+    try:
+        for module, forward in forwards.items():
+            module.forward = forward
+        yield
+    finally:
+        for module, own in owns.items():
+            if own is None:
+                vars(module).pop("forward", None)
+            else:
+                module.forward = own
 
 
 class DoublePrecision(TorchFunctionMode):

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from ..model.discovery import decoder_layers
 from ..model.hooks import visiting
 from ..model.sites import Site
+from ..model.streams import as_layers_take, tokens_first
 from ..model.wrapped import written
 from .answer import answer_pass, answering
 from .head import wide
@@ -137,7 +138,7 @@ def sweep(
         joining = [] if batch.together else [site.block for site in visited if site.block not in behind]
         for block in dict.fromkeys(joining):
             # before `visiting`, which looks at the shape that a block is given
-            stack.enter_context(_joining(model.get_submodule(block), copies[block], axis))
+            stack.enter_context(_joining(model, block, copies[block], axis))
         for site in visited:
             if site.block in behind:
                 make = behind[site.block]
@@ -188,7 +189,7 @@ def _reached(routes: Tensor, real: Tensor) -> Tensor:
 def residuals(batch: Batch, sites: Sequence[Site], count: int, edit: EditCopies) -> Tensor:
     """What `count` edited copies of the sites of one block have become right behind it, (rows, copies, D)."""
     out: list[Tensor] = []
-    with leaving(batch.model.get_submodule(sites[0].block), 0 if batch.together else count, out):
+    with leaving(batch.model, sites[0].block, 0 if batch.together else count, out):
         sweep(batch, sites, copies={sites[0].block: count}, edit=edit)
     return out[0][:, -count:]
 
@@ -217,17 +218,19 @@ def joining_behind(block: nn.Module, make: Callable[[Tensor], Tensor], axis: int
 
 
 @contextmanager
-def leaving(block: nn.Module, count: int, out: list[Tensor]) -> Iterator[None]:
+def leaving(model: PreTrainedModel, block: str, count: int, out: list[Tensor]) -> Iterator[None]:
     """The last `count` branches leave the others behind a block, after `out` was given all of them."""
 
     def leave(module: nn.Module, args: Any, output: Any) -> Any:
-        parts = output if isinstance(output, tuple) else (output,)
-        out.append(parts[0])
-        stay = slice(parts[0].shape[1] - count)
-        left = tuple(part[:, stay] if _of_tokens(part, parts[0]) else part for part in parts)
-        return left if isinstance(output, tuple) else left[0]
+        first, *others = output if isinstance(output, tuple) else (output,)
+        states = tokens_first(model, first)
+        out.append(states)
+        stay = slice(states.shape[1] - count)
+        kept = as_layers_take(model, states[:, stay])
+        left = (kept, *(part[:, stay] if _of_tokens(part, states) else part for part in others))
+        return left if isinstance(output, tuple) else kept
 
-    handle = block.register_forward_hook(leave)
+    handle = model.get_submodule(block).register_forward_hook(leave)
     try:
         yield
     finally:
@@ -250,15 +253,20 @@ def _telling_tokens(model: PreTrainedModel) -> Iterator[None]:
 
 
 @contextmanager
-def _joining(block: nn.Module, count: int, axis: int) -> Iterator[None]:
+def _joining(model: PreTrainedModel, block: str, count: int, axis: int) -> Iterator[None]:
     """`count` copies of the clean branch join those that a block is given."""
 
     def join(module: nn.Module, args: Any, kwargs: Any) -> Any:
         x = args[0] if args else kwargs["hidden_states"]
-        grown = {name: _grown(value, x, count, axis) for name, value in kwargs.items()}
-        return tuple(_grown(value, x, count, axis) for value in args), grown
+        states = tokens_first(model, x)
 
-    handle = block.register_forward_pre_hook(join, with_kwargs=True)
+        def joined(part: Any) -> Any:
+            grown = _grown(states if part is x else part, states, count, axis)
+            return as_layers_take(model, grown) if part is x else grown
+
+        return tuple(map(joined, args)), {name: joined(value) for name, value in kwargs.items()}
+
+    handle = model.get_submodule(block).register_forward_pre_hook(join, with_kwargs=True)
     try:
         yield
     finally:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from operator import is_
@@ -23,6 +23,7 @@ from .kept_prefixes import KeptPrefixes
 from .mixers import Mixers
 from .objectives import Objective, get_objective
 from .planned import PlannedEngine
+from .positions import counting_modules, heeding, moving_token
 from .prefill import prefill, prefill_root
 from .reference import ReferenceEngine
 from .selfcheck import Blocks, Differs, Verdict, check_gradient, clean_branch, head_can_be_cut, try_blocks
@@ -46,6 +47,7 @@ class CheckedEngine(PlannedEngine):
         self._blocks: Blocks | None = None  # what the self-check found of them
         self._mixers: Mixers | None = None  # likewise
         self._together = False  # likewise
+        self._counting: tuple[str, ...] = ()  # likewise, modules that count positions themselves
         self.options_head = True  # whether the head may compute the options' logits alone
         self._bend: list[Bend | None] = []  # what the model makes of logits, once that was tried
         self._widened = False
@@ -64,22 +66,30 @@ class CheckedEngine(PlannedEngine):
             reason = self._unusable([prompts[n] for n in places])
             if reason is not None:
                 return reason
+        token = moving_token(self.model, self._counting, prompts)
+        if token is not None:
+            return f"the model counts positions by tokens, and one of a prompt moves the others (id {token})"
         return None
 
     def _unusable(self, prompts: Sequence[Prompt]) -> str | None:
         """The same of prompts that are all read at their last token, or all behind it."""
         longest = max(range(len(prompts)), key=lambda n: len(prompts[n].input_ids))
         family = next(group for group in siblings(prompts, self.plan.root) if longest in group)
-        some = [prompts[n] for n in dict.fromkeys([longest, family[0], family[-1]])]
+        chosen = [longest, family[0], family[-1]]
+        if len({len(prompts[n].input_ids) for n in chosen}) == 1:
+            chosen.append(min(range(len(prompts)), key=lambda n: len(prompts[n].input_ids)))
+        some = [prompts[n] for n in dict.fromkeys(chosen)]
+        lengths = {len(prompt.input_ids) for prompt in some}
         known = verdicts(self.model)
         # A tree of another depth, prompts beyond another window: these are other questions to the model.
-        how = (bool(self.plan.root), len(some) > 1, some[0].one_token, reach(self.model, some[0]))
+        how = (bool(self.plan.root), len(some) > 1, len(lengths) > 1, some[0].one_token, reach(self.model, some[0]))
         question = ("answer tokens", self.dtype, *how)
         if question not in known:
             with quietly():
                 known[question] = self._checked(some)
         found = known[question]
         self._blocks, self._mixers, self._together = found.blocks, found.mixers, found.together
+        self._counting = found.counting
         if some[0].one_token:
             self.options_head = found.options_head
         return found.reason
@@ -87,12 +97,13 @@ class CheckedEngine(PlannedEngine):
     def _checked(self, prompts: Sequence[Prompt]) -> Verdict:
         """The first way to drive the model that gives the plain answers; else why the last one does not."""
         plain = self._answers(prompts)  # an error here, of a user's hook for one, would meet the reference too
-        for mixers in self._ways():
-            for together in (False, True):
+        counting = counting_modules(self.model)
+        with heeding(self.model, counting):
+            for mixers, together in ((mixers, together) for mixers in self._ways() for together in (False, True)):
                 verdict = self._tried(prompts, plain, mixers, together)
                 if verdict.reason is None:
-                    return verdict
-        return verdict
+                    break
+        return verdict._replace(counting=counting)
 
     def _ways(self) -> Iterator[Mixers | None]:
         """Without mixers; with mixers that go on from each other's states, or begin anew; at last in all layers."""
@@ -148,11 +159,14 @@ class CheckedEngine(PlannedEngine):
     def _prepare(self, prompts: Sequence[Prompt]) -> None:
         self._blocks_of(prompts)
 
+    def _driving(self) -> AbstractContextManager[None]:
+        return heeding(self.model, self._counting)
+
     def _blocks_of(self, prompts: Sequence[Prompt]) -> Blocks:
         """What the self-check found of the blocks, or would have."""
         if self._blocks is None:
             shortest = min(prompts, key=lambda p: len(p.input_ids))
-            with self._in_float32():
+            with self._driving(), self._in_float32():
                 self._blocks = try_blocks(self._batch([shortest], lambda logits: logits[..., 0]))
         return self._blocks
 

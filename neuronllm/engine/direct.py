@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..model.discovery import decoder_layers
 from ..model.sites import Site
+from ..model.streams import as_layers_take
 from .borrowed import input_device
 from .branch import Batch, clean_routes, clean_states, residuals, vectors
 from .effects import at_experts, columns_of, held_at
@@ -75,14 +76,13 @@ def _unembedded(batch: Batch, states: Tensor) -> Tensor:
 
     They are put behind the last layer of a single token, or of as many as there are where more than that goes on.
     """
-    tokens = states[:, :, None].flatten(0, 1) if batch.together else states.reshape(1, -1, states.shape[-1])
+    model, tokens = batch.model, states.flatten(0, 1).unsqueeze(1 if batch.together else 0)
 
     def put(module: Any, args: Any, output: Any) -> Any:
         first = output[0] if isinstance(output, tuple) else output
-        placed = tokens.to(first)
+        placed = as_layers_take(model, tokens).to(first)
         return (placed, *output[1:]) if isinstance(output, tuple) else placed
 
-    model = batch.model
     handle = decoder_layers(model)[1][-1].register_forward_hook(put)
     try:
         ids = torch.zeros(len(tokens), 1, dtype=torch.int64, device=input_device(model))

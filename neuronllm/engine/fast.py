@@ -113,8 +113,9 @@ class FastEngine(CheckedEngine):
     def keep_prefixes(self, prompts: Sequence[Prompt], budget: int) -> KeptPrefixes:
         self._make_plan(prompts)
         start = prompts[0].input_ids[: self.plan.root]
-        root = self._root(start) if start and self._shares else None
-        self._kept = KeptPrefixes(self.model, prompts, root, self.plan.prompts, budget, self._mixers)
+        with self._driving():
+            root = self._root(start) if start and self._shares else None
+            self._kept = KeptPrefixes(self.model, prompts, root, self.plan.prompts, budget, self._mixers)
         return self._kept
 
     def option_gradients(self, prompts: Sequence[Prompt]) -> Tensor:

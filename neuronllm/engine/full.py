@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..model.discovery import decoder_layers
 from .attention import piece_attention
-from .borrowed import DoublePrecision, answer_logits, held_states
+from .borrowed import DoublePrecision, answer_logits, held_states, running_instead
 from .prefill import piece_inputs
 from .tree import with_answers
 
@@ -133,19 +133,13 @@ def recomputing(model: PreTrainedModel, wanted: bool = True, double: bool = Fals
 
     On the way back torch has left every mode of its functions, that one too.
     """
-    blocks = list(decoder_layers(model)[1]) if wanted else []
-    owns = [block.__dict__.get("forward") for block in blocks]
 
     def there_and_back() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
         return nullcontext(), DoublePrecision() if double else nullcontext()
 
-    try:
-        for block in blocks:
-            block.forward = partial(checkpoint, block.forward, use_reentrant=False, context_fn=there_and_back)
+    def again(forward: Callable[..., Any]) -> Callable[..., Any]:
+        return partial(checkpoint, forward, use_reentrant=False, context_fn=there_and_back)
+
+    blocks: list[Any] = [*decoder_layers(model)[1]] if wanted else []
+    with running_instead({block: again(block.forward) for block in blocks}):
         yield
-    finally:
-        for block, own in zip(blocks, owns, strict=True):
-            if own is None:
-                block.__dict__.pop("forward", None)
-            else:
-                block.forward = own

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ..model.discovery import decoder_layers
+from ..model.discovery import decoder_layers, decoder_of
 from .attention import unread_attention
 from .borrowed import DRIVING_ERRORS, input_device, tensors_of_modules, tolerance
 from .caches import axes_of, mapped, states_in_modules, tensors
@@ -82,7 +82,7 @@ def _looked(model: PreTrainedModel, attention: AbstractContextManager[list[int]]
                 stack.callback(module.register_forward_pre_hook(partial(uses.begin, name), with_kwargs=True).remove)
                 stack.callback(module.register_forward_hook(partial(uses.end, name)).remove)
         ids = torch.ones(1, 2, dtype=torch.int64, device=input_device(model))
-        model.get_decoder()(input_ids=ids, use_cache=True)
+        decoder_of(model)(input_ids=ids, use_cache=True)
     after = tensors_of_modules(layers)
     slots = [slot for slot, held in after.items() if held is not None and held is not before.get(slot)]
     units = uses.outermost()
@@ -207,7 +207,7 @@ def _step(model: PreTrainedModel, cache: Any, length: int, ids: list[list[int]])
     tokens = torch.tensor(ids, device=input_device(model))
     places = (length + torch.arange(tokens.shape[1], device=tokens.device)).expand(len(ids), -1)
     with states_in_modules(model, cache):
-        found = model.get_decoder()(input_ids=tokens, position_ids=places, past_key_values=cache, use_cache=True)
+        found = decoder_of(model)(input_ids=tokens, position_ids=places, past_key_values=cache, use_cache=True)
     cache.length = length + tokens.shape[1]
     states: Tensor = found.last_hidden_state
     return states

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..model.hooks import visiting
 from ..model.sites import Site
+from ..model.streams import as_layers_take, tokens_first
 from .base import TOKENS, Engine
 from .borrowed import answer_logits, check_prompts, input_device
 from .sequences import Shown, option_score
@@ -74,7 +75,7 @@ class PlainPasses(Engine):
         out: list[Tensor] = []
 
         def keep(module: Any, args: Any, output: Any) -> None:
-            out.append((output[0] if isinstance(output, tuple) else output)[:, -1])
+            out.append(tokens_first(self.model, output[0] if isinstance(output, tuple) else output)[:, -1])
 
         handle = self.model.get_submodule(block).register_forward_hook(keep)
         try:
@@ -91,7 +92,8 @@ class PlainPasses(Engine):
         """
 
         def put(module: Any, args: Any, output: Any) -> Any:
-            states = residual[:, None].to(output[0] if isinstance(output, tuple) else output)
+            states = as_layers_take(self.model, residual[:, None])
+            states = states.to(output[0] if isinstance(output, tuple) else output)
             return (states, *output[1:]) if isinstance(output, tuple) else states
 
         # Every decoder layer is a sibling of the sites' blocks; the last one feeds the final norm.

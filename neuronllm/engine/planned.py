@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -103,10 +104,11 @@ class PlannedEngine(Engine):
         self._tokens_a_prompt = max(tokens)
         if self._sizing:
             raise Sized(self._tokens_a_prompt)
-        found = [
-            run_batches([prompts[n] for n in places], score, self.plan, count)
-            for places, count in zip(parts, tokens, strict=True)
-        ]
+        with self._driving():
+            found = [
+                run_batches([prompts[n] for n in places], score, self.plan, count)
+                for places, count in zip(parts, tokens, strict=True)
+            ]
         order = torch.tensor([n for places in parts for n in places]).argsort()
         return torch.cat(found)[order] if len(parts) > 1 else found[0]
 
@@ -122,12 +124,17 @@ class PlannedEngine(Engine):
         for variants in sorted({len(tree.prompts) for tree in trees}):
             places = [n for n, tree in enumerate(trees) if len(tree.prompts) == variants]
             room = max(1, self.plan.prompts // variants)
-            part = run_batches([trees[n] for n in places], score, self.plan, self.plan.answer_tokens // room)
+            with self._driving():
+                part = run_batches([trees[n] for n in places], score, self.plan, self.plan.answer_tokens // room)
             found.update(zip(places, part, strict=True))
         return torch.stack([found[n] for n in range(len(trees))])
 
     def _prepare(self, prompts: Sequence[Prompt]) -> None:
         """What has to be known before the first batch."""
+
+    def _driving(self) -> AbstractContextManager[None]:
+        """Around the passes of batches."""
+        return nullcontext()
 
     def _make_plan(self, prompts: Sequence[Prompt]) -> None:
         if not self._planned:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..model.discovery import decoder_layers
+from ..model.discovery import decoder_layers, decoder_of
 from .answer_trees import AnswerTrees
 from .attention import Enough, piece_attention
 from .borrowed import input_device
@@ -128,7 +128,7 @@ def _compute(
         return
     last = None if _offloaded(model) else len(decoder_layers(model)[1]) - 1
     with piece_attention(model, level, above, last), suppress(Enough):
-        model.get_decoder()(**piece_inputs(model, level, pieces))
+        decoder_of(model)(**piece_inputs(model, level, pieces))
 
 
 def _compute_alike(
@@ -144,7 +144,7 @@ def _compute_alike(
             attention = nullcontext() if mixers.own else piece_attention(model, part, uppers, None)
             with attention, states_in_modules(model, cache):
                 inputs = piece_inputs(model, part, [pieces[n] for n in places.tolist()])
-                model.get_decoder()(**inputs | {"past_key_values": cache})
+                decoder_of(model)(**inputs | {"past_key_values": cache})
             cache.length = start + length
             _put(level, places, part)
         level.ended.append(Ended(places, cache, start + length))
@@ -164,9 +164,10 @@ def _alike(model: PreTrainedModel, level: Level, above: list[Level], mixers: Mix
 def piece_inputs(model: PreTrainedModel, level: Level, pieces: Sequence[Sequence[int]]) -> dict[str, Any]:
     """What a model takes to compute the pieces of a level."""
     ids = torch.tensor([[*piece, *[0] * (level.width - len(piece))] for piece in pieces])
+    positions = level.positions.masked_fill(~level.real, 0)  # padding may reach beyond the last one there is
     return {
         "input_ids": ids.to(input_device(model)),
-        "position_ids": level.positions.to(input_device(model)),
+        "position_ids": positions.to(input_device(model)),
         "past_key_values": passing_cache(int(level.starts.max())),
         "use_cache": True,
     }

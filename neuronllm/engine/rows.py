@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
-from .borrowed import DoublePrecision
+from .borrowed import DoublePrecision, running_instead
 from .caches import mapped, rows_of, states_in_modules, tensors
 from .mixers import Call, Mixers, Place, layer_of
 
@@ -34,7 +34,8 @@ NUMBERS, CUDA_NUMBERS = 2**20, 2**24  # of the states of branches that are run t
 @contextmanager
 def branches_as_rows(model: PreTrainedModel, prefix: Prefix) -> Iterator[None]:
     """Have the model's mixers run so, where it has any."""
-    with _in_place(model, prefix.mixers, lambda module, name: _Mixer(model, name, prefix)):
+    modules = _modules(model, prefix.mixers)
+    with running_instead({module: _Mixer(model, name, prefix) for name, module in modules.items()}):
         yield
 
 
@@ -42,7 +43,7 @@ def branches_as_rows(model: PreTrainedModel, prefix: Prefix) -> Iterator[None]:
 def row_by_row(model: PreTrainedModel, mixers: Mixers) -> Iterator[None]:
     """Have mixers run whole prompts a row at a time: what they are handed beside these was made for one."""
 
-    def each(module: nn.Module, name: str) -> Callable[..., Any]:
+    def each(name: str, module: nn.Module) -> Callable[..., Any]:
         forward = module.forward
 
         def run(*args: Any, **kwargs: Any) -> Any:
@@ -59,27 +60,12 @@ def row_by_row(model: PreTrainedModel, mixers: Mixers) -> Iterator[None]:
 
         return run
 
-    with _in_place(model, mixers, each):
+    with running_instead({module: each(name, module) for name, module in _modules(model, mixers).items()}):
         yield
 
 
-@contextmanager
-def _in_place(
-    model: PreTrainedModel, mixers: Mixers | None, make: Callable[[nn.Module, str], Callable[..., Any]]
-) -> Iterator[None]:
-    """`make(module, name)` in the place of every mixer's forward."""
-    modules = {name: model.get_submodule(name) for name in ([] if mixers is None else mixers.names)}
-    owns = {name: vars(module).get("forward") for name, module in modules.items()}
-    try:
-        for name, module in modules.items():
-            module.forward = make(module, name)
-        yield
-    finally:
-        for name, own in owns.items():
-            if own is None:
-                vars(modules[name]).pop("forward", None)
-            else:
-                modules[name].forward = own
+def _modules(model: PreTrainedModel, mixers: Mixers | None) -> dict[str, nn.Module]:
+    return {name: model.get_submodule(name) for name in ([] if mixers is None else mixers.names)}
 
 
 class _Mixer:

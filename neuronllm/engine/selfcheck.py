@@ -47,6 +47,7 @@ class Verdict(NamedTuple):
     blocks: Blocks = Blocks()
     mixers: Mixers | None = None  # what has to be run in a way of its own
     together: bool = False  # whether all branches have to run from the embedding on
+    counting: tuple[str, ...] = ()  # modules that count positions themselves
 
 
 class Differs(Exception):
@@ -131,7 +132,7 @@ def tried(batch: Batch, trials: Trials) -> tuple[Tensor, Blocks]:
     with ExitStack() as stack:
         for block, copies in trials.items():
             leave = 0 if batch.together else len(copies)
-            stack.enter_context(leaving(batch.model.get_submodule(block), leave, behind[block]))
+            stack.enter_context(leaving(batch.model, block, leave, behind[block]))
         logits = sweep(batch, [site for site in batch.anatomy.sites if site.block in counts], copies=counts, edit=edit)
     left = {block: out[0][:, : ends.get(block)] for block, out in behind.items()}
     return logits[:, :2], _shown(batch, trials, held, left)

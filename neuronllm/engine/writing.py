@@ -26,11 +26,13 @@ from ..common.checks import integer
 from ..common.errors import InputError
 from ..data.matching import cut, is_over
 from ..model.anatomy import Anatomy
+from ..model.discovery import decoder_of
 from ..model.edit import edit
 from .asking import Edit, check_batch_size
 from .batching import CUDA_TOKENS, TOKENS, Plan, backing_off
 from .batching import cut as cut_places
 from .borrowed import borrowed, check_finite, check_prompts, context_length, input_device, may_pad, quietly, rope_limit
+from .positions import counting_modules, heeding
 from .tree import root_length
 
 if TYPE_CHECKING:
@@ -105,6 +107,11 @@ class Writer:
     def anatomy(self) -> Anatomy:
         return Anatomy.of(self.model)
 
+    @cached_property
+    def counting(self) -> tuple[str, ...]:
+        """What counts positions itself, and would count padding too."""
+        return counting_modules(self.model)
+
     def __call__(
         self,
         change: Edit | None = None,
@@ -133,7 +140,7 @@ class Writer:
         ):
             start = self._start(change)
             write: Any = partial(self._batch, sampled, start)  # a list of a batch's texts, where others have a tensor
-            with self._edited(change):
+            with self._edited(change), heeding(self.model, self.counting):
                 for alike in self.alike:
                     for places, part in backing_off(cut_places(alike, self.plan, 0), write, self.plan, 0):
                         found.update(zip(places, part, strict=True))
@@ -158,7 +165,7 @@ class Writer:
         cache = DynamicCache()
         ids = torch.tensor([self.root], device=input_device(self.model))
         with self._edited(reached):
-            self.model.get_decoder()(input_ids=ids, past_key_values=cache, use_cache=True)
+            decoder_of(self.model)(input_ids=ids, past_key_values=cache, use_cache=True)
         kept: list[Any] = list(cache.layers)
         return [(layer.keys, layer.values) for layer in kept]
 
@@ -170,11 +177,13 @@ class Writer:
         ids = torch.tensor([[PADDING] * (width - len(row)) + row for row in batch])
         mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in batch])
         rows = _Rows(self, batch, sampled)
+        standing = mask.cumsum(1).sub(1).clamp(min=0).to(input_device(self.model))
         generate: Any = self.model.generate
         generate(
             input_ids=ids.to(input_device(self.model)),
             attention_mask=mask.to(input_device(self.model)),
             past_key_values=_padded(start, mask) if start else None,
+            **({"position_ids": standing} if self.counting else {}),
             generation_config=GenerationConfig(
                 max_new_tokens=self.max_new_tokens,
                 do_sample=False,

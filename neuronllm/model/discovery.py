@@ -55,14 +55,21 @@ def _from_entry_points(model_type: str) -> Callable[[Any], list[Site]] | None:
 
 def decoder_layers(model: Any) -> tuple[str, nn.ModuleList]:
     """The decoder's stack of layers and its dotted name: the module list that holds the most parameters."""
-    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
-    if not isinstance(decoder, nn.Module) or not any(isinstance(part, nn.ModuleList) for part in decoder.modules()):
-        decoder = model  # some (ModernBERT's decoder) call their head so
-    stacks = [m for m in _reading_text(decoder) if isinstance(m, nn.ModuleList)]
+    stacks = [m for m in _reading_text(decoder_of(model)) if isinstance(m, nn.ModuleList)]
     if not stacks:
         raise InputError(f"{type(model).__name__} has no stack of decoder layers: give a decoder language model")
     stack = max(stacks, key=lambda m: sum(p.numel() for p in m.parameters()))
     return next(name for name, m in model.named_modules() if m is stack), stack
+
+
+def decoder_of(model: Any) -> Any:
+    """What takes token ids and runs them through the decoder's layers."""
+    given = model.get_decoder() if hasattr(model, "get_decoder") else model
+    # some (ModernBERT's decoder) call their head so
+    for part in (given, getattr(model, "base_model", model)):
+        if isinstance(part, nn.Module) and any(isinstance(inside, nn.ModuleList) for inside in part.modules()):
+            return part
+    return model
 
 
 def _reading_text(module: nn.Module) -> Iterator[nn.Module]:
