@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from ..model.discovery import decoder_layers
 from ..model.hooks import visiting
@@ -133,12 +134,13 @@ def sweep(
 
     with ExitStack() as stack:
         stack.enter_context(batch.attending())
-        stack.enter_context(_telling_tokens(model))
+        stack.enter_context(keeping_branches(model))
         visited = [site for site in sites if copies.get(site.block) or site.block in behind]
         joining = [] if batch.together else [site.block for site in visited if site.block not in behind]
         for block in dict.fromkeys(joining):
             # before `visiting`, which looks at the shape that a block is given
             stack.enter_context(_joining(model, block, copies[block], axis))
+        stack.enter_context(_telling_tokens(model))  # behind those that join
         for site in visited:
             if site.block in behind:
                 make = behind[site.block]
@@ -204,11 +206,15 @@ def joining_behind(block: nn.Module, make: Callable[[Tensor], Tensor], axis: int
     """`make(clean branch)` gives branches that join the others behind a block, in their own type if it is wider."""
 
     def join(module: nn.Module, args: Any, output: Any) -> Any:
-        x = output[0] if isinstance(output, tuple) else output
+        x = output[0] if isinstance(output, (list, tuple)) else output
         more = make(x.select(axis, 0).detach()).to(x)
         count = more.shape[axis]
         both = torch.cat([x, more], axis)
-        return (both, *(_grown(part, x, count, axis) for part in output[1:])) if isinstance(output, tuple) else both
+        return (
+            (both, *(_grown(part, x, count, axis) for part in output[1:]))
+            if isinstance(output, (list, tuple))
+            else both
+        )
 
     handle = block.register_forward_hook(join)
     try:
@@ -222,19 +228,30 @@ def leaving(model: PreTrainedModel, block: str, count: int, out: list[Tensor]) -
     """The last `count` branches leave the others behind a block, after `out` was given all of them."""
 
     def leave(module: nn.Module, args: Any, output: Any) -> Any:
-        first, *others = output if isinstance(output, tuple) else (output,)
+        first, *others = output if isinstance(output, (list, tuple)) else (output,)
         states = tokens_first(model, first)
         out.append(states)
         stay = slice(states.shape[1] - count)
         kept = as_layers_take(model, states[:, stay])
         left = (kept, *(part[:, stay] if _of_tokens(part, states) else part for part in others))
-        return left if isinstance(output, tuple) else kept
+        return left if isinstance(output, (list, tuple)) else kept
 
     handle = model.get_submodule(block).register_forward_hook(leave)
     try:
         yield
     finally:
         handle.remove()
+
+
+@contextmanager
+def keeping_branches(model: PreTrainedModel) -> Iterator[None]:
+    """Models that at last bring hidden states into the shape of what they were given (GPT-BigCode) leave them so."""
+    layers = decoder_layers(model)[1]
+    with ExitStack() as stack:
+        last = layers[len(layers) - 1]
+        handle = last.register_forward_hook(lambda module, args, output: stack.enter_context(_OwnShape()) and None)
+        stack.callback(handle.remove)
+        yield
 
 
 @contextmanager
@@ -250,6 +267,18 @@ def _telling_tokens(model: PreTrainedModel) -> Iterator[None]:
             if "input_ids" in inspect.signature(layer.forward).parameters:
                 stack.callback(layer.register_forward_pre_hook(tell, with_kwargs=True).remove)
         yield
+
+
+class _OwnShape(TorchFunctionMode):
+    """A tensor that does not fit the shape that it is to be seen in keeps its own."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        try:
+            return func(*args, **(kwargs or {}))
+        except RuntimeError:
+            if func is not Tensor.view:
+                raise
+            return args[0]
 
 
 @contextmanager
@@ -274,8 +303,8 @@ def _joining(model: PreTrainedModel, block: str, count: int, axis: int) -> Itera
 
 
 def _of_tokens(part: Any, hidden: Tensor) -> bool:
-    """Whether it says something of every token, as the hidden states of a block do."""
-    return isinstance(part, Tensor) and part.ndim <= hidden.ndim and part.shape[:2] == hidden.shape[:2]
+    """Whether it says something of every token, as the hidden states of a block do; positions are as good for all."""
+    return isinstance(part, Tensor) and 3 <= part.ndim <= hidden.ndim and part.shape[:2] == hidden.shape[:2]
 
 
 def _grown(part: Any, hidden: Tensor, count: int, axis: int) -> Any:

@@ -16,7 +16,7 @@ from ..model.discovery import decoder_layers
 from ..model.sites import Site
 from ..model.streams import as_layers_take
 from .borrowed import input_device
-from .branch import Batch, clean_routes, clean_states, residuals, vectors
+from .branch import Batch, clean_routes, clean_states, keeping_branches, residuals, vectors
 from .effects import at_experts, columns_of, held_at
 from .head import wide
 
@@ -79,14 +79,15 @@ def _unembedded(batch: Batch, states: Tensor) -> Tensor:
     model, tokens = batch.model, states.flatten(0, 1).unsqueeze(1 if batch.together else 0)
 
     def put(module: Any, args: Any, output: Any) -> Any:
-        first = output[0] if isinstance(output, tuple) else output
+        first = output[0] if isinstance(output, (list, tuple)) else output
         placed = as_layers_take(model, tokens).to(first)
-        return (placed, *output[1:]) if isinstance(output, tuple) else placed
+        return (placed, *output[1:]) if isinstance(output, (list, tuple)) else placed
 
     handle = decoder_layers(model)[1][-1].register_forward_hook(put)
     try:
         ids = torch.zeros(len(tokens), 1, dtype=torch.int64, device=input_device(model))
-        found: Tensor = model(input_ids=ids, use_cache=False).logits.reshape(*states.shape[:2], -1)
+        with keeping_branches(model):
+            found: Tensor = model(input_ids=ids, use_cache=False).logits.reshape(*states.shape[:2], -1)
         return found
     finally:
         handle.remove()

@@ -75,7 +75,7 @@ class PlainPasses(Engine):
         out: list[Tensor] = []
 
         def keep(module: Any, args: Any, output: Any) -> None:
-            out.append(tokens_first(self.model, output[0] if isinstance(output, tuple) else output)[:, -1])
+            out.append(tokens_first(self.model, output[0] if isinstance(output, (list, tuple)) else output)[:, -1])
 
         handle = self.model.get_submodule(block).register_forward_hook(keep)
         try:
@@ -93,8 +93,8 @@ class PlainPasses(Engine):
 
         def put(module: Any, args: Any, output: Any) -> Any:
             states = as_layers_take(self.model, residual[:, None])
-            states = states.to(output[0] if isinstance(output, tuple) else output)
-            return (states, *output[1:]) if isinstance(output, tuple) else states
+            states = states.to(output[0] if isinstance(output, (list, tuple)) else output)
+            return (states, *output[1:]) if isinstance(output, (list, tuple)) else states
 
         # Every decoder layer is a sibling of the sites' blocks; the last one feeds the final norm.
         stack = self.model.get_submodule(self.anatomy.sites[-1].block.rpartition(".")[0])
