@@ -206,7 +206,7 @@ def test_the_method_takes_all_positions_where_it_is_asked_to():
 
 
 def test_a_model_out_of_reach_is_left_to_the_judge():
-    model, prompts = tiny("gpt_bigcode"), random_prompts(2)
+    model, prompts = tiny("openai-gpt"), random_prompts(2)
     scores = nl.attribute(model, None, prompts, "exact", positions="all", keep="all", progress=False)
     assert scores.provenance["engine"] == "reference"
     with ReferenceEngine(model) as judge:

@@ -55,7 +55,7 @@ def test_scores_say_which_engine_did_the_work():
 
     assert engine("llama", "fast") == {"engine": "fast"}
     assert engine("llama", "reference") == {"engine": "reference"}
-    fallen_back = engine("gpt_bigcode", "fast")
+    fallen_back = engine("openai-gpt", "fast")
     assert fallen_back["engine"] == "reference" and "answer tokens" in str(fallen_back["engine_reason"])
 
 
@@ -99,7 +99,7 @@ def test_dry_run_says_in_words_why_the_reference_has_no_figures():
     assert "engine reference: one prompt at a time" in memory() and "MiB" not in memory()
     assert "memory: not tried out" in memory() and "near 4,096 tokens together" in memory()
     assert "at most 3" in memory(batch_size=3)
-    fallen_back = nl.dry_run(tiny("gpt_bigcode"), None, quiz(2), "gradient")
+    fallen_back = nl.dry_run(tiny("openai-gpt"), None, quiz(2), "gradient")
     assert "engine reference (" in fallen_back and "answer tokens" in fallen_back
 
 

@@ -70,7 +70,7 @@ def test_a_16_bit_model_is_tried_in_float32_too():
 
 
 def test_a_refused_model_is_not_tried_again():
-    model, prompts = tiny("gpt_bigcode"), random_prompts(2)
+    model, prompts = tiny("openai-gpt"), random_prompts(2)
     with counted(model) as calls:
         first, second = (passes(calls, lambda p=p: attribute(model, None, [p], "ace", progress=False)) for p in prompts)
         judged = passes(calls, lambda: attribute(model, None, prompts[1:], "ace", backend="reference", progress=False))

@@ -26,7 +26,7 @@ GLU = [
     "glm4",
     "lfm2",
 ]
-PLAIN = ["gpt2", "opt", "gpt_neox", "falcon", "phi", "gptj", "nemotron", "starcoder2", "bloom"]
+PLAIN = ["gpt2", "opt", "gpt_neox", "falcon", "phi", "gptj", "nemotron", "starcoder2", "bloom", "gpt_bigcode"]
 DENSE = GLU + PLAIN
 POST_NORMED = {"gemma2", "gemma3_text", "olmo2", "glm4"}
 # One of their two layers carries a state from token to token, the second one but in LFM2.
@@ -41,8 +41,12 @@ HYBRIDS = [
     "nemotron_h",
     "granitemoehybrid",
 ]
-# These attend without transformers' interface, or twice.
-OWN_ATTENTION = ["gptj", "bloom", "falcon", "codegen", "xglm", "mpt", "diffllama"]
+# These attend without transformers' interface, or twice, or with a bias of their own making.
+OWN_ATTENTION = ["gptj", "bloom", "falcon", "codegen", "xglm", "mpt", "diffllama", "megatron-bert", "rembert", "doge"]
+# An indexer chooses which keys each token attends to; in the last layer of some it is that of the layer before.
+SPARSE = ["deepseek_v32", "glm_moe_dsa", "hy_v4", "axk2", "dots3_note_text", "deepseek_v4"]
+# Their states stand elsewhere than in a layer's own cache, or more is handed from layer to layer than the stream.
+OTHER_STATES = ["lfm3", "inkling_text", "inkling2_text", "qwen4_exp_text", "zaya", "recurrent_gemma"]
 EXPERTS = ["mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "deepseek_v3", "gpt_oss"]
 
 _COMMON = {
@@ -63,9 +67,40 @@ _DELTA = {
     "linear_key_head_dim": 4,
     "linear_value_head_dim": 4,
 }
+_INKLING = {
+    "layer_types": ["hybrid_sliding", "hybrid"],
+    "sliding_window_size": 8,
+    "swa_num_attention_heads": 4,
+    "swa_num_key_value_heads": 2,
+    "swa_head_dim": 4,
+    "moe_intermediate_size": 8,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+}
 _MAMBA = {"mamba_n_heads": 4, "mamba_d_head": 8, "mamba_n_groups": 1, "mamba_d_state": 8, "mamba_chunk_size": 8}
 _GPT = {"n_embd": 16, "n_layer": 2, "n_head": 4, "n_positions": 96, "n_inner": 28}
 _GPT |= dict.fromkeys(["hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings"])
+# So many heads of the indexer that no two keys have a score of 0.
+_INDEXED = {
+    "index_n_heads": 16,
+    "index_head_dim": 8,
+    "index_topk": 4,
+    "num_key_value_heads": 4,
+    "head_dim": 4,
+    "qk_rope_head_dim": 4,
+    "kv_lora_rank": 8,
+    "q_lora_rank": 8,
+    "qk_nope_head_dim": 4,
+    "v_head_dim": 4,
+    "moe_intermediate_size": 8,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "n_shared_experts": 1,
+    "n_group": 2,
+    "topk_group": 1,
+    "mlp_layer_types": ["dense", "sparse"],
+}
+_DECODER = {"is_decoder": True}
 # None takes a setting away.
 _SPECIAL: dict[str, dict[str, Any]] = {
     "mistral": {"sliding_window": 8},
@@ -138,12 +173,44 @@ _SPECIAL: dict[str, dict[str, Any]] = {
         "chunk_size": 8,
         "num_hidden_layers": None,
     },
+    "lfm3": {"layer_types": ["sliding_attention", "conv"], "sliding_window": 8},
+    "inkling_text": _INKLING | {"mlp_layer_types": ["sparse", "dense"], "n_shared_experts": 1},
+    "inkling2_text": _INKLING | {"n_layers_per_attn_res_block": 1},
+    "qwen4_exp_text": _MIXTURE
+    | _DELTA
+    | {"layer_types": ["linear_attention", "indexed_attention"], "shared_expert_intermediate_size": 20}
+    | {"indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 4, "indexer_budget": 4}
+    | {"indexer_compress_ratio": 2, "ple_layer_ids": [1], "ple_embed_dim": 16, "heads_per_ngram": 2, "ngram_size": 3}
+    | {"ngram_vocab_size_base": 50, "make_ngram_vocab_size_divisible_by": 8},
+    "zaya": _MIXTURE | {"num_experts_per_tok": 1, "router_hidden_size": 4},
+    "recurrent_gemma": {
+        "intermediate_size": 56,
+        "block_types": ["recurrent", "attention"],
+        "lru_width": 16,
+        "attention_window_size": 8,
+    },
     "codegen": _GPT | {"n_ctx": 96, "rotary_dim": 4},
     "gpt_bigcode": _GPT,
+    "openai-gpt": _GPT,
     "xglm": {"d_model": 16, "ffn_dim": 28, "num_layers": 2, "attention_heads": 4}
     | dict.fromkeys(["hidden_size", "num_hidden_layers", "num_attention_heads"]),
     "mpt": {"d_model": 16, "n_heads": 4, "n_layers": 2, "max_seq_len": 96, "expansion_ratio": 2}
     | dict.fromkeys(["hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings"]),
+    "megatron-bert": _DECODER,
+    "rembert": _DECODER | {"input_embedding_size": 8, "output_embedding_size": 8},
+    "deepseek_v32": _INDEXED,
+    "axk2": _INDEXED,
+    "glm_moe_dsa": _INDEXED | {"indexer_types": ["full", "shared"]},
+    "hy_v4": _INDEXED | {"indexer_types": ["full", "shared"]},
+    "dots3_note_text": _INDEXED
+    | {"layer_types": ["indexed_attention", "sliding_attention"], "sliding_window": 8}
+    | {f"swa_{part}": 4 for part in ("num_attention_heads", "num_key_value_heads", "qk_nope_head_dim", "v_head_dim")}
+    | {"swa_kv_lora_rank": 8, "swa_q_lora_rank": 8, "swa_head_dim": 8, "shared_experts_intermediate_size": 8},
+    "deepseek_v4": _INDEXED
+    | {"layer_types": ["heavily_compressed_attention", "compressed_sparse_attention"], "sliding_window": 8}
+    | {"compress_rates": {"compressed_sparse_attention": 2, "heavily_compressed_attention": 3}, "index_topk": 2}
+    | {"mlp_layer_types": ["hash_moe", "moe"], "o_groups": 2, "o_lora_rank": 4, "num_hash_layers": 1}
+    | {"intermediate_size": 8},
     "granite": {"residual_multiplier": 0.7, "logits_scaling": 2.0, "attention_multiplier": 0.5},
 }
 
@@ -160,12 +227,15 @@ def tiny(name: str, dtype: torch.dtype = torch.float64, std: float = 0.2, **extr
     # Scaled-dot-product attention leaves Gemma 2's soft cap out, and some versions choose it unasked.
     chosen = {"attn_implementation": "eager"} if name == "gemma2" else {}
     # transformers' grouped products of experts, its default, take no float64.
-    chosen |= {"experts_implementation": "eager"} if name in EXPERTS and dtype == torch.float64 else {}
+    chosen |= {"experts_implementation": "eager"} if name in EXPERTS + SPARSE and dtype == torch.float64 else {}
     model = AutoModelForCausalLM.from_config(config, **chosen).to(dtype).eval()
     with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
+        for of, parameter in model.named_parameters():
+            if parameter.ndim > 1 or of.endswith("self_attn.A"):  # Doge's, by which values count
                 parameter.normal_(0, std)
+        for name, table in model.named_buffers():
+            if name.endswith("tid2eid"):  # the experts of every token, which are not to be the same one twice
+                table.copy_(torch.arange(len(table))[:, None] % 4 ^ torch.arange(table.shape[1]))
     return model
 
 

@@ -34,12 +34,13 @@ _BY_VALUE: list[tuple[Any, str]] = [
     (HEAD, "attention_chunk_size"),
     (4, "num_experts num_local_experts n_routed_experts moe_num_experts qk_rope_head_dim rotary_dim"),
     (2, "num_experts_per_tok num_experts_per_token moe_topk moe_top_k top_k_experts moe_k n_group topk_group"),
-    (2, "num_expert_group index_n_heads mamba_n_groups mamba_ngroups n_groups"),
+    (2, "num_expert_group mamba_n_groups mamba_ngroups n_groups"),
     (12, "moe_intermediate_size shared_expert_intermediate_size shared_intermediate_size expert_ffn_hidden_size"),
     (12, "shared_experts_intermediate_size moe_shared_expert_intermediate_size"),
     (1, "num_shared_experts n_shared_experts moe_num_shared_experts first_k_dense_replace num_dense_layers"),
     (1, "moe_layer_start_index num_mem_blocks"),
     (16, "mamba_d_head mamba_head_dim mamba_headdim"),
+    (16, "index_n_heads"),  # so many that no key has a score of 0, like another one
     (LONGEST, "max_position_embeddings n_positions max_seq_len n_ctx model_max_length context_length"),
     (LONGEST, "max_target_positions"),
     (0, "pad_token_id"),
@@ -86,6 +87,10 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "cohere_compass_text": {"rope_parameters": {"full_attention": _THREE}},
     "data2vec-text": _DECODER,
     "deepseek_v2": {"num_experts_per_tok": 2},
+    "deepseek_v4": {
+        "compress_rates": {"compressed_sparse_attention": 2, "heavily_compressed_attention": 4},
+        "index_topk": 4,
+    },
     "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2, "first_k_dense_replace": 1},
     "dots3_note_text": {f"swa_{name}": HEAD for name in ("kv_lora_rank", "qk_nope_head_dim", "v_head_dim")}
     | {"swa_num_attention_heads": HEADS, "swa_num_key_value_heads": HEADS, "swa_head_dim": HEAD + 4},
@@ -95,6 +100,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "gemma3n_text": _PART | {"num_kv_shared_layers": 0},
     "gemma4_text": _PART,
     "gemma4_unified_text": _PART,
+    "glm_moe_dsa": {"indexer_types": ["full", "full", "shared"]},
     "glm4v_text": {"rope_parameters": _THREE | {"partial_rotary_factor": 1.0}},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]], "attention_layers": ["global", "local"]},
     "granitemoehybrid": _LAYERS | {"mamba_n_groups": 1},
@@ -199,4 +205,7 @@ def tiny(family: str) -> Any:
         for parameter in model.parameters():
             noise = 0.2 * torch.randn(parameter.shape)
             parameter.copy_(noise if parameter.ndim > 1 else parameter + noise / 2)
+        for name, table in model.named_buffers():
+            if name.endswith("tid2eid"):  # the experts of every token, which are not to be the same one twice
+                table.copy_(torch.arange(len(table))[:, None] % 4 ^ torch.arange(table.shape[1]))
     return model.eval()

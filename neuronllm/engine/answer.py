@@ -36,11 +36,11 @@ def answer_pass(model: PreTrainedModel, prefix: Prefix, copies: int = 1) -> Tens
     """Logits (prompts x nodes, copies, ids) of the answer tokens, inside `answering`."""
     tokens = prefix.trees.tokens.reshape(-1, 1).expand(-1, copies).to(input_device(model))
     positions = (prefix.lengths[:, None] + prefix.trees.depth).reshape(-1, 1).expand(-1, copies)
-    kind = None if prefix.mixers is None else prefix.mixers.kind
+    made = () if prefix.mixers is None else (prefix.mixers.kind, model)
     logits = model(
         input_ids=tokens,
         position_ids=positions.to(tokens.device),
-        past_key_values=passing_cache(int(prefix.lengths.max()), kind),
+        past_key_values=passing_cache(int(prefix.lengths.max()), *made),
         use_cache=True,
     ).logits
     check_finite(model, logits)

@@ -67,20 +67,23 @@ def branch_attention(model: PreTrainedModel, prefix: Prefix, *, constant_pattern
 
 
 @contextmanager
-def unread_attention(model: PreTrainedModel) -> Iterator[list[int]]:
-    """Let layers attend to nothing, for passes whose numbers nobody reads; yields the layers that did."""
+def unread_attention(model: PreTrainedModel, *, masked: bool = False) -> Iterator[list[int]]:
+    """Let layers attend to nothing, for passes whose numbers nobody reads; yields the layers that did.
+
+    They are given masks only if they are to be `masked`.
+    """
     seen = _Unread()
-    with _attending(model, seen):
+    with _attending(model, seen, masked=masked):
         yield seen.layers
 
 
 @contextmanager
-def _attending(model: PreTrainedModel, how: Pass) -> Iterator[None]:
+def _attending(model: PreTrainedModel, how: Pass, *, masked: bool = False) -> Iterator[None]:
     from transformers import AttentionInterface
-    from transformers.masking_utils import AttentionMaskInterface
+    from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
     AttentionInterface.register(TREE, _attend)
-    AttentionMaskInterface.register(TREE, lambda *args, **kwargs: None)
+    AttentionMaskInterface.register(TREE, sdpa_mask if masked else lambda *args, **kwargs: None)
     own = model.config._attn_implementation
     _passes.append(how)
     try:

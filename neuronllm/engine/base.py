@@ -71,6 +71,11 @@ class Engine(ABC):
         self.batch_size = batch_size
         self.reason: str | None = None  # why this engine works and not the one that was asked for
         self.plan = plan or Plan(prompts=1, answer_tokens=TOKENS, window=1)
+        self._planned = plan is not None
+        self._begin()
+
+    def _begin(self) -> None:
+        """Set what an engine has of its own before any work."""
         self.heard = Heard()  # what the model answered in passes that were made anyway
         self._stack = ExitStack()
 

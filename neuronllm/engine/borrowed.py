@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from ..data.prompts import Prompt
 
+Slot = tuple[str, str]  # a module's name, and its attribute
 
 # What the code of a model, or an edit around it, raises that takes its inputs another way. What is wrong with the
 # prompts or the weights themselves, the reference will say.
@@ -41,7 +42,7 @@ def borrowed(model: PreTrainedModel, attention: str | None = "sdpa") -> Iterator
     """The model in eval mode with frozen parameters and the named attention (None: its own), given back as found."""
     trainable = [p for p in model.parameters() if p.requires_grad]
     training = [m for m in model.modules() if m.training]
-    before = attention_names(model)
+    before, tensors = attention_names(model), tensors_of_modules(model)
     try:
         for module in training:
             module.training = False
@@ -56,6 +57,22 @@ def borrowed(model: PreTrainedModel, attention: str | None = "sdpa") -> Iterator
         for parameter in trainable:
             parameter.requires_grad_(True)
         _give_attention_back(model, before)
+        for (name, attribute), held in tensors_of_modules(model).items():
+            if held is not tensors.get((name, attribute), held):
+                setattr(model.get_submodule(name), attribute, tensors[name, attribute])
+
+
+def tensors_of_modules(model: torch.nn.Module) -> dict[Slot, Tensor | None]:
+    """What modules hold that is neither weight nor buffer, where it is a tensor or None.
+
+    Such as states of the last pass (RecurrentGemma), which would keep its graph alive.
+    """
+    return {
+        (name, attribute): value
+        for name, module in model.named_modules()
+        for attribute, value in vars(module).items()
+        if value is None or isinstance(value, Tensor)
+    }
 
 
 def _give_attention_back(model: PreTrainedModel, before: dict[str, str | None]) -> None:

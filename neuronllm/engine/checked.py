@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from operator import is_
@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..model.anatomy import Anatomy
-from .batching import Plan, alike
+from .batching import alike
 from .borrowed import DRIVING_ERRORS, quietly, rope_limit
 from .branch import Batch
 from .everywhere import WholePrompt
@@ -34,29 +33,20 @@ from .verdicts import reach, verdicts
 from .vocabulary import Bend, bend_of, streamed
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
     from ..data.prompts import Prompt
 
 
 class CheckedEngine(PlannedEngine):
     """What `FastEngine` is made of: the self-check, and batches whose prefixes are there."""
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        anatomy: Anatomy | None = None,
-        *,
-        dtype: torch.dtype | None = None,
-        batch_size: int | str = "auto",
-        plan: Plan | None = None,
-    ) -> None:
-        super().__init__(model, anatomy, dtype=dtype, batch_size=batch_size, plan=plan)
+    def _begin(self) -> None:
+        super()._begin()
         self._roots: dict[bool, tuple[list[int], Level]] = {}  # by whether they are computed in float32
         self._ready: dict[bool, tuple[list[Prompt], Prefix]] = {}  # of the self-check, likewise
         self._kept: KeptPrefixes | None = None  # for passes to come
         self._blocks: Blocks | None = None  # what the self-check found of them
         self._mixers: Mixers | None = None  # likewise
+        self._together = False  # likewise
         self._counting: tuple[str, ...] = ()  # likewise, modules that count positions themselves
         self.options_head = True  # whether the head may compute the options' logits alone
         self._bend: list[Bend | None] = []  # what the model makes of logits, once that was tried
@@ -98,36 +88,39 @@ class CheckedEngine(PlannedEngine):
             with quietly():
                 known[question] = self._checked(some)
         found = known[question]
-        self._blocks, self._mixers, self._counting = found.blocks, found.mixers, found.counting
+        self._blocks, self._mixers, self._together = found.blocks, found.mixers, found.together
+        self._counting = found.counting
         if some[0].one_token:
             self.options_head = found.options_head
         return found.reason
 
     def _checked(self, prompts: Sequence[Prompt]) -> Verdict:
-        """By answer tokens alone, else with mixers; in either case where tokens stand is heeded."""
+        """The first way to drive the model that gives the plain answers; else why the last one does not."""
         plain = self._answers(prompts)  # an error here, of a user's hook for one, would meet the reference too
         counting = counting_modules(self.model)
         with heeding(self.model, counting):
-            found = self._tried(prompts, plain, None)
-            if found.reason is not None:
-                found = self._with_mixers(prompts, plain) or found
-        return found._replace(counting=counting)
+            for mixers, together in ((mixers, together) for mixers in self._ways() for together in (False, True)):
+                verdict = self._tried(prompts, plain, mixers, together)
+                if verdict.reason is None:
+                    break
+        return verdict._replace(counting=counting)
 
-    def _with_mixers(self, prompts: Sequence[Prompt], plain: Tensor) -> Verdict | None:
-        """By mixers that go on from each other's states, else by such that do not; None where there are none."""
-        try:
-            mixers = find_mixers(self.model, self.dtype == torch.float64)
-        except DRIVING_ERRORS:
-            mixers = None
-        if mixers is None:
-            return None
-        found = self._tried(prompts, plain, mixers)
-        if found.reason is not None and mixers.shares:
-            found = self._tried(prompts, plain, replace(mixers, shares=False))
-        return found
+    def _ways(self) -> Iterator[Mixers | None]:
+        """Without mixers; with mixers that go on from each other's states, or begin anew; at last in all layers."""
+        yield None
+        known: list[Mixers] = []
+        for own in (False, True):
+            with suppress(*DRIVING_ERRORS):
+                mixers = find_mixers(self.model, self.dtype == torch.float64, own=own)
+                if mixers is not None and mixers not in known:
+                    known.append(mixers)
+                    yield mixers
+                    if mixers.shares:
+                        yield replace(mixers, shares=False)
 
-    def _tried(self, prompts: Sequence[Prompt], plain: Tensor, mixers: Mixers | None) -> Verdict:
+    def _tried(self, prompts: Sequence[Prompt], plain: Tensor, mixers: Mixers | None, together: bool) -> Verdict:
         narrow = self.model.dtype in HALVES
+        self._together = together
         if mixers != self._mixers:
             self._mixers, self._roots, self._ready = mixers, {}, {}
         try:
@@ -138,7 +131,7 @@ class CheckedEngine(PlannedEngine):
                     blocks = try_blocks(self._to_check(prompts))
             if mixers is not None:
                 self._check_gradient(prompts[:1])
-            return Verdict(None, prompts[0].one_token and head_can_be_cut(batch, plain), blocks, mixers)
+            return Verdict(None, prompts[0].one_token and head_can_be_cut(batch, plain), blocks, mixers, together)
         except Differs as found:
             return Verdict(str(found))
         except DRIVING_ERRORS as error:
@@ -181,11 +174,12 @@ class CheckedEngine(PlannedEngine):
 
     def _batch(self, prompts: Sequence[Prompt], value: Callable[[Tensor], Tensor]) -> Batch:
         prefix, tokens = self._prefill(prompts), self.plan.answer_tokens
-        return Batch(self.model, self.anatomy, prompts, prefix, self._plain, value, tokens)
+        return Batch(self.model, self.anatomy, prompts, prefix, self._plain, value, tokens, together=self._together)
 
     def _whole(self, prompt: Prompt, value: Callable[[Tensor], Tensor]) -> Batch:
         tokens = self.plan.answer_tokens
-        return WholePrompt(self.model, self.anatomy, prompt, self._plain, value, tokens, self._mixers)
+        how = (self._plain, value, tokens, self._mixers, self._together)
+        return WholePrompt(self.model, self.anatomy, prompt, *how)
 
     @property
     def _plain(self) -> frozenset[str]:

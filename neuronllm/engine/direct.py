@@ -14,13 +14,14 @@ from torch import Tensor
 
 from ..model.discovery import decoder_layers
 from ..model.sites import Site
+from ..model.streams import as_layers_take
 from .borrowed import input_device
-from .branch import Batch, clean_routes, clean_states, residuals, vectors
+from .branch import Batch, clean_routes, clean_states, keeping_branches, residuals, vectors
 from .effects import at_experts, columns_of, held_at
 from .head import wide
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    pass
 
 
 def direct(batch: Batch) -> Tensor:
@@ -32,7 +33,7 @@ def direct(batch: Batch) -> Tensor:
         made = _added(batch, site, *states[site.down]) if site.block in batch.plain else _run(batch, site, routes)
         parts = []
         for branches in made:  # neurons, and last of all a branch without any
-            value = batch.value(_unembedded(batch.model, branches))
+            value = batch.value(_unembedded(batch, branches))
             parts.append((value[:, :-1] - value[:, -1:]).cpu())
         found[site.down] = site.spread(*at_experts(site, torch.cat(parts, 1), routes))
     return batch.in_order(found)
@@ -70,18 +71,23 @@ def _run(batch: Batch, site: Site, routes: dict[str, Tensor]) -> Iterator[Tensor
         yield residuals(batch, batch.anatomy.blocks[site.block], len(places) + 1, alone)
 
 
-def _unembedded(model: PreTrainedModel, states: Tensor) -> Tensor:
-    """Logits of residual states (..., prompts, branches, D), by the model's own final norm, head and scale."""
+def _unembedded(batch: Batch, states: Tensor) -> Tensor:
+    """Logits of residual states (prompts, branches, D), by the model's own final norm, head and scale.
+
+    They are put behind the last layer of a single token, or of as many as there are where more than that goes on.
+    """
+    model, tokens = batch.model, states.flatten(0, 1).unsqueeze(1 if batch.together else 0)
 
     def put(module: Any, args: Any, output: Any) -> Any:
-        first = output[0] if isinstance(output, tuple) else output
-        placed = states.flatten(-3, -2).unsqueeze(-3).to(first)
-        return (placed, *output[1:]) if isinstance(output, tuple) else placed
+        first = output[0] if isinstance(output, (list, tuple)) else output
+        placed = as_layers_take(model, tokens).to(first)
+        return (placed, *output[1:]) if isinstance(output, (list, tuple)) else placed
 
     handle = decoder_layers(model)[1][-1].register_forward_hook(put)
     try:
-        ids = torch.zeros(1, 1, dtype=torch.int64, device=input_device(model))
-        found: Tensor = model(input_ids=ids, use_cache=False).logits.reshape(*states.shape[-3:-1], -1)
+        ids = torch.zeros(len(tokens), 1, dtype=torch.int64, device=input_device(model))
+        with keeping_branches(model):
+            found: Tensor = model(input_ids=ids, use_cache=False).logits.reshape(*states.shape[:2], -1)
         return found
     finally:
         handle.remove()

@@ -8,7 +8,7 @@ does. All rows hold the same tokens, so that what they may see, and where they s
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -45,10 +45,11 @@ class WholePrompt(Batch):
         value: Callable[[Tensor], Tensor],
         answer_tokens: int,
         mixers: Mixers | None = None,
+        together: bool = False,
     ) -> None:
         """A model with mixers takes prompts that are read at their last token."""
         nothing = Prefix([], torch.zeros(1, dtype=torch.int64), AnswerTrees([prompt]))
-        super().__init__(model, anatomy, [prompt], nothing, plain, value, answer_tokens)
+        super().__init__(model, anatomy, [prompt], nothing, plain, value, answer_tokens, together=together)
         self.level, self.pieces = with_answers([prompt], [0])
         self.mixers = mixers
 
@@ -68,11 +69,12 @@ class WholePrompt(Batch):
     def attending(self) -> AbstractContextManager[None]:
         if self.mixers is None:
             return piece_attention(self.model, self.level, [], None)
-        return row_by_row(self.model, self.mixers if self.mixers.own else None)
+        return row_by_row(self.model, self.mixers) if self.mixers.own else nullcontext()
 
-    def logits(self) -> Tensor:
+    def logits(self, copies: int = 1) -> Tensor:
         """Those of the answer tree, (nodes, branches, ids)."""
         inputs = piece_inputs(self.model, self.level, self.pieces)
+        inputs |= {name: inputs[name].expand(copies, -1) for name in ("input_ids", "position_ids")}
         if self.mixers is not None:
             inputs |= {"past_key_values": None, "use_cache": False}
         found = answer_logits(self.model, inputs.pop("input_ids"), None, self.level.nodes, **inputs)

@@ -21,6 +21,8 @@ from .caches import state_cache
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from .borrowed import Slot
+
 CACHE = object()  # in the place of a cache that a mixer was handed
 Place = tuple[str, "str | int", int]  # of a tensor among the arguments of a mixer: its name, the argument, where in it
 
@@ -37,9 +39,16 @@ class Mixers:
     shares: bool = True  # whether a piece may go on from the states of another one
     double: bool = False  # whether it all runs in DoublePrecision
     growing: frozenset[Place] = frozenset()  # arguments that are longer for more rows
+    given: frozenset[tuple[str, int]] = frozenset()  # outputs behind the first that another mixer is handed
+    taken: frozenset[Place] = frozenset()  # the arguments that these are
+    axes: dict[str, int] = field(default_factory=dict)  # of rows, in what the cache holds otherwise than others
+    slots: tuple[Slot, ...] = ()  # of states that modules keep themselves
 
     def empty(self, model: PreTrainedModel) -> Any:
-        return state_cache(model, self.kind, self.passing)
+        own: list[dict[Slot, Any]] = [{} for _ in decoder_layers(model)[1]]
+        for slot in self.slots:
+            own[layer_of(model, slot[0])][slot] = None
+        return state_cache(model, self.kind, self.passing, self.axes, own)
 
 
 class Call(NamedTuple):
@@ -61,8 +70,10 @@ class Call(NamedTuple):
         def part(place: Place, value: Any) -> Any:
             if value is CACHE:
                 return cache
-            if place in tokens or place not in growing:
-                return tokens.get(place, value)
+            if place in tokens:
+                return tokens[place][..., : value.shape[-1]]  # without what pads those behind shorter prefixes
+            if place not in growing:
+                return value
             return value.expand(rows, *value.shape[1:]) if len(value) == 1 else value.repeat(rows, *[1] * value[0].ndim)
 
         def argument(at: str | int, value: Any) -> Any:
@@ -72,6 +83,17 @@ class Call(NamedTuple):
 
         args = tuple(argument(at, value) for at, value in enumerate(self.args))
         return Call(args, {at: argument(at, value) for at, value in self.kwargs.items()})
+
+    def of_tokens(self, name: str, taken: frozenset[Place]) -> dict[Place, Tensor]:
+        """What there is of every token: first what the mixer reads, then what is like it, ids, and what is `taken`."""
+        hidden, found = self.hidden, {}
+        tokens = hidden.shape[:2]
+        for place, x in sorted(self.tensors(name), key=lambda held: held[1] is not hidden):
+            if x.shape == hidden.shape or place in taken:
+                found[place] = x
+            elif not x.is_floating_point() and x.shape in (tokens, (tokens[0], 1)):  # maybe before branches joined
+                found[place] = x.expand(tokens)
+        return found
 
     def tensors(self, name: str) -> Iterator[tuple[Place, Tensor]]:
         arguments: list[tuple[str | int, Any]] = [*enumerate(self.args), *self.kwargs.items()]

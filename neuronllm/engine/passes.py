@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..model.hooks import visiting
 from ..model.sites import Site
+from ..model.streams import as_layers_take, tokens_first
 from .base import TOKENS, Engine
 from .borrowed import answer_logits, check_prompts, input_device
 from .sequences import Shown, option_score
@@ -70,11 +71,11 @@ class PlainPasses(Engine):
             return self._forward(row, len(next(iter(copies.values()))))
 
     def _after(self, row: Shown, block: str, copies: dict[str, Tensor]) -> Tensor:
-        """The residual stream (..., copies, D) right after a layer, with copies of h at the answer of its sites."""
+        """The residual stream (copies, D) right after a layer, with copies of h at the answer position of its sites."""
         out: list[Tensor] = []
 
         def keep(module: Any, args: Any, output: Any) -> None:
-            out.append((output[0] if isinstance(output, tuple) else output)[..., -1, :])
+            out.append(tokens_first(self.model, output[0] if isinstance(output, (list, tuple)) else output)[:, -1])
 
         handle = self.model.get_submodule(block).register_forward_hook(keep)
         try:
@@ -91,14 +92,15 @@ class PlainPasses(Engine):
         """
 
         def put(module: Any, args: Any, output: Any) -> Any:
-            states = residual[..., None, :].to(output[0] if isinstance(output, tuple) else output)
-            return (states, *output[1:]) if isinstance(output, tuple) else states
+            states = as_layers_take(self.model, residual[:, None])
+            states = states.to(output[0] if isinstance(output, (list, tuple)) else output)
+            return (states, *output[1:]) if isinstance(output, (list, tuple)) else states
 
         # Every decoder layer is a sibling of the sites' blocks; the last one feeds the final norm.
         stack = self.model.get_submodule(self.anatomy.sites[-1].block.rpartition(".")[0])
         handle = stack[len(stack) - 1].register_forward_hook(put)
         try:
-            ids = torch.zeros(residual.shape[-2], 1, dtype=torch.int64, device=input_device(self.model))
+            ids = torch.zeros(len(residual), 1, dtype=torch.int64, device=input_device(self.model))
             return self.model(input_ids=ids, use_cache=False).logits[:, -1]
         finally:
             handle.remove()

@@ -10,15 +10,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..model.anatomy import Anatomy
 from .base import Engine
 from .batching import ANSWER_TOKENS, Plan, Sized, alike, batch_size, fit, make_plan, roomy, run_batches
 from .borrowed import check_prompts, input_device
 from .memory import available, peak_memory
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
     from ..data.prompts import Prompt
     from ..data.question_trees import QuestionTree
 
@@ -28,17 +25,8 @@ Score = Callable[[Sequence["Prompt"]], Tensor]
 class PlannedEngine(Engine):
     """Work on many prompts, batch by batch; how large the batches are, `fit` finds out."""
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        anatomy: Anatomy | None = None,
-        *,
-        dtype: torch.dtype | None = None,
-        batch_size: int | str = "auto",
-        plan: Plan | None = None,
-    ) -> None:
-        super().__init__(model, anatomy, dtype=dtype, batch_size=batch_size, plan=plan)
-        self._planned = plan is not None
+    def _begin(self) -> None:
+        super()._begin()
         self._trial = False  # as little work as shows what memory it takes
         self._sizing = False  # no work at all, only its size
         self._passes = 1  # of the last batch

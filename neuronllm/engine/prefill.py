@@ -18,7 +18,7 @@ from ..model.discovery import decoder_layers, decoder_of
 from .answer_trees import AnswerTrees
 from .attention import Enough, piece_attention
 from .borrowed import input_device
-from .caches import passing_cache, rows_of
+from .caches import passing_cache, rows_of, states_in_modules
 from .handed import prepare
 from .mixers import Ended, Mixers
 from .tree import WORTH_SHARING, Level, Prefix, common, siblings, tails
@@ -141,7 +141,8 @@ def _compute_alike(
         if length:
             part = Level(level.starts[places], level.lengths[places], torch.arange(len(places)))
             uppers = [upper.of_pieces(upper.piece[level.firsts[places]]) for upper in above]
-            with nullcontext() if mixers.own else piece_attention(model, part, uppers, None):
+            attention = nullcontext() if mixers.own else piece_attention(model, part, uppers, None)
+            with attention, states_in_modules(model, cache):
                 inputs = piece_inputs(model, part, [pieces[n] for n in places.tolist()])
                 decoder_of(model)(**inputs | {"past_key_values": cache})
             cache.length = start + length

@@ -164,17 +164,17 @@ def _heard(model: PreTrainedModel, sites: Sequence[Site], signed: Tensor) -> dic
 
     def put(where: slice) -> Callable[..., Any]:
         def hook(module: Any, args: Any, output: Any) -> Any:
-            first = output[0] if isinstance(output, tuple) else output
+            first = output[0] if isinstance(output, (list, tuple)) else output
             placed = torch.zeros_like(first).reshape(rows, -1)
             placed[where] = signed.to(placed)
             placed = placed.reshape(first.shape)
-            return (placed, *output[1:]) if isinstance(output, tuple) else placed
+            return (placed, *output[1:]) if isinstance(output, (list, tuple)) else placed
 
         return hook
 
     def keep(here: Sequence[Site]) -> Callable[..., None]:
         def hook(module: Any, args: Any, output: Any) -> None:
-            first = output[0] if isinstance(output, tuple) else output
+            first = output[0] if isinstance(output, (list, tuple)) else output
             out.update({site.down: first.reshape(rows, -1)[where] for site, where in zip(here, own, strict=False)})
 
         return hook

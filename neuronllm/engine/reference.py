@@ -138,7 +138,7 @@ class ReferenceEngine(PlainPasses):
         return any(self._not_linear(row, site, clean[site.down][0]) for site in kinds.values())
 
     def _not_linear(self, row: Shown, site: Site, h: Tensor) -> bool:
-        none, once, twice = wide(self._after(row, site.block, {site.down: torch.stack([0 * h, h, 2 * h])})).unbind(-2)
+        none, once, twice = wide(self._after(row, site.block, {site.down: torch.stack([0 * h, h, 2 * h])})).unbind(0)
         step = once - none
         return bool((twice - none - 2 * step).norm() > 0.1 * step.norm())
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,6 +26,7 @@ from ..model.anatomy import Anatomy
 from ..model.experts import VisitExperts, gate_and_up, share_of_up, visiting_experts
 from ..model.hooks import visiting
 from ..model.sites import Site
+from .borrowed import attention_names
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -124,8 +126,12 @@ def _constant_weights(experts: nn.Module, args: tuple[Tensor, ...]) -> tuple[Ten
     return hidden, routes, weights.detach()
 
 
-def _constant_scale(norm: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+def _constant_scale(norm: nn.Module, args: tuple[Tensor, ...], output: Any) -> Any:
+    if isinstance(output, tuple):  # queries and keys, each scaled
+        return tuple(_follow(y, [x * _ratio(y, x)]) for x, y in zip(args, output, strict=True))
     x = args[0]
+    if output.shape != x.shape:  # the scale alone
+        return output.detach()
     bias = getattr(norm, "bias", None)
     scaled = output if bias is None else output - bias
     centred = x - x.mean(-1, keepdim=True)
@@ -137,29 +143,34 @@ def _constant_scale(norm: nn.Module, args: tuple[Tensor, ...], output: Tensor) -
 
 @contextmanager
 def _constant_patterns(model: PreTrainedModel) -> Iterator[None]:
-    """Attention whose pattern is a constant: queries and keys pass no gradient."""
+    """Attention whose pattern is a constant: queries and keys pass no gradient.
+
+    It goes by the names that the attention has already, since a model may do otherwise under one that it does not know.
+    """
     from transformers import AttentionInterface
-    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-    own = model.config._attn_implementation
-    name = f"neuronllm_detached_{own}"
-    called = []
+    modules, called = set(model.modules()), []
+    before = {name: ALL_ATTENTION_FUNCTIONS.get(name) for name in attention_names(model).values() if name}
 
-    def detached(module: nn.Module, query: Tensor, key: Tensor, *args: Any, **kwargs: Any) -> Any:
-        called.append(module)
+    def detached(name: str, module: nn.Module, query: Tensor, key: Tensor, *args: Any, **kwargs: Any) -> Any:
         # "eager" is no entry of the table: every modelling file has its own, with that family's caps and sinks.
-        eager: Any = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
-        attend = ALL_ATTENTION_FUNCTIONS.get_interface(own, eager)
-        return attend(module, query.detach(), key.detach(), *args, **kwargs)
+        attend: Any = before[name] or getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+        if module in modules:
+            called.append(module)
+            query, key = query.detach(), key.detach()
+        return attend(module, query, key, *args, **kwargs)
 
-    AttentionInterface.register(name, detached)
-    AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[own])
     try:
-        model.set_attn_implementation(name)
+        for name in before:
+            AttentionInterface.register(name, partial(detached, name))
         yield
     finally:
-        model.set_attn_implementation(own)
+        for name, attend in before.items():
+            if attend is None:
+                AttentionInterface._global_mapping.pop(name, None)
+            else:
+                AttentionInterface.register(name, attend)
     if not called:
         raise InputError(
             f'attention="detached": {type(model).__name__} does not attend through a replaceable interface; '

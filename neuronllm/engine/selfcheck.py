@@ -46,6 +46,7 @@ class Verdict(NamedTuple):
     options_head: bool = True  # whether the head may compute the options' logits alone
     blocks: Blocks = Blocks()
     mixers: Mixers | None = None  # what has to be run in a way of its own
+    together: bool = False  # whether all branches have to run from the embedding on
     counting: tuple[str, ...] = ()  # modules that count positions themselves
 
 
@@ -94,12 +95,16 @@ def head_can_be_cut(batch: Batch, plain: Tensor) -> bool:
 
 
 def _trials(batch: Batch) -> Trials:
-    """Halves for blocks that may turn out to be plain; nothing and twice for one site of each kind, for post-norms."""
+    """Halves for blocks that may turn out to be plain; nothing and twice for one site of each kind, for post-norms.
+
+    No branch joins behind a block where all run together.
+    """
     count = Counter(site.block for site in batch.anatomy.sites)
     kinds = {site.expert: site for site in reversed(batch.anatomy.sites)}  # the first one of each
     trials: Trials = {}
     for site in batch.anatomy.sites:
-        factors = [HALF] if count[site.block] == 1 and _readable(batch, site) else []
+        joins = count[site.block] == 1 and not batch.together and _readable(batch, site)
+        factors = [HALF] if joins else []
         factors += [NONE, TWICE] if kinds[site.expert] is site else []
         trials.setdefault(site.block, []).extend((site, factor) for factor in factors)
     return {block: copies for block, copies in trials.items() if copies}
@@ -116,6 +121,7 @@ def tried(batch: Batch, trials: Trials) -> tuple[Tensor, Blocks]:
     behind: dict[str, list[Tensor]] = {block: [] for block in trials}
     first = batch.anatomy.sites[0].block
     counts = {block: len(trials.get(block, [])) + (block == first) for block in {first, *trials}}
+    ends = {block: at + counts[block] for block, at in batch.firsts(counts).items()} if batch.together else {}
 
     def edit(site: Site, h: Tensor, routes: Tensor | None) -> Tensor:
         held[site.down] = h[:, 0]
@@ -125,16 +131,18 @@ def tried(batch: Batch, trials: Trials) -> tuple[Tensor, Blocks]:
 
     with ExitStack() as stack:
         for block, copies in trials.items():
-            stack.enter_context(leaving(batch.model.get_submodule(block), len(copies), behind[block]))
+            leave = 0 if batch.together else len(copies)
+            stack.enter_context(leaving(batch.model, block, leave, behind[block]))
         logits = sweep(batch, [site for site in batch.anatomy.sites if site.block in counts], copies=counts, edit=edit)
-    return logits, _shown(batch, trials, held, {block: out[0] for block, out in behind.items()})
+    left = {block: out[0][:, : ends.get(block)] for block, out in behind.items()}
+    return logits[:, :2], _shown(batch, trials, held, left)
 
 
 def _shown(batch: Batch, trials: Trials, held: dict[str, Tensor], behind: dict[str, Tensor]) -> Blocks:
     plain, post_normed = set(), False
     for block, copies in trials.items():
         out = behind[block]
-        once, edited = wide(out[..., 0, :]), wide(out[..., -len(copies) :, :]).unbind(-2)
+        once, edited = wide(out[:, 0]), wide(out[:, -len(copies) :]).unbind(1)
         # what each factor made of h of a site: the change of the block's output
         changes = {(site, factor): x - once for (site, factor), x in zip(copies, edited, strict=True)}
         for site in dict.fromkeys(site for site, _ in copies):
@@ -149,5 +157,7 @@ def _shown(batch: Batch, trials: Trials, held: dict[str, Tensor], behind: dict[s
 def _adds(batch: Batch, site: Site, h: Tensor, change: Tensor, dtype: torch.dtype) -> bool:
     """Whether halving h took half of W h away; a block that is silent here says nothing about itself."""
     step = wide(h) @ vectors(batch.model, site) / -2
+    if change.shape != step.shape:  # several streams of the residual
+        return False
     tolerance = 0.05 if torch.finfo(dtype).eps > 1e-4 else 1e-4  # the block's own rounding
     return bool(step.norm() > 0) and bool((change - step).norm() <= tolerance * step.norm())

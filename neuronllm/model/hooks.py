@@ -17,6 +17,7 @@ from torch import nn
 from ..common.errors import InputError
 from .experts import VisitExperts, visiting_experts
 from .sites import Site
+from .streams import tokens_first
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -48,7 +49,7 @@ def visiting(model: PreTrainedModel, sites: Sequence[Site], visit: Visit) -> Ite
 
     def remember_shape(block: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
-            shape = shapes[block] = (args[0] if args else kwargs["hidden_states"]).shape[-3:-1]
+            shape = shapes[block] = tokens_first(model, args[0] if args else kwargs["hidden_states"]).shape[:2]
             ids = under_way[0] if under_way else None
             if ids is not None and shape != ids.shape and shape == ids.shape[::-1]:
                 raise HookError(f"{type(model).__name__} puts tokens in front of the batch, which is not supported")
