@@ -43,6 +43,8 @@ HYBRIDS = [
 ]
 # These attend without transformers' interface, or twice.
 OWN_ATTENTION = ["gptj", "bloom", "falcon", "codegen", "xglm", "mpt", "diffllama"]
+# These count positions themselves: from the length of their cache, by a sinusoid, or by what does not pad.
+COUNTING = ["bart", "marian", "trocr", "roberta", "xlm-roberta"]
 EXPERTS = ["mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "deepseek_v3", "gpt_oss"]
 
 _COMMON = {
@@ -66,6 +68,17 @@ _DELTA = {
 _MAMBA = {"mamba_n_heads": 4, "mamba_d_head": 8, "mamba_n_groups": 1, "mamba_d_state": 8, "mamba_chunk_size": 8}
 _GPT = {"n_embd": 16, "n_layer": 2, "n_head": 4, "n_positions": 96, "n_inner": 28}
 _GPT |= dict.fromkeys(["hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings"])
+_BART = {"d_model": 16, "decoder_layers": 2, "decoder_attention_heads": 4, "decoder_ffn_dim": 28, "is_decoder": True}
+_BART |= {"is_encoder_decoder": False} | dict.fromkeys(["hidden_size", "num_hidden_layers", "num_attention_heads"])
+# The last two of four layers attend to the keys and values of the first two.
+_SHARED_KEYS = {
+    "num_hidden_layers": 4,
+    "num_kv_shared_layers": 2,
+    "layer_types": ["sliding_attention", "full_attention"] * 2,
+    "sliding_window": 8,
+    "hidden_size_per_layer_input": 4,
+    "vocab_size_per_layer_input": VOCABULARY,
+}
 # None takes a setting away.
 _SPECIAL: dict[str, dict[str, Any]] = {
     "mistral": {"sliding_window": 8},
@@ -144,6 +157,14 @@ _SPECIAL: dict[str, dict[str, Any]] = {
     | dict.fromkeys(["hidden_size", "num_hidden_layers", "num_attention_heads"]),
     "mpt": {"d_model": 16, "n_heads": 4, "n_layers": 2, "max_seq_len": 96, "expansion_ratio": 2}
     | dict.fromkeys(["hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings"]),
+    "bart": _BART,
+    "marian": _BART,
+    "trocr": _BART | {"use_learned_position_embeddings": False},
+    "roberta": {"is_decoder": True},
+    "xlm-roberta": {"is_decoder": True, "pad_token_id": 1, "bos_token_id": 0},
+    "gemma3n_text": _SHARED_KEYS | {"laurel_rank": 4, "activation_sparsity_pattern": [0.5, 0.0, 0.5, 0.0]},
+    "gemma4_text": _SHARED_KEYS | {"global_head_dim": 4},
+    "modernbert-decoder": {"local_attention": 8, "layer_types": ["full_attention", "sliding_attention"]},
     "granite": {"residual_multiplier": 0.7, "logits_scaling": 2.0, "attention_multiplier": 0.5},
 }
 
