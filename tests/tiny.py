@@ -47,6 +47,8 @@ OWN_ATTENTION = ["gptj", "bloom", "falcon", "codegen", "xglm", "mpt", "diffllama
 SPARSE = ["deepseek_v32", "glm_moe_dsa", "hy_v4", "axk2", "dots3_note_text", "deepseek_v4"]
 # Their states stand elsewhere than in a layer's own cache, or more is handed from layer to layer than the stream.
 OTHER_STATES = ["lfm3", "inkling_text", "inkling2_text", "qwen4_exp_text", "zaya", "recurrent_gemma"]
+# These count positions themselves: from the length of their cache, by a sinusoid, or by what does not pad.
+COUNTING = ["bart", "marian", "trocr", "roberta", "xlm-roberta"]
 EXPERTS = ["mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "deepseek_v3", "gpt_oss"]
 
 _COMMON = {
@@ -101,6 +103,17 @@ _INDEXED = {
     "mlp_layer_types": ["dense", "sparse"],
 }
 _DECODER = {"is_decoder": True}
+_BART = {"d_model": 16, "decoder_layers": 2, "decoder_attention_heads": 4, "decoder_ffn_dim": 28, "is_decoder": True}
+_BART |= {"is_encoder_decoder": False} | dict.fromkeys(["hidden_size", "num_hidden_layers", "num_attention_heads"])
+# The last two of four layers attend to the keys and values of the first two.
+_SHARED_KEYS = {
+    "num_hidden_layers": 4,
+    "num_kv_shared_layers": 2,
+    "layer_types": ["sliding_attention", "full_attention"] * 2,
+    "sliding_window": 8,
+    "hidden_size_per_layer_input": 4,
+    "vocab_size_per_layer_input": VOCABULARY,
+}
 # None takes a setting away.
 _SPECIAL: dict[str, dict[str, Any]] = {
     "mistral": {"sliding_window": 8},
@@ -211,6 +224,14 @@ _SPECIAL: dict[str, dict[str, Any]] = {
     | {"compress_rates": {"compressed_sparse_attention": 2, "heavily_compressed_attention": 3}, "index_topk": 2}
     | {"mlp_layer_types": ["hash_moe", "moe"], "o_groups": 2, "o_lora_rank": 4, "num_hash_layers": 1}
     | {"intermediate_size": 8},
+    "bart": _BART,
+    "marian": _BART,
+    "trocr": _BART | {"use_learned_position_embeddings": False},
+    "roberta": {"is_decoder": True},
+    "xlm-roberta": {"is_decoder": True, "pad_token_id": 1, "bos_token_id": 0},
+    "gemma3n_text": _SHARED_KEYS | {"laurel_rank": 4, "activation_sparsity_pattern": [0.5, 0.0, 0.5, 0.0]},
+    "gemma4_text": _SHARED_KEYS | {"global_head_dim": 4},
+    "modernbert-decoder": {"local_attention": 8, "layer_types": ["full_attention", "sliding_attention"]},
     "granite": {"residual_multiplier": 0.7, "logits_scaling": 2.0, "attention_multiplier": 0.5},
 }
 

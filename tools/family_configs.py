@@ -97,7 +97,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "electra": _DECODER,
     "ernie": _DECODER,
     "falcon_h1": {"mamba_d_ssm": 64},
-    "gemma3n_text": _PART | {"num_kv_shared_layers": 0},
+    "gemma3n_text": _PART | {"num_kv_shared_layers": 2, "intermediate_size": WIDTH},
     "gemma4_text": _PART,
     "gemma4_unified_text": _PART,
     "glm_moe_dsa": {"indexer_types": ["full", "full", "shared"]},

@@ -21,10 +21,8 @@ STATEFUL = ("mambamixer", "deltanet", "lightning", "mlstm", "xlstm", "rglru", "r
 OWN = {  # by config.model_type, what no rule below knows
     "diffllama": "attention in code of its own, not through transformers' interface",
     "doge": "attention that drops keys by their values",
-    "gemma3n_text": "four copies of the residual stream in a dimension in front of the batch (AltUp)",
     "gpt_bigcode": "attention in code of its own, not through transformers' interface",
-    "modernbert-decoder": "a head that is called the decoder",
-    "paligemma": "attention in both directions among the tokens of the prompt",
+    "paligemma": "attention in both directions among a prompt's tokens: what stands before the answer reads it too",
 }
 
 
@@ -42,8 +40,6 @@ def mechanism(model: Any, verdict: str, reason: str) -> str:
         return "sparse attention: an indexer chooses keys for every token"
     if model.config.model_type in OWN:
         return OWN[model.config.model_type]
-    if "positionalembedding" in names or any(hasattr(m, "create_position_ids_from_input_ids") for m in modules):
-        return "positions that the model counts itself, from its cache or from padding"
     if (
         "attend in a way of their own" in reason
         or "Attention mask" in reason
