@@ -79,8 +79,9 @@ def test_a_pass_takes_the_rows_of_its_positions(name):
     assert torch.equal(counted.expand(2, 3, -1), table[torch.arange(3) + OFFSET[name]].expand(2, 3, -1))
 
 
-@pytest.mark.parametrize("name", ["gpt2", "opt", "llama", "gptj", "mpt"])
+@pytest.mark.parametrize("name", ["gpt2", "opt", "llama", "gptj", "mpt", "roformer"])
 def test_a_model_that_heeds_positions_is_left_alone(name):
+    """And so is RoFormer, which makes angles of its positions that are the same for all rows: mixers count them."""
     model = tiny(name)
     with untouched(model):
         assert counting_modules(model) == ()
@@ -135,6 +136,17 @@ def test_factors_are_learned_against_kept_prefixes(name):
         change = Edit(SOME, torch.full((len(SOME),), 2.0))
         served = Asker(fast.model, prompts, kept=kept).scores(change)
         assert (served - Asker(fast.model, prompts, batch_size=1).scores(change)).abs().max() <= 1e-12
+
+
+@pytest.mark.parametrize("name", ["gpt2", "bart"])
+def test_prefixes_are_kept_of_prompts_that_differ_in_their_last_token_alone(name):
+    model, start = tiny(name), random_tokens(40, 1)
+    prompts = [Prompt([*start, 7 + n], [[[3]], [[5]]], 0) for n in range(4)]
+    with FastEngine(model, dtype=torch.float64) as fast, ReferenceEngine(model, dtype=torch.float64) as judge:
+        assert fast.unusable(prompts) is None
+        assert len(fast.keep_prefixes(prompts, 2**30)) == 4
+        for found, right in zip(factors(fast, prompts, "answer"), factors(judge, prompts, "answer"), strict=True):
+            assert (found - right).abs().max() <= 1e-12
 
 
 class Numbers:

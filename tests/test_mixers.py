@@ -23,7 +23,7 @@ QUICK = ("lfm2", "gptj")
 SLOWLY = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES]
 TYPES = {"xglm": torch.float32}  # its masks take no float64
 LIMITS = {"xglm": 1e-4, "minimax": 1e-6}  # MiniMax keeps its decays in float32
-PATTERNS_OUT_OF_REACH = ("gptj", "bloom", "falcon", "codegen", "xglm", "mpt", "megatron-bert", "rembert")
+PATTERNS_OUT_OF_REACH = ("gptj", "bloom", "falcon", "codegen", "xglm", "mpt", "megatron-bert", "rembert", "trocr")
 SOME = torch.arange(39, 0, -7)
 MORE = CALLS | {
     "some effects": lambda e, p: e.effects(p, "p_options", ids=SOME, factor=2.0),

@@ -74,7 +74,7 @@ def test_branches_of_later_layers_attend_to_the_keys_that_they_have(name):
         for neuron in (0, 13, 27):
             for scores, first in ((found, length - 1), (everywhere, 0)):
                 effect = switched(site.down, neuron, length) - switched(site.down, neuron, first)
-                assert abs(float(scores[start + neuron] - effect)) <= 1e-12
+                assert (scores[start + neuron] - effect).abs() <= 1e-12
         start += site.width
 
 

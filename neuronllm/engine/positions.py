@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from ..model.discovery import decoder_layers, decoder_of
 from .attention import Enough
-from .borrowed import DRIVING_ERRORS, input_device, running_instead
+from .borrowed import DRIVING_ERRORS, input_device, running_instead, tolerance
 from .mixers import Call
+from .verdicts import verdicts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -37,24 +38,42 @@ class Made(NamedTuple):
     output: Tensor
 
 
-@torch.no_grad()
 def counting_modules(model: PreTrainedModel) -> tuple[str, ...]:
-    """The modules whose output is a matter of the position alone, but not of the one that `position_ids` say."""
-    token, other = _ordinary(model)[:2]
-    later = torch.arange(1, TOKENS + 1)[None]
+    """The modules whose output is a matter of the position alone, but not of the one that `position_ids` say.
+
+    None, where it does not help to have them heed it.
+    """
+    known, question = verdicts(model), "what counts positions"
+    if question not in known:
+        known[question] = _counting_modules(model)
+    found: tuple[str, ...] = known[question]
+    return found
+
+
+@torch.no_grad()
+def _counting_modules(model: PreTrainedModel) -> tuple[str, ...]:
+    here = torch.arange(TOKENS, device=input_device(model)).expand(2, -1)
+    ids = [[token] * TOKENS for token in _ordinary(model)[:2]]
     try:
-        here = _in_front(model, [[token] * TOKENS])
-        there = _in_front(model, [[other] * TOKENS])
-        told = _in_front(model, [[token] * TOKENS], position_ids=later.to(input_device(model)))
+        plain, told = _in_front(model, ids), _in_front(model, ids, position_ids=here + 1)
+        found = [name for name in plain.keys() & told.keys() if _counts(_rows(plain[name]), _rows(told[name]))]
+        outer = tuple(sorted(name for name in found if not any(name.startswith(f"{other}.") for other in found)))
+        if not outer:
+            return ()
+        inputs = {"input_ids": torch.tensor(ids, device=here.device), "use_cache": False}
+        logits = model(**inputs).logits
+        with heeding(model, outer):
+            heeded = model(**inputs, position_ids=here).logits
     except DRIVING_ERRORS:
         return ()
-    found = []
-    for name in here.keys() & there.keys() & told.keys():
-        table, same, shifted = (_rows(made[name])[0] for made in (here, there, told))
-        of_positions = len(table) == TOKENS and torch.equal(table, same) and not torch.equal(table[:-1], table[1:])
-        if of_positions and not (len(shifted) == TOKENS and torch.equal(shifted[:-1], table[1:])):
-            found.append(name)
-    return tuple(sorted(name for name in found if not any(name.startswith(f"{other}.") for other in found)))
+    return outer if bool(((heeded - logits).abs() <= tolerance(logits)).all()) else ()
+
+
+def _counts(plain: Tensor, told: Tensor) -> bool:
+    """Of what a module made (rows, tokens, D) of two tokens again and again, plainly and told that all stand one on."""
+    if plain.shape[1] != TOKENS or not torch.equal(plain[:1], plain[-1:]) or torch.equal(plain[:, :-1], plain[:, 1:]):
+        return False
+    return told.shape[1] != TOKENS or not torch.equal(told[-1, :-1], plain[-1, 1:])
 
 
 @torch.no_grad()
@@ -104,8 +123,9 @@ class _Tables:
     def begin(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         """Of the model, or of its decoder, which may be called without it."""
         positions = kwargs.get("position_ids")
-        if positions is not None and int(positions.max()) >= self.length:
-            self._lengthen(int(positions.max()) + 1)
+        last = -1 if positions is None or not positions.numel() else int(positions.max())
+        if last >= self.length:
+            self._lengthen(last + 1)
         if positions is not None or module is self.model:
             self.positions = positions
 

@@ -126,6 +126,8 @@ def _compute(
     if mixers is not None:
         _compute_alike(model, level, above, pieces, mixers)
         return
+    if not level.width:  # prompts that differ in their last token alone
+        return
     last = None if _offloaded(model) else len(decoder_layers(model)[1]) - 1
     with piece_attention(model, level, above, last), suppress(Enough):
         decoder_of(model)(**piece_inputs(model, level, pieces))

@@ -96,7 +96,7 @@ def _by_structure(model: PreTrainedModel) -> list[Site]:
             f"{type(model).__name__} runs several streams of tokens side by side, one for each token that it predicts "
             "ahead (ngram), which is not supported: give a decoder of one stream"
         )
-    # Most families keep an FFN in a module of its own; BERT's and CPM-Ant's stands in several.
+    # Most families keep an FFN in a module of its own; CPM-Ant's stands in several.
     sites = _sites(model, hidden, _groups) or _sites(model, hidden, _one_group)
     if not sites:
         raise InputError(
@@ -120,9 +120,11 @@ def _sites(
         beside = {name.rpartition(".")[0] for name, _ in routed}
         # A layer may hold side branches of the same form (adapters, per-layer inputs): the FFN is the widest.
         widest: dict[int, tuple[str, list[str], int, bool]] = {}
-        for parent, group in groups(layer):
-            found = None if routed and parent in beside else _match(group, hidden)
-            if found:
+        together = [group for parent, group in groups(layer) if not (routed and parent in beside)]
+        # Of BERT's, each module has a parent of its own.
+        alone = [] if routed else [linear for group in together if len(group) == 1 for linear in group]
+        for group in [*together, alone]:
+            if found := _match(group, hidden):
                 kind = SHARED if routed and "shared" in found[0] else DENSE
                 widest[kind] = max(widest.get(kind, found), found, key=lambda f: f[2])
         for kind, (down, ups, width, transposed) in sorted(widest.items(), reverse=True):
