@@ -25,6 +25,7 @@ MODULES = {
     "glm4": FUSED,
     "lfm2": ("feed_forward.w2", ("feed_forward.w1", "feed_forward.w3")),
     "gpt2": ("mlp.c_proj", ("mlp.c_fc",)),
+    "gpt_bigcode": ("mlp.c_proj", ("mlp.c_fc",)),
     "opt": ("fc2", ("fc1",)),
     "gpt_neox": ("mlp.dense_4h_to_h", ("mlp.dense_h_to_4h",)),
     "falcon": ("mlp.dense_4h_to_h", ("mlp.dense_h_to_4h",)),

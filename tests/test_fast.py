@@ -19,7 +19,7 @@ from neuronllm.engine.reference import ReferenceEngine
 from tests.checks import untouched
 from tests.tiny import DENSE, EXPERTS, HYBRIDS, OWN_ATTENTION, random_prompts, tiny
 
-OUT_OF_REACH = {"openai-gpt": "cannot be run on answer tokens"}  # it has no cache
+OUT_OF_REACH = {"openai-gpt": "attend in a way of their own"}  # it has no cache
 # The others have a test of their own (test_mixers.py).
 REACHED = [name for name in DENSE + EXPERTS if name not in HYBRIDS + OWN_ATTENTION]
 # Of tests that take seconds a family: a plain one, one with biases, post norms, experts, experts with sinks.

@@ -56,7 +56,7 @@ def test_scores_say_which_engine_did_the_work():
     assert engine("llama", "fast") == {"engine": "fast"}
     assert engine("llama", "reference") == {"engine": "reference"}
     fallen_back = engine("openai-gpt", "fast")
-    assert fallen_back["engine"] == "reference" and "answer tokens" in str(fallen_back["engine_reason"])
+    assert fallen_back["engine"] == "reference" and "way of their own" in str(fallen_back["engine_reason"])
 
 
 def test_scores_say_what_may_turn_a_rounding_and_a_run_goes_on_without_it(tmp_path):
@@ -100,7 +100,7 @@ def test_dry_run_says_in_words_why_the_reference_has_no_figures():
     assert "memory: not tried out" in memory() and "near 4,096 tokens together" in memory()
     assert "at most 3" in memory(batch_size=3)
     fallen_back = nl.dry_run(tiny("openai-gpt"), None, quiz(2), "gradient")
-    assert "engine reference (" in fallen_back and "answer tokens" in fallen_back
+    assert "engine reference (" in fallen_back and "way of their own" in fallen_back
 
 
 # ---- which model it is ----

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
+import torch
 from torch import nn
 
 REFUSED = {  # part of the line that refuses: the mechanism
@@ -18,12 +20,8 @@ REFUSED = {  # part of the line that refuses: the mechanism
     "several streams of tokens": "several streams of tokens side by side, one for each token ahead",
 }
 STATEFUL = ("mambamixer", "deltanet", "lightning", "mlstm", "xlstm", "rglru", "rwkvselfattention", "linearattention")
-OWN = {  # by config.model_type, what no rule below knows
-    "diffllama": "attention in code of its own, not through transformers' interface",
-    "doge": "attention that drops keys by their values",
-    "gpt_bigcode": "attention in code of its own, not through transformers' interface",
-    "paligemma": "attention in both directions among a prompt's tokens: what stands before the answer reads it too",
-}
+AHEAD = "attention in both directions among a prompt's tokens: what stands before the answer reads it too"
+NO_CACHE = "no cache: what the layers know of earlier tokens cannot be kept"
 
 
 def mechanism(model: Any, verdict: str, reason: str) -> str:
@@ -32,14 +30,14 @@ def mechanism(model: Any, verdict: str, reason: str) -> str:
         return next((words for part, words in REFUSED.items() if part in reason), reason)
     if verdict != "reference":
         return reason
+    if _reads_ahead(model):
+        return AHEAD
+    if "past_key_values" not in inspect.signature(model.forward).parameters:
+        return NO_CACHE
     modules = list(model.modules())
     names = " ".join(type(module).__name__.lower() for module in modules)
     if any(part in names for part in STATEFUL) or any(_convolves(module) for module in modules):
         return "layers that carry a state from token to token beside keys and values"
-    if "indexer" in names or "compressor" in names:
-        return "sparse attention: an indexer chooses keys for every token"
-    if model.config.model_type in OWN:
-        return OWN[model.config.model_type]
     if (
         "attend in a way of their own" in reason
         or "Attention mask" in reason
@@ -47,6 +45,13 @@ def mechanism(model: Any, verdict: str, reason: str) -> str:
     ):
         return "attention in code of its own, not through transformers' interface"
     return reason
+
+
+@torch.no_grad()
+def _reads_ahead(model: Any) -> bool:
+    """Whether another last token changes what is said at the tokens before it."""
+    one, other = model(input_ids=torch.tensor([[5, 6, 7, 8], [5, 6, 7, 9]])).logits[:, :-1]
+    return not torch.allclose(one, other)
 
 
 def _convolves(module: nn.Module) -> bool:

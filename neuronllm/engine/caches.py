@@ -122,11 +122,17 @@ def mapped(cache: Any, change: Callable[[Tensor], Tensor], layer: int | None = N
 def axes_of(one: Any, two: Any) -> dict[str, int]:
     """The dimension of rows in what layers hold, where it is not the first: seen in caches of one row and of two."""
     found: dict[str, int] = {}
-    for few, many in zip(one.layers, two.layers, strict=True):
+    for few, many in zip(_layers(one), _layers(two), strict=True):
         for name, held in vars(few).items():
             if isinstance(held, Tensor) and held.shape != (other := vars(many)[name]).shape:
                 found[name] = next(n for n in range(held.ndim) if held.shape[n] != other.shape[n])
     return {name: axis for name, axis in found.items() if axis}
+
+
+def _layers(cache: Any) -> list[Any]:
+    """Those of attention among the tokens, where that to an encoder is kept apart."""
+    layers: list[Any] = getattr(cache, "self_attention_cache", cache).layers
+    return layers
 
 
 def rows_of(cache: Any, rows: Tensor, layer: int | None = None, *, shared: bool = False) -> Any:
