@@ -13,7 +13,7 @@ from tests.test_mixers import agrees, family
 from tests.texts import text_prompts
 from tests.tiny import OTHER_STATES, random_prompts, tiny
 
-QUICK = ("zaya",)
+QUICK = ("recurrent_gemma",)
 SLOWLY = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in OTHER_STATES]
 FLOAT32 = {"gradient": 1e-5, "gradient everywhere": 1e-5, "integrate": 1e-5, "effects": 1e-4}
 
@@ -27,14 +27,15 @@ def test_equals_the_judge(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", OTHER_STATES)
 def test_equals_the_judge_where_prompts_share_what_they_begin_with(name):
-    fast = agrees(name, family())
+    slow = name == "qwen4_exp_text"  # its indexer goes token by token
+    fast = agrees(name, family()[3 if slow else 0 :])
     assert fast.plan.root == 34
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", OTHER_STATES)
 def test_equals_the_judge_for_answers_in_words(name):
-    agrees(name, text_prompts((5, 9, 6)))
+    agrees(name, text_prompts((5, 9)))
 
 
 @pytest.mark.parametrize("name", SLOWLY)

@@ -76,7 +76,7 @@ _INKLING = {
     "swa_num_key_value_heads": 2,
     "swa_head_dim": 4,
     "moe_intermediate_size": 8,
-    "n_routed_experts": 4,
+    "n_routed_experts": 3,
     "num_experts_per_tok": 2,
 }
 _MAMBA = {"mamba_n_heads": 4, "mamba_d_head": 8, "mamba_n_groups": 1, "mamba_d_state": 8, "mamba_chunk_size": 8}

@@ -21,6 +21,10 @@ REFUSED = {  # part of the line that refuses: the mechanism
 }
 STATEFUL = ("mambamixer", "deltanet", "lightning", "mlstm", "xlstm", "rglru", "rwkvselfattention", "linearattention")
 AHEAD = "attention in both directions among a prompt's tokens: what stands before the answer reads it too"
+TENSORS = {  # by the parameter under which a model is handed its states
+    "cache_params": "states that layers are handed as tensors and give back, in no cache that they could be given",
+    "state": "states in a list of tensors, which feed-forward blocks read and write too: they mix in the token before",
+}
 NO_CACHE = "no cache: what the layers know of earlier tokens cannot be kept"
 
 
@@ -30,10 +34,11 @@ def mechanism(model: Any, verdict: str, reason: str) -> str:
         return next((words for part, words in REFUSED.items() if part in reason), reason)
     if verdict != "reference":
         return reason
+    taken = inspect.signature(model.forward).parameters
+    if "past_key_values" not in taken:
+        return next((words for name, words in TENSORS.items() if name in taken), NO_CACHE)
     if _reads_ahead(model):
         return AHEAD
-    if "past_key_values" not in inspect.signature(model.forward).parameters:
-        return NO_CACHE
     modules = list(model.modules())
     names = " ".join(type(module).__name__.lower() for module in modules)
     if any(part in names for part in STATEFUL) or any(_convolves(module) for module in modules):

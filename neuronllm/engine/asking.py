@@ -9,7 +9,7 @@ driven so.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -27,11 +27,13 @@ from .attention import piece_attention
 from .batching import Plan, backing_off
 from .borrowed import DRIVING_ERRORS, answer_logits, borrowed, check_prompts, quietly, rope_limit, tolerance
 from .full import padded, plain_trees
+from .handed import ways
 from .head import Choices, Texts, choices_of
 from .kept_prefixes import KeptPrefixes
+from .mixers import Mixers
 from .objectives import NEVER
 from .positions import counting_modules, heeding, moving_token
-from .prefill import piece_inputs, prefill_root, shared_levels
+from .prefill import piece_inputs, prefill, prefill_root, shared_levels
 from .tree import Level, Prefix, root_length, siblings, with_answers
 from .verdicts import Verdicts, reach, verdicts
 from .vocabulary import bend_of, streamed
@@ -59,10 +61,11 @@ def check_batch_size(batch_size: int | str) -> int | str:
 
 
 class Shared(NamedTuple):
-    """Whether prompts may be asked through the tree of prefixes, and what counts positions itself meanwhile."""
+    """Whether prompts may be asked through the tree of prefixes, and how the model is driven meanwhile."""
 
     agrees: bool
-    counting: tuple[str, ...] = ()
+    counting: tuple[str, ...] = ()  # modules that count positions themselves
+    mixers: Mixers | None = None
 
 
 class Asker:
@@ -124,29 +127,29 @@ class Asker:
             tqdm(total=len(self.prompts), desc=label, disable=not progress, unit="prompt", leave=False) as bar,
         ):
             for side in self.sides:
-                shares, counting = self._shares(edited, side)
-                with heeding(self.model, counting):
-                    for places, found in self._side(edited, shares, side):
+                shared = self._shared(edited, side)
+                with heeding(self.model, shared.counting):
+                    for places, found in self._side(edited, shared, side):
                         out[torch.tensor(places), : found.shape[1]] = found.to(out)
                         bar.update(len(places))
         return out
 
-    def _side(self, edited: Edited, shares: bool, side: list[int]) -> Iterator[tuple[list[int], Tensor]]:
+    def _side(self, edited: Edited, shared: Shared, side: list[int]) -> Iterator[tuple[list[int], Tensor]]:
         """The scores of one side's prompts, batch by batch, with their places."""
-        kept = shares and self._served(edited, [self.prompts[n] for n in side])
-        root = self._root(edited) if shares and self.root and not kept else None
+        kept = shared.agrees and self._served(edited, [self.prompts[n] for n in side])
+        root = self._root(edited, shared.mixers) if shared.agrees and not kept else None
         size = self.plan.prompts
         batches = [side[start : start + size] for start in range(0, len(side), size)]
-        yield from backing_off(batches, partial(self._batch, root, edited, shares), self.plan, 0)
+        yield from backing_off(batches, partial(self._batch, root, edited, shared), self.plan, 0)
 
-    def _batch(self, root: Level | None, edited: Edited, shares: bool, places: list[int]) -> Tensor:
+    def _batch(self, root: Level | None, edited: Edited, shared: Shared, places: list[int]) -> Tensor:
         batch = [self.prompts[n] for n in places]
         # Whole prompts are run one by one, and what goes into the head is kept of one pass.
-        with self._reading(batch) if shares else nullcontext(choices_of(batch)) as choices:
-            if self._kept is not None and shares and self._served(edited, batch):
+        with self._reading(batch) if shared.agrees else nullcontext(choices_of(batch)) as choices:
+            if self._kept is not None and shared.agrees and self._served(edited, batch):
                 logits = _on_prefix(self._kept.prefix(batch), edited)
             else:
-                logits = _through_tree(batch, root, edited) if shares else _plain(batch, edited)
+                logits = _through_tree(batch, root, edited, shared.mixers) if shared.agrees else _plain(batch, edited)
             scores = choices.scores(logits[:, None])[:, 0]
         return scores.masked_fill(scores <= NEVER, float("-inf"))
 
@@ -164,18 +167,21 @@ class Asker:
         """Whether kept prefixes are those of the edited model too."""
         return self._kept is not None and not edited.everywhere and all(prompt in self._kept for prompt in prompts)
 
-    def _root(self, edited: Edited) -> Level:
-        """What all prompts start with, under the edit."""
+    def _root(self, edited: Edited, mixers: Mixers | None) -> Level | None:
+        """What all prompts start with, under the edit, where they may go on from it."""
+        if not self.root or (mixers is not None and not mixers.shares):
+            return None
         with edited(None):
-            return prefill_root(self.model, self.prompts[0].input_ids[: self.root])
+            return prefill_root(self.model, self.prompts[0].input_ids[: self.root], mixers)
 
-    def _shares(self, edited: Edited, side: list[int]) -> Shared:
+    def _shared(self, edited: Edited, side: list[int]) -> Shared:
         """Whether the prompts may be asked through the tree of prefixes: it must give the plain answers."""
         if not self.worth_sharing:
             return Shared(False)
         where = None if edited.change is None else edited.change.positions
         letters = self.prompts[side[0]].one_token
-        question = ("tree of prompts", where, bool(self.root), letters, reach(self.model, self.longest))
+        how = (bool(self.root), letters, self._mixes(letters), reach(self.model, self.longest))
+        question = ("tree of prompts", where, *how)
         if question not in (known := self._verdicts):
             known[question] = self._checked(edited, side)
         found: Shared = known[question]
@@ -191,13 +197,18 @@ class Asker:
     def _checked(self, edited: Edited, side: list[int]) -> Shared:
         batch = [self.prompts[n] for n in side[-min(4, self.plan.prompts) :]]
         plain, counting = _plain(batch, edited), counting_modules(self.model)
-        try:
-            with quietly(), heeding(self.model, counting):
-                shared = _through_tree(batch, self._root(edited) if self.root else None, edited)
-        except DRIVING_ERRORS:
-            return Shared(False)
         real = AnswerTrees(batch).real.flatten().to(plain.device)
-        return Shared(bool(((shared - plain).abs() <= tolerance(plain))[real].all()), counting)
+        with quietly(), heeding(self.model, counting):
+            for mixers in ways(self.model) if self._mixes(batch[0].one_token) else (None,):
+                with suppress(*DRIVING_ERRORS):
+                    found = _through_tree(batch, self._root(edited, mixers), edited, mixers)
+                    if bool(((found - plain).abs() <= tolerance(plain))[real].all()):
+                        return Shared(True, counting, mixers)
+        return Shared(False)
+
+    def _mixes(self, letters: bool) -> bool:
+        """Whether mixers may be less work than whole prompts: with them only prompts of one length share a pass."""
+        return not letters or self._kept is not None or 2 * self.root >= self.longest.n_tokens
 
 
 class Edited:
@@ -226,8 +237,12 @@ def _plain(prompts: Sequence[Prompt], edited: Edited) -> Tensor:
         return answer_logits(edited.model, ids, mask, answer)
 
 
-def _through_tree(prompts: Sequence[Prompt], root: Level | None, edited: Edited) -> Tensor:
+def _through_tree(prompts: Sequence[Prompt], root: Level | None, edited: Edited, mixers: Mixers | None) -> Tensor:
     """The same, computing what prompts and answers share once."""
+    if mixers is not None:
+        with edited(None):
+            prefix = prefill(edited.model, prompts, root, mixers)
+        return _on_prefix(prefix, edited)
     with edited(None):
         above, begins = shared_levels(edited.model, prompts, root)
     level, pieces = with_answers(prompts, begins)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import replace
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from operator import is_
 from typing import TYPE_CHECKING
@@ -17,7 +16,7 @@ from .borrowed import DRIVING_ERRORS, quietly, rope_limit
 from .branch import Batch
 from .everywhere import WholePrompt
 from .full import plain_trees
-from .handed import find_mixers
+from .handed import ways
 from .head import Choices, Letters, Texts, choices_of, only_options
 from .kept_prefixes import KeptPrefixes
 from .mixers import Mixers
@@ -99,24 +98,12 @@ class CheckedEngine(PlannedEngine):
         plain = self._answers(prompts)  # an error here, of a user's hook for one, would meet the reference too
         counting = counting_modules(self.model)
         with heeding(self.model, counting):
-            for mixers, together in ((mixers, together) for mixers in self._ways() for together in (False, True)):
+            every = ways(self.model, self.dtype == torch.float64)
+            for mixers, together in ((mixers, together) for mixers in every for together in (False, True)):
                 verdict = self._tried(prompts, plain, mixers, together)
                 if verdict.reason is None:
                     break
         return verdict._replace(counting=counting)
-
-    def _ways(self) -> Iterator[Mixers | None]:
-        """Without mixers; with mixers that go on from each other's states, or begin anew; at last in all layers."""
-        yield None
-        known: list[Mixers] = []
-        for own in (False, True):
-            with suppress(*DRIVING_ERRORS):
-                mixers = find_mixers(self.model, self.dtype == torch.float64, own=own)
-                if mixers is not None and mixers not in known:
-                    known.append(mixers)
-                    yield mixers
-                    if mixers.shares:
-                        yield replace(mixers, shares=False)
 
     def _tried(self, prompts: Sequence[Prompt], plain: Tensor, mixers: Mixers | None, together: bool) -> Verdict:
         narrow = self.model.dtype in HALVES

@@ -6,7 +6,7 @@ A mixer is handed a cache, and does not attend through the interface, or more th
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,20 @@ from .mixers import CACHE, Call, Calls, Ended, Mixers, layer_in
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+
+def ways(model: PreTrainedModel, double: bool = False) -> Iterator[Mixers | None]:
+    """Without mixers; with mixers that go on from each other's states, or begin anew; at last in all layers."""
+    yield None
+    known: list[Mixers] = []
+    for own in (False, True):
+        with suppress(*DRIVING_ERRORS):
+            mixers = find_mixers(model, double, own=own)
+            if mixers is not None and mixers not in known:
+                known.append(mixers)
+                yield mixers
+                if mixers.shares:
+                    yield replace(mixers, shares=False)
 
 
 @torch.no_grad()
