@@ -1,6 +1,7 @@
 """Finds the mixers of a model by running it, and what it hands them for a token.
 
-A mixer is handed a cache, and does not attend through the interface, or more than once.
+A mixer is handed a cache, and does not attend through the interface, or more than once, or writes more into the cache
+than keys and values.
 """
 
 from __future__ import annotations

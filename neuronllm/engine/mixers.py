@@ -4,7 +4,8 @@ A recurrence, linear attention or a convolution has a state; and some families a
 `attention.py` takes the place of theirs. What such a module knows of the prefix is held by the model's own cache, and
 an answer token is run as the model decodes it, as one token behind that cache: `rows.py` does so for all branches.
 
-A mixer is found by trying: it is handed a cache and does not attend through the interface, or more than once.
+A mixer is found by trying: it is handed a cache and does not attend through the interface, or more than once, or writes
+more into the cache than keys and values, as attention with an indexer does.
 """
 
 from __future__ import annotations
