@@ -229,6 +229,7 @@ _SPECIAL: dict[str, dict[str, Any]] = {
     "trocr": _BART | {"use_learned_position_embeddings": False},
     "roberta": {"is_decoder": True},
     "roformer": {"is_decoder": True},
+    "xmod": {"is_decoder": True, "default_language": "en_XX"},
     "xlm-roberta": {"is_decoder": True, "pad_token_id": 1, "bos_token_id": 0},
     "gemma3n_text": _SHARED_KEYS | {"laurel_rank": 4, "activation_sparsity_pattern": [0.5, 0.0, 0.5, 0.0]},
     "gemma4_text": _SHARED_KEYS | {"global_head_dim": 4},
