@@ -100,7 +100,7 @@ def test_answers_are_asked_through_the_tree(name):
     model, prompts = tiny(name), [*family(), *text_prompts((7, 10))]
     for change in (None, Edit(SOME, torch.zeros(len(SOME)), "all"), Edit(SOME, torch.full((len(SOME),), 2.0))):
         ask = Asker(model, prompts)
-        assert all(ask._shares(Edited(model, change, ask.anatomy), side).agrees for side in ask.sides)
+        assert all(ask._shared(Edited(model, change, ask.anatomy), side).agrees for side in ask.sides)
         alone = [Asker(model, [prompt]).scores(change)[0] for prompt in prompts if prompt.one_token]
         assert (ask.scores(change)[: len(alone), : len(alone[0])] - torch.stack(alone)).abs().max() <= 1e-12
 

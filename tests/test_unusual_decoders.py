@@ -92,7 +92,7 @@ def test_answers_are_asked_through_the_tree(name):
     with untouched(model):
         ask = Asker(model, prompts)
         asked = ask.scores()
-        assert ask._shares(Edited(model, None, None), ask.sides[0]).agrees
+        assert ask._shared(Edited(model, None, None), ask.sides[0]).agrees
     alone = torch.cat([Asker(model, [prompt]).scores() for prompt in prompts])
     assert (asked - alone).abs().max() <= 1e-5
 
