@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from family_configs import MULTIMODAL
+
 VERDICTS = {
     "fast": "the fast engine: answer tokens against a cached prefix, many edits a pass",
     "reference": "the reference: correct, one prompt at a time",
@@ -21,8 +23,8 @@ model may be driven: nothing here goes by a list of names. This page says what b
 all tokens, integrated gradients and exact effects, of letters and of answers in words, by the fast engine and by the
 reference. It is made by `python tools/families.py`, a row of `docs/models.json` for each family.
 
-| engine | families | |
-| --- | --- | --- |
+| engine | causal language models | multimodal models | |
+| --- | --- | --- | --- |
 {counts}
 
 "Largest difference" is that between the two engines, relative to a prompt's scores; of families that run on the
@@ -70,9 +72,14 @@ def page(found: dict[str, Any]) -> str:
     """The page of what `families.py` found."""
     families = found["families"]
     kinds = {kind: [family for family in families if family["verdict"] == kind] for kind in VERDICTS}
-    counts = [f"| {kind} | {len(some)} | {VERDICTS[kind]} |" for kind, some in kinds.items() if some]
+    counts = [f"| {kind} | {_count(some)} | {VERDICTS[kind]} |" for kind, some in kinds.items() if some]
     rows = [_row(group) for some in kinds.values() for group in _groups(some)]
     return HEAD.format(**found, counts="\n".join(counts), rows="\n".join(rows)) + REST
+
+
+def _count(families: list[dict[str, Any]]) -> str:
+    multimodal = sum(family["family"] in MULTIMODAL for family in families)
+    return f"{len(families) - multimodal} | {multimodal}"
 
 
 def _groups(families: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
