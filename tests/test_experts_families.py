@@ -47,6 +47,7 @@ OTHERS = {
             "num_experts": 4,
             "top_k_experts": 2,
             "moe_intermediate_size": 8,
+            "num_hidden_layers": 2,
             "layer_types": ["sliding_attention", "full_attention"],
             "head_dim": None,
             "hidden_size_per_layer_input": 0,
