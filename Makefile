@@ -74,7 +74,7 @@ test: $(VENV)/.dev-stamp
 	$(PYTEST) -m "not slow"
 
 # What `make test` leaves out: kernels interpreted and compiled ahead of time, builds, kills, whole commands and models.
-# The survey of all families, minutes by itself, is left to `make test-all`.
+# The survey of all families, and of tests what a few of them stand in for, is left to `make test-all`.
 test-slow: $(VENV)/.dev-stamp
 	NEURONLLM_BUILD_EXT=1 $(NINJA_BUILD)
 	$(PYTEST) -m "slow and not survey"

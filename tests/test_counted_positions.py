@@ -18,9 +18,9 @@ from tests.checks import untouched
 from tests.test_fast import CALLS, differences, ragged
 from tests.test_mixers import SOME, agrees, factors, family
 from tests.texts import mixed_prompts, random_tokens, text_prompts
-from tests.tiny import COUNTING, random_prompts, tiny
+from tests.tiny import COUNTING, in_time, random_prompts, tiny
 
-SLOWLY = [name if name in ("bart", "roberta") else pytest.param(name, marks=pytest.mark.slow) for name in COUNTING]
+SLOWLY = in_time(COUNTING, ("bart", "roberta"))
 OFFSET = {"bart": 2, "marian": 0, "roberta": 1, "xlm-roberta": 2}  # of a position in the table
 PADDING = 0  # of RoBERTa, which then stands at no position
 
@@ -36,15 +36,13 @@ def test_equals_the_judge(name):
     agrees(name, ragged())
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", COUNTING)
+@pytest.mark.parametrize("name", in_time(COUNTING))
 def test_equals_the_judge_where_prompts_share_what_they_begin_with(name):
     fast = agrees(name, family())
     assert fast.plan.root == 34
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", COUNTING)
+@pytest.mark.parametrize("name", in_time(COUNTING))
 def test_equals_the_judge_for_answers_in_words(name):
     agrees(name, text_prompts((5, 9, 6)))
     agrees(name, mixed_prompts())

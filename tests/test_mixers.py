@@ -16,11 +16,11 @@ from tests import tiny as families
 from tests.checks import untouched
 from tests.test_fast import CALLS, differences, ragged
 from tests.texts import random_tokens, text_prompts
-from tests.tiny import HYBRIDS, OWN_ATTENTION, random_prompts
+from tests.tiny import HYBRIDS, OWN_ATTENTION, in_time, random_prompts
 
 FAMILIES = [*HYBRIDS, *OWN_ATTENTION]
 QUICK = ("lfm2", "gptj")
-SLOWLY = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES]
+SLOWLY = in_time(FAMILIES, QUICK)
 TYPES = {"xglm": torch.float32}  # its masks take no float64
 LIMITS = {"xglm": 1e-4, "minimax": 1e-6}  # MiniMax keeps its decays in float32
 PATTERNS_OUT_OF_REACH = ("gptj", "bloom", "falcon", "codegen", "xglm", "mpt", "megatron-bert", "rembert", "trocr")
@@ -76,15 +76,13 @@ def test_equals_the_judge(name):
     agrees(name, ragged())
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", in_time(FAMILIES))
 def test_equals_the_judge_where_prompts_share_what_they_begin_with(name):
     fast = agrees(name, family())
     assert fast.plan.root == 34
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", in_time(FAMILIES))
 def test_equals_the_judge_for_answers_in_words(name):
     agrees(name, text_prompts((5, 9, 6)))
 

@@ -11,10 +11,10 @@ from tests.checks import untouched
 from tests.test_fast import CALLS, differences, ragged
 from tests.test_mixers import agrees, family
 from tests.texts import text_prompts
-from tests.tiny import OTHER_STATES, random_prompts, tiny
+from tests.tiny import OTHER_STATES, in_time, random_prompts, tiny
 
 QUICK = ("recurrent_gemma",)
-SLOWLY = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in OTHER_STATES]
+SLOWLY = in_time(OTHER_STATES, QUICK)
 FLOAT32 = {"gradient": 1e-5, "gradient everywhere": 1e-5, "integrate": 1e-5, "effects": 1e-4}
 
 
@@ -24,16 +24,14 @@ def test_equals_the_judge(name):
     assert fast._together == (name == "inkling2_text")  # every layer is handed the streams of all before it
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", OTHER_STATES)
+@pytest.mark.parametrize("name", in_time(OTHER_STATES))
 def test_equals_the_judge_where_prompts_share_what_they_begin_with(name):
     slow = name == "qwen4_exp_text"  # its indexer goes token by token
     fast = agrees(name, family()[3 if slow else 0 :])
     assert fast.plan.root == 34
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", OTHER_STATES)
+@pytest.mark.parametrize("name", in_time(OTHER_STATES))
 def test_equals_the_judge_for_answers_in_words(name):
     agrees(name, text_prompts((5, 9)))
 

@@ -13,11 +13,10 @@ from neuronllm.model.anatomy import Anatomy
 from tests.test_fast import CALLS, differences, ragged
 from tests.test_mixers import agrees, does_not_depend_on_its_batch, family
 from tests.texts import text_prompts
-from tests.tiny import SPARSE, tiny
+from tests.tiny import SPARSE, in_time, tiny
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", SPARSE)
+@pytest.mark.parametrize("name", in_time(SPARSE))
 def test_equals_the_judge(name):
     agrees(name, ragged())
 
@@ -31,21 +30,18 @@ def test_gradients_and_effects_are_the_judges(name):
             assert differences(CALLS[label](fast, prompts), CALLS[label](judge, prompts)) <= 1e-9, label
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", SPARSE)
+@pytest.mark.parametrize("name", in_time(SPARSE))
 def test_equals_the_judge_where_prompts_share_what_they_begin_with(name):
     fast = agrees(name, family())
     assert fast.plan.root == 34
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", SPARSE)
+@pytest.mark.parametrize("name", in_time(SPARSE))
 def test_equals_the_judge_for_answers_in_words(name):
     agrees(name, text_prompts((5, 9, 6)))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", SPARSE)
+@pytest.mark.parametrize("name", in_time(SPARSE))
 def test_a_prompt_does_not_depend_on_its_batch(name):
     does_not_depend_on_its_batch(name)
 

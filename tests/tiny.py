@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import pytest
 import torch
 
 VOCABULARY = 60
@@ -49,6 +51,18 @@ SPARSE = ["deepseek_v32", "glm_moe_dsa", "hy_v4", "axk2", "dots3_note_text", "de
 OTHER_STATES = ["lfm3", "inkling_text", "inkling2_text", "qwen4_exp_text", "zaya", "recurrent_gemma"]
 # These count positions themselves: from the length of their cache, by a sinusoid, or by what does not pad.
 COUNTING = ["bart", "marian", "trocr", "roberta", "xlm-roberta"]
+# One or more of each of these lists, with other mechanisms each.
+STAND_INS = {
+    "qwen3_next",
+    "falcon_h1",
+    "jamba",
+    "bloom",
+    "diffllama",
+    "glm_moe_dsa",
+    "inkling2_text",
+    "trocr",
+    "roberta",
+}
 EXPERTS = ["mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "deepseek_v3", "gpt_oss"]
 
 _COMMON = {
@@ -236,6 +250,13 @@ _SPECIAL: dict[str, dict[str, Any]] = {
     "modernbert-decoder": {"local_attention": 8, "layer_types": ["full_attention", "sliding_attention"]},
     "granite": {"residual_multiplier": 0.7, "logits_scaling": 2.0, "attention_multiplier": 0.5},
 }
+
+
+def in_time(names: Sequence[str], quick: Sequence[str] = ()) -> list[Any]:
+    """Parameters of a test that takes seconds a family: slow but the quick ones, and most part of the survey."""
+    slow, survey = [pytest.mark.slow], [pytest.mark.slow, pytest.mark.survey]
+    marks = {name: [] if name in quick else slow if name in STAND_INS else survey for name in names}
+    return [pytest.param(name, marks=marks[name]) for name in names]
 
 
 def tiny(name: str, dtype: torch.dtype = torch.float64, std: float = 0.2, **extra: Any) -> Any:
