@@ -39,10 +39,13 @@ def test_equals_the_judge_for_answers_in_words(name):
 @pytest.mark.parametrize("name", SLOWLY)
 def test_a_prompt_does_not_depend_on_its_batch(name):
     """Alone, and among others with root and stems shared: no state leaks into another row."""
-    model, prompts = tiny(name, torch.float32), family()
-    with FastEngine(model) as together, FastEngine(model, batch_size=1) as alone:
+    # Inkling's effects are so small that in float32 what is rounded away of the answers is 7e-4 of them.
+    dtype = torch.float64 if name == "inkling_text" else torch.float32
+    model, prompts = tiny(name, dtype), family()
+    with FastEngine(model, dtype=dtype) as together, FastEngine(model, dtype=dtype, batch_size=1) as alone:
         assert together.unusable(prompts) is None and alone.unusable(prompts[:1]) is None
         for label, limit in FLOAT32.items():
+            limit = limit if dtype == torch.float32 else 1e-9
             apart = torch.cat([CALLS[label](alone, [prompt]) for prompt in prompts])
             assert differences(CALLS[label](together, prompts), apart) <= limit, label
 
