@@ -33,7 +33,7 @@ RESAMPLES = 200
 def truth(setting: Setting, task: str, positions: str) -> dict[str, Any]:
     """The exact effects of all neurons, or of a sample, on a few questions of the task; written beside."""
     prompts, total = setting.judged(task), setting.anatomy.n_neurons
-    count = setting.budget.neurons(total, len(prompts), positions)
+    count = setting.budget.neurons(total, len(prompts), positions, setting.answered(task))
     drawn = stratified(setting.anatomy, count, setting.seed)
     shown = [chosen(setting, task, method).ids for method in setting.methods if setting.positions(method) == positions]
     ids = torch.cat([drawn, *shown]).unique()

@@ -24,14 +24,14 @@ class Budget:
     test: int | None  # questions that edits are judged on
     elsewhere: int | None  # test questions of every other task
     judged: int  # questions whose exact effects are measured
-    effects: int  # of one neuron on one of these questions at the answer position; at all positions 1/32 as many
+    effects: int  # of one neuron at one answer token of such a question; at all positions 1/32 as many
     controls: int  # random sets beside every edit
     curve_controls: int  # random sets beside every point of a curve
 
-    def neurons(self, total: int, prompts: int, positions: str) -> int:
-        """How many neurons' exact effects are affordable on so many prompts."""
-        effects = self.effects if positions == "answer" else self.effects // WHOLE_PROMPT
-        return max(1, min(total, effects // prompts))
+    def neurons(self, total: int, prompts: int, positions: str, answered: float = 1.0) -> int:
+        """How many neurons' exact effects are affordable on so many prompts, with so many answer tokens each."""
+        effects = self.effects / answered if positions == "answer" else self.effects / WHOLE_PROMPT
+        return max(1, min(total, int(effects) // prompts))
 
     def checked(self) -> Budget:
         for about in fields(self):

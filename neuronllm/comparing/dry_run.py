@@ -70,8 +70,9 @@ def _truths(setting: Setting) -> list[str]:
     total, lines = setting.anatomy.n_neurons, []
     judged = min(setting.budget.judged, *(len(task.splits.search) for task in setting.tasks.values()))
     where = {setting.positions(method) for method in setting.methods if not get_method(method).needs_answers}
+    answered = max(setting.answered(task) for task in setting.tasks)
     for positions in sorted(where):
-        count = setting.budget.neurons(total, judged, positions)
+        count = setting.budget.neurons(total, judged, positions, answered)
         which = "all neurons" if count == total else f"a sample of {count} neurons"
         lines.append(f"exact effects at positions {positions}: of {which}, on {judged} questions of each task")
     return lines

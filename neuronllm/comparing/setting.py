@@ -109,6 +109,11 @@ class Setting:
             self._askers[task, elsewhere] = Asker(self.model, self.prompts(questions), self.request.batch_size)
         return self._askers[task, elsewhere]
 
+    def answered(self, task: str) -> float:
+        """Tokens that the answers of a prompt are read off, the mean: one of letters, a tree of texts."""
+        prompts = self.asker(task).prompts
+        return sum(len(prompt.tree.tokens) for prompt in prompts) / len(prompts)
+
     def base(self, task: str, elsewhere: bool = False) -> Answers:
         """How the unedited model answers them."""
         if (task, elsewhere) not in self._base:

@@ -111,8 +111,8 @@ class Cost:
         return INTEGRAL * self.answered if how.integrates else VOCABULARY if method == "logprob" else BACKWARD
 
     def effects(self, neurons: int, positions: str) -> float:
-        """A neuron is silenced in the middle of the model on average, and at the answer for one token of a prompt."""
-        return neurons / 2 if positions == "all" else neurons / 2 / self.tokens
+        """A neuron is silenced in the middle of the model on average, and at the answer for few tokens of a prompt."""
+        return neurons / 2 if positions == "all" else neurons / 2 * self.answered / self.tokens
 
     @property
     def prompts(self) -> Sequence[Prompt]:
@@ -124,10 +124,7 @@ class Cost:
 
     @property
     def answered(self) -> float:
-        """Tokens that the answers of a prompt are read off: one of letters, every token of texts."""
-        if self.prompts[0].form == "letters":
-            return 1.0
-        return sum(len(ids) for p in self.prompts for option in p.option_ids for ids in option) / len(self.prompts)
+        return self.setting.answered(next(iter(self.setting.tasks)))
 
     def scores(self, task: str, method: str) -> float:
         questions = self.setting.searched(task, method)
@@ -141,7 +138,8 @@ class Cost:
         judged = min(self.budget.judged, len(self.setting.tasks[task].splits.search))
         scored_here = [method for method in self.setting.methods if self.setting.positions(method) == positions]
         with_card = 2 * min(self.setting.k, SHOWN) * len(scored_here)
-        neurons = self.budget.neurons(self.n_neurons, judged, positions) + with_card
+        answered = self.setting.answered(task)
+        neurons = self.budget.neurons(self.n_neurons, judged, positions, answered) + with_card
         return judged * self.effects(min(self.n_neurons, neurons), positions)
 
     def agreement(self, method: str) -> float:
