@@ -324,6 +324,10 @@ def test_tables(made, tmp_path) -> None:
     assert nl.Comparison.load(tmp_path / "copy").data == made.data
     with refused("something stands there"):
         made.to_csv(tmp_path / "table.csv")
+    with refused("no sky/gradient/louder in this comparison", "its edits enhance, degrade, suppress"):
+        made.neurons("sky", "gradient", "louder")
+    with refused("task 'sky': give one file of questions", "not dict"):
+        nl.compare(None, None, {"sky": {"search": []}}, methods=["gradient"], edits=["enhance"])
 
 
 def test_pcr_is_a_table_of_tasks_by_methods(made, capsys) -> None:

@@ -237,6 +237,9 @@ def test_parts_for_a_notebook(tmp_path: Path) -> None:
     assert made.html in (tmp_path / "set.html").read_text(encoding="utf-8") and alone.tags[0][0] == "html"
     with pytest.raises(InputError, match="something stands there"):
         made.save(tmp_path / "set.html")
+    (tmp_path / "set.html").write_text("earlier")
+    made.save(tmp_path / "set.html", overwrite=True)
+    assert made.html in (tmp_path / "set.html").read_text(encoding="utf-8") and len(repr(made)) < 100
 
 
 def test_bad_facts_of_a_part_are_one_line() -> None:

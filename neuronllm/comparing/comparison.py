@@ -101,6 +101,13 @@ class Comparison(Shown):
         """The neurons of an edit."""
         if self.folder is None:
             raise InputError("neurons: this comparison was made without output=, so its neuron sets are gone")
+        made = [(row["task"], row["method"], row["edit"]) for row in self.data["edits"]]
+        if (task, method, edit) not in made:
+            tasks, methods, edits = (", ".join(dict.fromkeys(names)) for names in zip(*made, strict=True))
+            raise InputError(
+                f"neurons: no {task}/{method}/{edit} in this comparison: its tasks are {tasks}, "
+                f"its methods {methods}, its edits {edits}"
+            )
         return NeuronSet.from_pretrained(self.folder / "sets" / task / method / edit)
 
     @property

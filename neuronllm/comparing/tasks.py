@@ -46,7 +46,7 @@ class Task:
         if not 1 <= len(sources) <= len(SIDES) or not all(map(_is_source, sources)):
             raise InputError(
                 f"task {name!r}: give one file of questions, which is split, two: search and test, or three: search, "
-                f"validation and test, not {len(sources)}"
+                f"validation and test, not {len(sources) or type(given).__name__}"
             )
         sides = [_questions(name, source) for source in sources]
         try:

@@ -25,18 +25,22 @@ READY: dict[str, Callable[[Facts], Facts]] = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Part:
     """A part of the page: the last line of a notebook's cell shows it, `save` writes it as a file."""
 
     html: str
 
+    def __repr__(self) -> str:
+        return f"Part({len(self.html)} characters of HTML, which a notebook shows; save(path) writes a file)"
+
     def _repr_html_(self) -> str:
         return self.html
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a new HTML file that has everything in it."""
-        check_new_file(path)
+    def save(self, path: str | os.PathLike[str], overwrite: bool = False) -> None:
+        """Write an HTML file that has everything in it, a new one unless an earlier one may be replaced."""
+        if not (overwrite and Path(path).is_file()):
+            check_new_file(path)
         write_text(Path(path), rendered("part_file", html=self.html))
 
 

@@ -26,7 +26,7 @@ class Shown:
         """The part of the page, and the facts that it shows."""
         raise NotImplementedError
 
-    def show(self, path: str | os.PathLike[str] | None = None) -> Part:
+    def show(self, path: str | os.PathLike[str] | None = None, overwrite: bool = False) -> Part:
         """What a notebook shows of it; with a path it is also written there, as an HTML file that needs no other.
 
         >>> neurons.show("neurons.html")   # doctest: +SKIP
@@ -35,7 +35,7 @@ class Shown:
 
         made = Part(part(*self._shown()))
         if path is not None:
-            made.save(path)
+            made.save(path, overwrite)
         return made
 
     def _repr_html_(self) -> str:
