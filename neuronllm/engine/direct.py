@@ -7,7 +7,7 @@ first token, so that a branch is one answer token.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,9 +19,6 @@ from .borrowed import input_device
 from .branch import Batch, clean_routes, clean_states, keeping_branches, residuals, vectors
 from .effects import at_experts, columns_of, held_at
 from .head import wide
-
-if TYPE_CHECKING:
-    pass
 
 
 def direct(batch: Batch) -> Tensor:
