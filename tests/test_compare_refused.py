@@ -80,6 +80,8 @@ def test_refused(model, tokenizer, tmp_path) -> None:
         compare({"a": one}, ["ace", "ace"])
     with refused("k=0: give a whole number, 1 or more"):
         compare({"a": one}, k=0)
+    with refused("k=29: so many good and as many bad neurons", "has 56 FFN neurons; give at most 28"):
+        compare({"a": one}, k=29)
     with refused("the folder is not empty and not one of ours"):
         nl.compare(model, tokenizer, {"a": one}, output=tmp_path / "full")
     with refused("resume=True: it needs output="):
@@ -114,8 +116,28 @@ def test_of_two_sources_a_third_of_the_first_is_to_choose_on(tmp_path) -> None:
 
 def test_given_splits_that_share_questions_are_said(model, tokenizer) -> None:
     one = questions("colour", 3, 3)
-    with pytest.warns(UserWarning, match="task 'a': 3 questions stand in two of the given splits"):
-        running.read_tasks({"a": (one[:2], one[2:], one)}, running.CompareRequest().checked())
+    with pytest.warns(UserWarning) as caught:
+        running.read_tasks({"a": (one[:2], one[2:], one), "b": (one[:1],) * 3}, running.CompareRequest().checked())
+    said = [str(warning.message) for warning in caught]
+    assert said[0] == (
+        "task 'a': 2 test questions of a stand in its search too, 1 test question of a stands in its validation too: "
+        "what is chosen or judged on was seen before"
+    )
+    assert said[1].startswith("task 'b': 1 validation question of b stands in its search too, ")
+    assert len(said) == 2  # what two tasks share is no fault of either
+
+
+def test_splits_that_a_task_brings_are_not_made_anew() -> None:
+    one = [replace(question, subject=str(n)) for n, question in enumerate(questions("colour", 9, 3))]
+    given, asked = (one[:3], one[3:6], one[6:]), running.CompareRequest(split_by="subject").checked()
+    with refused('split_by="subject": nothing is split here, as every task brings its own splits'):
+        running.read_tasks({"a": given}, asked)
+    other = [replace(question, subject=str(n)) for n, question in enumerate(questions("sky", 9, 2))]
+    with pytest.warns(
+        UserWarning, match='split_by="subject": not of a, whose own splits are taken as they are'
+    ) as said:
+        read = running.read_tasks({"a": given, "b": other}, asked)
+    assert len(said) == 1 and [task.splits.how for task in read.values()] == ["given", "by subject"]
 
 
 def test_a_file_is_read(tmp_path: Path) -> None:

@@ -98,6 +98,16 @@ def test_every_number_of_the_tables_is_in_the_json(page: Parsed) -> None:
             assert abs(float(plain) - value) <= 0.5000001 * last, (value, text)
 
 
+def test_questions_that_stand_twice_are_said_where_that_is_known(tmp_path: Path) -> None:
+    facts = comparison()
+    text = written(tmp_path)
+    assert text.count(facts["tasks"][0]["shared"][0]["said"]) == 2  # in the summary, and where it says how it was made
+    assert "Questions of sentiment that stand twice</dt><dd>none</dd>" in text
+    for task in facts["tasks"]:
+        del task["shared"]  # as of a comparison that was made before it was counted
+    assert "that stand twice" not in written(tmp_path, tasks=facts["tasks"])
+
+
 def test_the_length_of_answers_has_a_column_where_there_is_one(page: Parsed, tmp_path: Path) -> None:
     assert page.numbers.count(("0.62 0.38", "longest 0.62 (right 0.38)")) == 15  # of 3 methods, 5 edits of one task
     facts = comparison("small")

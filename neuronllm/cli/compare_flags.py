@@ -10,8 +10,8 @@ from .values import count, flag_names, positive
 def compare_flags(sub: argparse.ArgumentParser) -> None:
     files = (
         "one file, which is split, two: search, of which a third is to choose on, and test, or three: search, "
-        'validation, test; "demo:TASK" is a bundled task, "lm-eval:TASK" '
-        "one of lm-eval, judged on what lm-eval evaluates"
+        'validation, test; "demo:TASK/SPLIT" in place of a file is a split of a bundled task, "demo:TASK" the task '
+        'with its own splits, "lm-eval:TASK" one of lm-eval, judged on what lm-eval evaluates'
     )
     sub.add_argument("--task", nargs="+", action="extend", required=True, metavar="NAME=FILE[,FILE,FILE]", help=files)
     shots = "of lm-eval's tasks: demonstrations in front of a question (default: as many as the task says)"

@@ -11,6 +11,7 @@ from ..results.overlap import overlaps, two_faced
 from .cards import with_others
 from .repeated import made
 from .splits import SIDES
+from .tasks import shared
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -32,12 +33,13 @@ def assembled(setting: Setting) -> dict[str, Any]:
         for task, method in pairs
     ]
     named = [dict(zip(("task", "method", "edit"), name, strict=True)) | edit for name, edit in edits.items()]
+    twice = shared(setting.tasks)
     whole = {
         "format": FORMAT,
         "version": VERSION,
         "model": _model(setting),
         "made": made(setting),
-        "tasks": [_task(setting, task, edits) for task in setting.tasks],
+        "tasks": [_task(setting, task, edits) | {"shared": twice[task]} for task in setting.tasks],
         "methods": methods,
         "edits": named,
         "curves": _curves(setting),

@@ -17,7 +17,7 @@ from .request import CompareRequest
 from .setting import WORK, Setting
 from .splits import SIDES
 from .stages import Stage, stages
-from .tasks import Task
+from .tasks import Task, shared
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -58,10 +58,12 @@ def seconds_a_pass(setting: Setting) -> float:
 
 def _tasks(setting: Setting) -> list[str]:
     lines = []
+    twice = shared(setting.tasks)
     for name, task in setting.tasks.items():
         sizes = ", ".join(f"{len(getattr(task.splits, side))} {side}" for side in SIDES)
         split = "" if task.splits.how == "given" else f", split {task.splits.how}"
         lines.append(f"task {name}: {sizes} questions{split}; answered in {setting.form.answers}")
+        lines += [f"  {one['said']}" for one in twice[name]]
     return lines
 
 

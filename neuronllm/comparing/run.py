@@ -33,7 +33,7 @@ from .comparison import TIMINGS, Comparison
 from .request import COMPARISON, MANIFEST, CompareRequest
 from .setting import WORK, Setting
 from .stages import Stage, stages, versions
-from .tasks import Task, as_tasks, one_form
+from .tasks import Task, as_tasks, check_split_by, one_form, warn_if_seen
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -131,6 +131,8 @@ def read_tasks(tasks: Mapping[str, Any], request: CompareRequest) -> dict[str, T
     read = as_tasks(tasks, request.seeds[0], request.split_by)
     read = {name: task.within(request.sizes, request.seeds[0]) for name, task in read.items()}
     one_form(read, request.answers, request.length)
+    check_split_by(read, request.split_by)
+    warn_if_seen(read)
     for method in request.methods or ():
         request.attribution(method).checked(next(iter(read.values())).splits.search)
     return read
