@@ -123,6 +123,7 @@ def _method(draw: random.Random, task: str, method: str, layers: int) -> dict[st
         }
         if method != "random"
         else None,
+        "no_agreement": None if method != "random" else "it is random here",
         "stability": {"spearman": draw.random(), "overlap": draw.random()},
         "layers": {role: [draw.randrange(9) for _ in range(layers)] for role in ("good", "bad")},
         "warnings": ["leans on B in 61 % of the prompts"] if method == "qrnca" else [],

@@ -108,6 +108,14 @@ def test_questions_that_stand_twice_are_said_where_that_is_known(tmp_path: Path)
     assert "that stand twice" not in written(tmp_path, tasks=facts["tasks"])
 
 
+def test_what_has_no_agreement_has_its_reason(tmp_path: Path) -> None:
+    facts = comparison("7b")
+    assert written(tmp_path, "7b").count("random has no agreement: it is random here.") == 1  # not once a task
+    for found in facts["methods"]:
+        del found["no_agreement"]  # as of a comparison that was made before it was kept
+    assert "has no agreement" not in written(tmp_path, "7b", methods=facts["methods"])
+
+
 def test_the_length_of_answers_has_a_column_where_there_is_one(page: Parsed, tmp_path: Path) -> None:
     assert page.numbers.count(("0.62 0.38", "longest 0.62 (right 0.38)")) == 15  # of 3 methods, 5 edits of one task
     facts = comparison("small")
