@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 import neuronllm as nl
 from neuronllm.comparing import run as running
 from neuronllm.comparing.budget import BUDGETS, budget_of, budget_text
+from neuronllm.comparing.progress import Bar
 from neuronllm.comparing.tasks import Task
 from neuronllm.data.questions import Question, Wording
 from tests.asked_tasks import questions
@@ -146,6 +148,30 @@ def test_a_file_is_read(tmp_path: Path) -> None:
     (task,) = running.read_tasks({"a": path}, running.CompareRequest().checked()).values()
     assert task.files == {"all": "colour.jsonl"}
     assert sum(len(side) for side in task.splits[:3]) == 9
+
+
+def test_what_a_paper_does_not_say_counts_where_it_plays_a_part() -> None:
+    def unknown(preset: str, **more) -> list[str]:
+        return [said.partition(" (")[0] for said in running.CompareRequest(preset=preset, **more).checked().unknown]
+
+    of_ace = ["steps of the integral", "log P or P of the options", "the printed mask"]
+    rest = ["number of neurons", "prompt text", "formulas of RAC and RCC"]
+    assert unknown("neuronllm") == of_ace + rest
+    assert unknown("neuronllm", methods=["gradient"]) == rest
+    assert unknown("neuronllm", k=16, options={"ace": {"steps": 8}}) == of_ace[1:] + rest
+    assert unknown("neuronllm", k=8, template="plain", methods=["gradient"]) == rest[2:]
+    assert unknown("qrnca", k=3) == ["prompt text of the three templates"] and running.CompareRequest().unknown == []
+
+
+def test_the_time_left_is_estimated_before_a_piece_is_done(monkeypatch) -> None:
+    shown = io.StringIO()
+    monkeypatch.setattr("sys.stderr", shown)
+    with Bar(total=1200.0, done=0.0, seconds_a_pass=0.5, show=True) as bar:
+        bar.set_description_str("scores a gradient")
+        assert "scores a gradient:   0%" in str(bar) and "10:00 left" in str(bar)
+        bar.update(600)
+        assert " 50%" in str(bar) and "? left" not in str(bar) and "10:00 left" not in str(bar)
+    assert "? left" not in shown.getvalue()
 
 
 @pytest.mark.parametrize("name", BUDGETS)

@@ -8,6 +8,7 @@ import neuronllm as nl
 from neuronllm.common.tables import show
 from neuronllm.comparing.agreement import no_agreement
 
+from .checks import refused
 from .comparisons import comparison
 
 
@@ -46,6 +47,37 @@ def test_on_the_terminal(made: nl.Comparison, capsys: pytest.CaptureFixture[str]
         changes = [signed(edit[change]) for change in ("gain", "rac", "rcc")]
         assert [*name, "32", show(edit["p_right"]), *changes, show(edit["pcr"])] in cells
     assert made.data["tasks"][0]["shared"][0]["said"] in out.splitlines()
+
+
+def test_pictures_of_scores(made: nl.Comparison) -> None:
+    pytest.importorskip("matplotlib")
+    axes = made.plot("map", task="facts", method="ace").axes[0]
+    rows = next(one["rows"] for one in made.data["maps"] if (one["task"], one["method"]) == ("facts", "ace"))
+    assert axes.images[0].get_array().data.tolist() == [pytest.approx(row["values"]) for row in rows]
+    assert axes.get_title() == "facts, ace" and axes.get_yticklabels()[1].get_text() == "layer 1"
+    axes = made.plot("layers", task="sentiment", method="relp", title="mine").axes[0]
+    layers = next(
+        one["layers"] for one in made.data["methods"] if (one["task"], one["method"]) == ("sentiment", "relp")
+    )
+    widths = {bars.get_label(): [bar.get_width() for bar in bars] for bars in axes.containers}
+    assert widths == layers and axes.get_title() == "mine"
+    only = made.plot("k", task="facts", method="ace")
+    assert [axes.get_title() for axes in only.axes] == ["facts"]
+    assert {line.get_label() for line in only.axes[0].lines} == {"enhance", "degrade", "no edit"}
+
+
+def test_what_cannot_be_plotted(made: nl.Comparison) -> None:
+    with refused("kind='My title': what can be plotted is k, map, layers; a title is given as title="):
+        made.plot("My title")
+    with refused('kind="map": it is of one task, give task= one of facts, sentiment'):
+        made.plot("map")
+    with refused('kind="layers": it is of one method, give method= one of gradient, ace, relp'):
+        made.plot("layers", task="facts")
+    with refused("task='verbs': known values are facts, sentiment"):
+        made.plot(task="verbs")
+    made.data["curves"].clear()
+    with refused('kind="k": this comparison has no curves'):
+        made.plot()
 
 
 def test_why_a_method_has_no_agreement(capsys: pytest.CaptureFixture[str]) -> None:

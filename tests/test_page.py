@@ -108,6 +108,15 @@ def test_questions_that_stand_twice_are_said_where_that_is_known(tmp_path: Path)
     assert "that stand twice" not in written(tmp_path, tasks=facts["tasks"])
 
 
+def test_a_card_says_what_its_exact_effects_are_of() -> None:
+    card = next(one for one in comparison()["cards"] if any(said["exact"] is not None for said in one["methods"]))
+    sentence = "an exact effect over the few of them on which the neuron was really silenced"
+    html = part("card", card | {"judged": 1})
+    assert sentence in html and "<dd>on 1 question</dd>" in html
+    assert "<dd>on 8 questions</dd>" in part("card", card)
+    assert sentence not in part("card", card | {"methods": [said | {"exact": None} for said in card["methods"]]})
+
+
 def test_what_has_no_agreement_has_its_reason(tmp_path: Path) -> None:
     facts = comparison("7b")
     assert written(tmp_path, "7b").count("random has no agreement: it is random here.") == 1  # not once a task

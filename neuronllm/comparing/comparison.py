@@ -10,12 +10,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..common.checks import short
 from ..common.errors import InputError
 from ..common.files import check_new_file, new_folder, read_json, write_json
 from ..common.tables import markdown_table, print_table
 from ..data.forms import check_known
 from ..results.neurons import NeuronSet
-from ..results.pictures import curves_figure
+from ..results.pictures import curves_figure, layers_figure, map_figure
 from ..results.shown import Shown
 from .pcr import pcr_latex, pcr_tables
 from .request import COMPARISON
@@ -42,6 +43,7 @@ TIMINGS = "timings.json"
 
 
 TABLES = ("edits", "pcr")
+PLOTS = {"k": "curves", "map": "maps", "layers": "methods"}  # and where their numbers are
 
 
 @dataclass(frozen=True)
@@ -123,14 +125,50 @@ class Comparison(Shown):
     def _shown(self) -> tuple[str, dict[str, Any]]:
         return "comparison", self.data
 
-    def plot(self, title: str = "") -> Figure:
-        """Accuracy against the number of neurons, with the bands of random sets, as a figure of matplotlib.
+    def plot(self, kind: str = "k", task: str | None = None, method: str | None = None, title: str = "") -> Figure:
+        """A figure of matplotlib.
 
-        >>> comparison.plot().savefig("curves.pdf")   # doctest: +SKIP
+        kind: "k", accuracy against the number of neurons with the bands of random sets, of all tasks and methods or of
+        those named; "map", the scores of a method on a task, layers by neurons; "layers", how many of the neurons that
+        it found lie in each layer.
+
+        >>> comparison.plot().savefig("curves.pdf")                                      # doctest: +SKIP
+        >>> comparison.plot("map", task="facts", method="gradient").savefig("map.pdf")   # doctest: +SKIP
         """
-        base = {task["name"]: task["base"]["accuracy"] for task in self.data["tasks"]}
-        behind = [{**curve, "points": [p for p in curve["points"] if p["k"]]} for curve in self.data["curves"]]
+        if kind not in PLOTS:
+            raise InputError(
+                f"kind={short(kind)}: what can be plotted is {', '.join(PLOTS)}; a title is given as title="
+            )
+        for name, value in (("task", task), ("method", method)):
+            check_known(name, value, self._names(name))
+        if kind == "k":
+            return self._curves(task, method, title)
+        where = {name: self._only(kind, name, value) for name, value in (("task", task), ("method", method))}
+        found = next(one for one in self.data[PLOTS[kind]] if where.items() <= one.items())
+        title = title or ", ".join(where.values())
+        return (
+            map_figure(found["rows"], found["bin"], title) if kind == "map" else layers_figure(found["layers"], title)
+        )
+
+    def _curves(self, task: str | None, method: str | None, title: str) -> Figure:
+        base = {one["name"]: one["base"]["accuracy"] for one in self.data["tasks"]}
+        asked = [one for one in self.data["curves"] if task in (None, one["task"]) and method in (None, one["method"])]
+        if not asked:
+            raise InputError(
+                'kind="k": this comparison has no curves, which are those of the edits enhance and degrade'
+            )
+        behind = [{**curve, "points": [point for point in curve["points"] if point["k"]]} for curve in asked]
         return curves_figure(behind, base, title)
+
+    def _names(self, what: str) -> list[str]:
+        return list(dict.fromkeys(one[what] for one in self.data["methods"]))
+
+    def _only(self, kind: str, what: str, name: str | None) -> str:
+        """The task or the method that was named, or the only one that there is."""
+        first, *others = self._names(what)
+        if name is None and others:
+            raise InputError(f'kind="{kind}": it is of one {what}, give {what}= one of {", ".join([first, *others])}')
+        return name or first
 
     def print(self) -> None:
         """The same on the terminal, where the table of edits is too wide for one."""
