@@ -78,7 +78,9 @@ def _truths(setting: Setting) -> list[str]:
     for positions in sorted(where):
         count = setting.budget.neurons(total, judged, positions, answered)
         which = "all neurons" if count == total else f"a sample of {count} neurons"
-        lines.append(f"exact effects at positions {positions}: of {which}, on {judged} questions of each task")
+        lines.append(
+            f"exact effects at positions {positions}: of {which}, on {judged} question{'s' * (judged > 1)} of each task"
+        )
     return lines
 
 

@@ -54,12 +54,12 @@ COLUMNS = (
 )
 INTERVAL, FLIPS = "95 % interval", "flips"  # made of several columns
 ANSWERS = ("method", "edit", "accuracy", INTERVAL, FLIPS, "beats", "p, Holm")  # two tables have room in a terminal
-CHANGES = ("method", "edit", "neurons", "P(right)", "gain", "RAC", "RCC", "PCR")
+CHANGES = ("method", "edit", "neurons", "P(right)", "RAC", "RCC", "PCR")
 EDITS = (*ANSWERS[:2], "neurons", *ANSWERS[2:5], "gain", "P(right)", "RAC", "RCC", "PCR", *ANSWERS[5:])
 SCORES = ("method", "agreement", INTERVAL, "neurons", "questions", "halves")
 SCORES_SAY = "scores: rank correlation with exact effects of these neurons on these questions; between halves"
 ANSWERS_SAY = "flips to right and to wrong; the share of random sets that it beats; p of the flips"
-CHANGES_SAY = "accuracy (gain; relatively RAC), P(right) (RCC; PCR beside the other tasks)"
+CHANGES_SAY = "relative change of accuracy (RAC) and of P(right) (RCC; PCR beside other tasks)"
 
 
 def rows_of(data: Facts) -> list[Facts]:
@@ -78,6 +78,8 @@ def _cell(row: Facts, name: str) -> str:
     """
     >>> _cell({"low": 0.25, "high": 0.5}, INTERVAL), _cell({"to right": 3, "to wrong": 1}, FLIPS)
     ('0.25 to 0.50', '+3 -1')
+    >>> _cell({"PCR": 2.5}, "PCR"), _cell({"PCR": 66688.7}, "PCR")
+    ('2.500', '6.7e+04')
     """
     if name == INTERVAL:
         return between(row["low"], row["high"])
@@ -86,6 +88,8 @@ def _cell(row: Facts, name: str) -> str:
     value = row[name]
     if name in ("gain", "RAC", "RCC") and value is not None:
         return f"{value:+.3f}"
+    if name == "PCR" and value is not None and value >= 1000:  # next to nothing changed elsewhere
+        return f"{value:.1e}"
     return f"{value:.0%}" if name == "beats" and value is not None else show(value)
 
 
