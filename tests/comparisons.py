@@ -85,6 +85,7 @@ def _task(draw: random.Random, name: str) -> dict[str, Any]:
         "questions": {"search": 64, "validation": 48, "test": 96},
         "split": "given",
         "files": {split: f"{name}/{split}.jsonl" for split in ("search", "validation", "test")},
+        "shared": [_shared(name)] if name == "facts" else [],
         "chance": 0.25,
         "base": {
             "accuracy": accuracy,
@@ -97,6 +98,11 @@ def _task(draw: random.Random, name: str) -> dict[str, Any]:
         "summary": f"On {name}, silencing 16 neurons of gradient takes accuracy from 0.64 to 0.31 (no random set did); "
         "no edit raised it beyond what random sets do.",
     }
+
+
+def _shared(name: str) -> dict[str, Any]:
+    also_in = {"task": name, "split": "search"}
+    return {"split": "test", "questions": 7, "also_in": also_in, "said": f"7 test questions of {name} stand in it too"}
 
 
 def _method(draw: random.Random, task: str, method: str, layers: int) -> dict[str, Any]:
@@ -117,6 +123,7 @@ def _method(draw: random.Random, task: str, method: str, layers: int) -> dict[st
         }
         if method != "random"
         else None,
+        "no_agreement": None if method != "random" else "it is random here",
         "stability": {"spearman": draw.random(), "overlap": draw.random()},
         "layers": {role: [draw.randrange(9) for _ in range(layers)] for role in ("good", "bad")},
         "warnings": ["leans on B in 61 % of the prompts"] if method == "qrnca" else [],

@@ -314,10 +314,17 @@ def test_pictures(made, tmp_path) -> None:
 def test_tables(made, tmp_path) -> None:
     rows = list(csv.DictReader(io.StringIO(made.to_csv(tmp_path / "table.csv"))))
     assert len(rows) == 12 and rows[0]["accuracy"] == str(made.data["edits"][0]["accuracy"])
+    first = made.data["edits"][0]
+    flips = [first["flips"][way] for way in ("to_right", "to_wrong", "other")]
+    told = {name: rows[0][name] for name in ("low", "high", "to right", "to wrong", "other", "agreement neurons")}
+    assert list(told.values()) == [str(n) for n in (*first["interval"], *flips, 56)]
+    assert rows[0]["agreement low"] == "" and rows[0]["agreement questions"] == "2"
     latex = made.to_latex(tmp_path / "table.tex")
     assert latex.count(r"\\") == 13 and latex.count(r"\midrule") == 2 and "%" not in latex.replace(r"\%", "")
     assert (tmp_path / "table.tex").read_text() == latex
-    assert made.to_markdown().count("| gradient |") == 6 + len(EDITS)  # heads of the PCR too
+    shown = f"{first['accuracy']:.3f} & {first['interval'][0]:.2f} to {first['interval'][1]:.2f} & +"
+    assert f"colour & gradient & enhance & {first['neurons']} & {shown}" in latex
+    assert made.to_markdown().count("| gradient |") == 2 + 6 + len(EDITS)  # scores, edits, and heads of the PCR
     with refused("table='pcrs': known values are edits, pcr"):
         made.to_latex(table="pcrs")
     made.save(tmp_path / "copy")

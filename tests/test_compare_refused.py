@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 import neuronllm as nl
 from neuronllm.comparing import run as running
 from neuronllm.comparing.budget import BUDGETS, budget_of, budget_text
+from neuronllm.comparing.progress import Bar
 from neuronllm.comparing.tasks import Task
 from neuronllm.data.questions import Question, Wording
 from tests.asked_tasks import questions
@@ -80,6 +82,8 @@ def test_refused(model, tokenizer, tmp_path) -> None:
         compare({"a": one}, ["ace", "ace"])
     with refused("k=0: give a whole number, 1 or more"):
         compare({"a": one}, k=0)
+    with refused("k=29: so many good and as many bad neurons", "has 56 FFN neurons; give at most 28"):
+        compare({"a": one}, k=29)
     with refused("the folder is not empty and not one of ours"):
         nl.compare(model, tokenizer, {"a": one}, output=tmp_path / "full")
     with refused("resume=True: it needs output="):
@@ -114,8 +118,28 @@ def test_of_two_sources_a_third_of_the_first_is_to_choose_on(tmp_path) -> None:
 
 def test_given_splits_that_share_questions_are_said(model, tokenizer) -> None:
     one = questions("colour", 3, 3)
-    with pytest.warns(UserWarning, match="task 'a': 3 questions stand in two of the given splits"):
-        running.read_tasks({"a": (one[:2], one[2:], one)}, running.CompareRequest().checked())
+    with pytest.warns(UserWarning) as caught:
+        running.read_tasks({"a": (one[:2], one[2:], one), "b": (one[:1],) * 3}, running.CompareRequest().checked())
+    said = [str(warning.message) for warning in caught]
+    assert said[0] == (
+        "task 'a': 2 test questions of a stand in its search too, 1 test question of a stands in its validation too: "
+        "what is chosen or judged on was seen before"
+    )
+    assert said[1].startswith("task 'b': 1 validation question of b stands in its search too, ")
+    assert len(said) == 2  # what two tasks share is no fault of either
+
+
+def test_splits_that_a_task_brings_are_not_made_anew() -> None:
+    one = [replace(question, subject=str(n)) for n, question in enumerate(questions("colour", 9, 3))]
+    given, asked = (one[:3], one[3:6], one[6:]), running.CompareRequest(split_by="subject").checked()
+    with refused('split_by="subject": nothing is split here, as every task brings its own splits'):
+        running.read_tasks({"a": given}, asked)
+    other = [replace(question, subject=str(n)) for n, question in enumerate(questions("sky", 9, 2))]
+    with pytest.warns(
+        UserWarning, match='split_by="subject": not of a, whose own splits are taken as they are'
+    ) as said:
+        read = running.read_tasks({"a": given, "b": other}, asked)
+    assert len(said) == 1 and [task.splits.how for task in read.values()] == ["given", "by subject"]
 
 
 def test_a_file_is_read(tmp_path: Path) -> None:
@@ -124,6 +148,30 @@ def test_a_file_is_read(tmp_path: Path) -> None:
     (task,) = running.read_tasks({"a": path}, running.CompareRequest().checked()).values()
     assert task.files == {"all": "colour.jsonl"}
     assert sum(len(side) for side in task.splits[:3]) == 9
+
+
+def test_what_a_paper_does_not_say_counts_where_it_plays_a_part() -> None:
+    def unknown(preset: str, **more) -> list[str]:
+        return [said.partition(" (")[0] for said in running.CompareRequest(preset=preset, **more).checked().unknown]
+
+    of_ace = ["steps of the integral", "log P or P of the options", "the printed mask"]
+    rest = ["number of neurons", "prompt text", "formulas of RAC and RCC"]
+    assert unknown("neuronllm") == of_ace + rest
+    assert unknown("neuronllm", methods=["gradient"]) == rest
+    assert unknown("neuronllm", k=16, options={"ace": {"steps": 8}}) == of_ace[1:] + rest
+    assert unknown("neuronllm", k=8, template="plain", methods=["gradient"]) == rest[2:]
+    assert unknown("qrnca", k=3) == ["prompt text of the three templates"] and running.CompareRequest().unknown == []
+
+
+def test_the_time_left_is_estimated_before_a_piece_is_done(monkeypatch) -> None:
+    shown = io.StringIO()
+    monkeypatch.setattr("sys.stderr", shown)
+    with Bar(total=1200.0, done=0.0, seconds_a_pass=0.5, show=True) as bar:
+        bar.set_description_str("scores a gradient")
+        assert "scores a gradient:   0%" in str(bar) and "10:00 left" in str(bar)
+        bar.update(600)
+        assert " 50%" in str(bar) and "? left" not in str(bar) and "10:00 left" not in str(bar)
+    assert "? left" not in shown.getvalue()
 
 
 @pytest.mark.parametrize("name", BUDGETS)

@@ -98,6 +98,33 @@ def test_every_number_of_the_tables_is_in_the_json(page: Parsed) -> None:
             assert abs(float(plain) - value) <= 0.5000001 * last, (value, text)
 
 
+def test_questions_that_stand_twice_are_said_where_that_is_known(tmp_path: Path) -> None:
+    facts = comparison()
+    text = written(tmp_path)
+    assert text.count(facts["tasks"][0]["shared"][0]["said"]) == 2  # in the summary, and where it says how it was made
+    assert "Questions of sentiment that stand twice</dt><dd>none</dd>" in text
+    for task in facts["tasks"]:
+        del task["shared"]  # as of a comparison that was made before it was counted
+    assert "that stand twice" not in written(tmp_path, tasks=facts["tasks"])
+
+
+def test_a_card_says_what_its_exact_effects_are_of() -> None:
+    card = next(one for one in comparison()["cards"] if any(said["exact"] is not None for said in one["methods"]))
+    sentence = "an exact effect over the few of them on which the neuron was really silenced"
+    html = part("card", card | {"judged": 1})
+    assert sentence in html and "<dd>on 1 question</dd>" in html
+    assert "<dd>on 8 questions</dd>" in part("card", card)
+    assert sentence not in part("card", card | {"methods": [said | {"exact": None} for said in card["methods"]]})
+
+
+def test_what_has_no_agreement_has_its_reason(tmp_path: Path) -> None:
+    facts = comparison("7b")
+    assert written(tmp_path, "7b").count("random has no agreement: it is random here.") == 1  # not once a task
+    for found in facts["methods"]:
+        del found["no_agreement"]  # as of a comparison that was made before it was kept
+    assert "has no agreement" not in written(tmp_path, "7b", methods=facts["methods"])
+
+
 def test_the_length_of_answers_has_a_column_where_there_is_one(page: Parsed, tmp_path: Path) -> None:
     assert page.numbers.count(("0.62 0.38", "longest 0.62 (right 0.38)")) == 15  # of 3 methods, 5 edits of one task
     facts = comparison("small")

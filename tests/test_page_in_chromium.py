@@ -238,6 +238,23 @@ def test_it_fits_the_screen(browser: Chromium, folder: Path, tmp_path: Path, wid
     assert (tmp_path / "page.png").stat().st_size > 50_000
 
 
+def test_a_table_that_goes_on_has_a_shadow_at_that_side(browser: Chromium, folder: Path, tmp_path: Path) -> None:
+    """Its edges in a picture of the screen, before and after it is scrolled to its end: the shadow changes sides."""
+    images = pytest.importorskip("matplotlib.image")
+    browser.look(400)
+    browser.open(folder / "report.html")
+    browser.wait(READY)
+    table, found = "document.querySelector('#table-edits .scroll')", []
+    for number, scrolled in enumerate((0, 10_000)):
+        browser.evaluate(f"{table}.scrollIntoView(); {table}.scrollLeft = {scrolled}")
+        left, width = browser.evaluate(f"(({{ x, width }}) => [x, width])({table}.getBoundingClientRect())")
+        y = browser.evaluate(f"{table}.querySelector('thead').getBoundingClientRect().bottom + 4")
+        browser.screenshot(tmp_path / f"{number}.png", whole=False)
+        row = images.imread(tmp_path / f"{number}.png")[round(y), :, :3].mean(-1)  # 1 is white
+        found.append((row[round(left)], row[round(left + width) - 1]))
+    assert found[0][0] == found[1][1] == 1 and max(found[0][1], found[1][0]) < 0.85
+
+
 def test_on_paper_it_is_light_and_without_tools(browser: Chromium) -> None:
     browser.look(1280, dark=True)
     browser.evaluate("dispatchEvent(new Event('beforeprint'))")

@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from neuronllm.common.errors import InputError
-from neuronllm.comparing.splits import SIDES, Splits, shared, split, together
+from neuronllm.comparing.splits import SIDES, Splits, split, together
+from neuronllm.comparing.tasks import Task, shared
 from neuronllm.data.questions import Question
 from tests.checks import refused
 
@@ -49,7 +50,7 @@ def test_no_item_is_on_two_sides(questions: list[Question], seed: int, by: str) 
         seen = [set().union(*map(names, side)) for side in sides]
         assert not (seen[0] & seen[1] or seen[0] & seen[2] or seen[1] & seen[2])
     assert split(questions, seed, by) == found
-    assert shared(found) == 0
+    assert shared({"one": Task("one", found, {})}) == {"one": []}
 
 
 def test_shares_seeds_and_order() -> None:
@@ -70,9 +71,37 @@ def test_one_large_group_leaves_something_for_every_side() -> None:
 
 
 def test_questions_that_given_files_share() -> None:
-    first, second, third = (Question(f"What is {n}?", ("odd", "even"), 0) for n in range(3))
+    first, second, third, fourth = (Question(f"What is {n}?", ("odd", "even"), 0) for n in range(4))
     again = Question("what  is 0?", ("even", "odd"), 1)
-    assert shared(Splits([first], [second], [again, third])) == 1
+    one = Task("one", Splits([first], [second], [again, second, second, third]), {})
+    assert shared({"one": one}) == {
+        "one": [
+            {
+                "split": "test",
+                "questions": 1,
+                "also_in": {"task": "one", "split": "search"},
+                "said": "1 test question of one stands in its search too",
+            },
+            {
+                "split": "test",
+                "questions": 2,
+                "also_in": {"task": "one", "split": "validation"},
+                "said": "2 test questions of one stand in its validation too",
+            },
+        ]
+    }
+    two = Task("two", Splits([fourth], [first], [third]), {})
+    found = shared({"one": one, "two": two})
+    assert [each["said"] for each in found["two"]] == [
+        "1 validation question of two stands in one's search too",
+        "1 validation question of two stands in one's test too",
+        "1 test question of two stands in one's test too",
+    ]
+    assert [each["said"] for each in found["one"] if each["also_in"]["task"] == "two"] == [
+        "1 search question of one stands in two's validation too",
+        "1 test question of one stands in two's validation too",
+        "1 test question of one stands in two's test too",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -15,7 +16,7 @@ from ..comparing.request import CompareRequest
 from ..comparing.run import compared, read_tasks
 from ..comparing.tasks import Task
 from ..data.templates import read_templates
-from ..demo import DEMO
+from ..demo import DEMO, demo_task
 from ..runs.processes import Ranks
 from .demo import bundled
 from .tasks import tokenizer_of
@@ -74,24 +75,49 @@ def in_own_words(args: argparse.Namespace) -> bool:
 
 
 def tasks_of(args: argparse.Namespace, request: CompareRequest) -> dict[str, Any]:
-    """One to three files under a name, of every --task; "demo:TASK" and "lm-eval:TASK" have their own splits."""
+    """One to three sources under a name, of every --task; "demo:TASK" and "lm-eval:TASK" have their own splits."""
     tasks: dict[str, Any] = {}
     for text in args.task:
-        name, equals, source = text.partition("=")
-        if not equals and text.startswith((DEMO, LM_EVAL)):
-            name, source = text.partition(":")[2], text
-        elif not equals or not source:
-            raise InputError(f"--task {text}: write NAME=FILE, NAME=SEARCH,TEST or NAME=SEARCH,VALIDATION,TEST")
+        name, source = named(text)
         if name in tasks:
             raise InputError(f"--task {text}: {name!r} is the name of another task")
-        if source.startswith(DEMO):
+        if source.startswith(DEMO) and not set(",/") & set(source):
             tasks[name] = replace(bundled(source.removeprefix(DEMO)), name=name)
         elif source.startswith(LM_EVAL):
             task = of_lm_eval(name, source.removeprefix(LM_EVAL), args, request)
             tasks[name] = replace(task, files={"all": source + said_of_lm_eval(args)})
         else:
-            tasks[name] = source.split(",")
+            tasks[name] = of_files(name, source.split(","), request)
     return tasks
+
+
+def named(text: str) -> tuple[str, str]:
+    """The name of a task and where its questions are; bundled ones and those of lm-eval may go by their own name."""
+    name, equals, source = text.partition("=")
+    if not equals and text.startswith(LM_EVAL):
+        return text.removeprefix(LM_EVAL), text
+    if not equals and text.startswith(DEMO):
+        return re.split("[,/]", text.removeprefix(DEMO))[0], text
+    if not source:
+        raise InputError(f"--task {text}: write NAME=FILE, NAME=SEARCH,TEST or NAME=SEARCH,VALIDATION,TEST")
+    return name, source
+
+
+def of_files(name: str, given: Sequence[str], request: CompareRequest) -> Task:
+    """Files and splits of bundled tasks, which the command that repeats it names as they were given."""
+    task = Task.of(name, [file_of(name, source) for source in given], request.seeds[0], request.split_by)
+    files = zip(task.files.items(), given, strict=True)
+    return replace(task, files={side: one if one.startswith(DEMO) else file for (side, file), one in files})
+
+
+def file_of(name: str, source: str) -> str:
+    """A file as it is, or that of "demo:TASK/SPLIT"."""
+    if not source.startswith(DEMO):
+        return source
+    task, _, split = source.removeprefix(DEMO).partition("/")
+    if not split:
+        raise InputError(f"task {name!r}: {source} has three splits, name the one that is meant: {source}/search")
+    return demo_task(task, split)
 
 
 def of_lm_eval(name: str, task: str, args: argparse.Namespace, request: CompareRequest) -> Task:

@@ -10,8 +10,8 @@ from .values import count, flag_names, positive
 def compare_flags(sub: argparse.ArgumentParser) -> None:
     files = (
         "one file, which is split, two: search, of which a third is to choose on, and test, or three: search, "
-        'validation, test; "demo:TASK" is a bundled task, "lm-eval:TASK" '
-        "one of lm-eval, judged on what lm-eval evaluates"
+        'validation, test; "demo:TASK/SPLIT" in place of a file is a split of a bundled task, "demo:TASK" the task '
+        'with its own splits, "lm-eval:TASK" one of lm-eval, judged on what lm-eval evaluates'
     )
     sub.add_argument("--task", nargs="+", action="extend", required=True, metavar="NAME=FILE[,FILE,FILE]", help=files)
     shots = "of lm-eval's tasks: demonstrations in front of a question (default: as many as the task says)"
@@ -21,7 +21,10 @@ def compare_flags(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--methods", nargs="+", metavar="NAME", help=names)
     kinds = "of enhance, degrade, good, bad, suppress, tuned, verified, learned (default: enhance degrade tuned)"
     sub.add_argument("--edits", nargs="+", metavar="NAME", help=kinds)
-    paper = "what is not given as a paper has it: neuronllm, qrnca or knowledge"
+    paper = (
+        "methods, edits, k, positions, orders and options as a paper has them, but for those given here: neuronllm, "
+        "qrnca or knowledge"
+    )
     sub.add_argument("--preset", metavar="NAME", help=paper)
     sub.add_argument("--k", type=positive, metavar="K", help="neurons of each role (default: 16)")
     sub.add_argument("--options", nargs="+", metavar="METHOD.NAME=VALUE", help="of methods, such as ace.steps=8")
@@ -30,7 +33,10 @@ def compare_flags(sub: argparse.ArgumentParser) -> None:
         sub.add_argument(*flag_names(name), choices=("answer", "all"), help=what)
     chat = "ask through the tokenizer's chat template"
     sub.add_argument(*flag_names("apply_chat_template"), action="store_true", help=chat)
-    seeds = "the first is that of splits, samples and random sets (default: 0)"
+    seeds = (
+        "the first is that of splits, samples and random sets; the agreement of halves is the mean over one halving a "
+        "seed, and learning trains once a seed (default: 0)"
+    )
     sub.add_argument("--seeds", nargs="+", type=count, metavar="N", help=seeds)
     sub.add_argument(*flag_names("split_by"), choices=("id", "subject"), help="of one file (default: id)")
     sizes = "how much is asked and measured: quick, standard (default), thorough; quick,test=all sets a size"

@@ -7,6 +7,7 @@ with an interval. The neurons that get a card are silenced besides, which the fi
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -80,6 +81,15 @@ def agreement(setting: Setting, task: str, method: str) -> dict[str, Any]:
             "questions": about["questions"],
         }
     }
+
+
+def no_agreement(method: str, found: Mapping[str, Any] | None) -> str | None:
+    """Why a method has no agreement with the exact effects; None where it has one."""
+    if get_method(method).needs_answers:
+        return "it compares prompts answered right with prompts answered wrong, so it scores no single prompt"
+    if found is None or found["spearman"] is None or np.isnan(found["spearman"]):
+        return "on some prompt its scores, or the effects, are the same for all neurons, so they have no ranks"
+    return None
 
 
 def correlation(scores: np.ndarray, effects: np.ndarray) -> float:

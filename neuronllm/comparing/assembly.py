@@ -8,9 +8,11 @@ from ..common.statistics import holm
 from ..judging.verdicts import outcome
 from ..model.identity import identity
 from ..results.overlap import overlaps, two_faced
+from .agreement import no_agreement
 from .cards import with_others
 from .repeated import made
 from .splits import SIDES
+from .tasks import shared
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -27,17 +29,15 @@ def assembled(setting: Setting) -> dict[str, Any]:
     pairs = [(task, method) for task in setting.tasks for method in setting.methods]
     scores = {pair: setting.result("scores", *pair) for pair in pairs}
     maps = {pair: found.pop("map") for pair, found in scores.items()}
-    methods = [
-        {"task": task, "method": method, **scores[task, method], **setting.result("agreement", task, method)}
-        for task, method in pairs
-    ]
+    methods = [_method(setting, *pair, scores[pair]) for pair in pairs]
     named = [dict(zip(("task", "method", "edit"), name, strict=True)) | edit for name, edit in edits.items()]
+    twice = shared(setting.tasks)
     whole = {
         "format": FORMAT,
         "version": VERSION,
         "model": _model(setting),
         "made": made(setting),
-        "tasks": [_task(setting, task, edits) for task in setting.tasks],
+        "tasks": [_task(setting, task, edits) | {"shared": twice[task]} for task in setting.tasks],
         "methods": methods,
         "edits": named,
         "curves": _curves(setting),
@@ -62,6 +62,12 @@ def plain(value: Any) -> Any:
     if isinstance(value, float):
         return float(f"{value:.6g}") if abs(value) < float("inf") else None
     return value
+
+
+def _method(setting: Setting, task: str, method: str, scores: Mapping[str, Any]) -> dict[str, Any]:
+    found = setting.result("agreement", task, method)
+    why = no_agreement(method, found["agreement"])
+    return {"task": task, "method": method, **scores, **found, "no_agreement": why}
 
 
 def _edits(setting: Setting) -> Edits:

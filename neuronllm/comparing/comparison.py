@@ -5,21 +5,36 @@ from __future__ import annotations
 import csv
 import io
 import os
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
+from ..common.checks import short
 from ..common.errors import InputError
 from ..common.files import check_new_file, new_folder, read_json, write_json
-from ..common.tables import markdown_table, print_table, show
+from ..common.tables import markdown_table, print_table
 from ..data.forms import check_known
 from ..results.neurons import NeuronSet
-from ..results.pictures import curves_figure
+from ..results.pictures import curves_figure, layers_figure, map_figure
 from ..results.shown import Shown
-from .latex import latex_row
 from .pcr import pcr_latex, pcr_tables
 from .request import COMPARISON
+from .rows import (
+    ANSWERS,
+    ANSWERS_SAY,
+    CHANGES,
+    CHANGES_SAY,
+    COLUMNS,
+    EDITS,
+    SCORES,
+    SCORES_SAY,
+    cells,
+    edits_latex,
+    rows_of,
+    score_cells,
+    unmeasured,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -27,47 +42,8 @@ if TYPE_CHECKING:
 TIMINGS = "timings.json"
 
 
-class Column(NamedTuple):
-    name: str
-    value: Callable[[dict[str, Any], dict[str, Any]], Any]  # of an edit, and of its method on its task
-
-
-COLUMNS = (
-    Column("task", lambda edit, method: edit["task"]),
-    Column("method", lambda edit, method: edit["method"]),
-    Column("edit", lambda edit, method: edit["edit"]),
-    Column("neurons", lambda edit, method: edit["neurons"]),
-    Column("accuracy", lambda edit, method: edit["accuracy"]),
-    Column("low", lambda edit, method: edit["interval"][0]),
-    Column("high", lambda edit, method: edit["interval"][1]),
-    Column("gain", lambda edit, method: edit["gain"]),
-    Column("P(right)", lambda edit, method: edit["p_right"]),
-    Column("RAC", lambda edit, method: edit["rac"]),
-    Column("RCC", lambda edit, method: edit["rcc"]),
-    Column("PCR", lambda edit, method: edit["pcr"]),
-    Column("beats", lambda edit, method: edit["controls"] and edit["controls"]["place"]),
-    Column("p", lambda edit, method: edit["p"]),
-    Column("p, Holm", lambda edit, method: edit["p_holm"]),
-    Column("agreement", lambda edit, method: method["agreement"] and method["agreement"]["spearman"]),
-    Column("stability", lambda edit, method: method["stability"] and method["stability"]["spearman"]),
-    Column("verdict", lambda edit, method: edit["verdict"]),
-)
-SHORT = ("method", "edit", "neurons", "accuracy", "gain", "PCR", "beats", "p, Holm")  # what a terminal has room for
-PRINTED = (
-    "task",
-    "method",
-    "edit",
-    "neurons",
-    "accuracy",
-    "gain",
-    "RAC",
-    "RCC",
-    "PCR",
-    "beats",
-    "p, Holm",
-    "agreement",
-)
 TABLES = ("edits", "pcr")
+PLOTS = {"k": "curves", "map": "maps", "layers": "methods"}  # and where their numbers are
 
 
 @dataclass(frozen=True)
@@ -113,11 +89,7 @@ class Comparison(Shown):
     @property
     def rows(self) -> list[dict[str, Any]]:
         """The table: one row for every edit of every method on every task."""
-        methods = {(one["task"], one["method"]): one for one in self.data["methods"]}
-        return [
-            {name: value(edit, methods[edit["task"], edit["method"]]) for name, value in COLUMNS}
-            for edit in self.data["edits"]
-        ]
+        return rows_of(self.data)
 
     def to_csv(self, path: str | os.PathLike[str] | None = None) -> str:
         """The table with all columns as CSV text; with `path`, written to a new file too."""
@@ -135,26 +107,17 @@ class Comparison(Shown):
         """
         check_known("table", table, TABLES)
         if table == "edits":
-            return _written(self._edits_latex(), path)
+            return _written(edits_latex(self.rows), path)
         if not (found := pcr_tables(self.data)):
             raise InputError('table="pcr": it needs two tasks, and an edit that changes something')
         return _written(pcr_latex(found), path)
 
-    def _edits_latex(self) -> str:
-        names, task = PRINTED, None
-        lines = [rf"\begin{{tabular}}{{lll{'r' * (len(names) - 3)}}}", r"\toprule", latex_row(names), r"\midrule"]
-        for row in self.rows:
-            if task not in (None, row["task"]):
-                lines.append(r"\midrule")
-            task = row["task"]
-            lines.append(latex_row([_cell(row, name) for name in names]))
-        return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
-
     def to_markdown(self) -> str:
-        """A sentence and a table a task, and the PCR of every edit."""
+        """A sentence and two tables a task, of its scores and of its edits, and the PCR of every edit."""
         parts = []
         for task in self.data["tasks"]:
-            parts += [task["summary"], "", *markdown_table(SHORT, self._cells(task["name"])), ""]
+            parts += [task["summary"], "", *markdown_table(SCORES, score_cells(self.data, task["name"])), ""]
+            parts += [*markdown_table(EDITS, self._cells(task["name"], EDITS)), ""]
         for table in pcr_tables(self.data):
             parts += [table.title, "", *markdown_table(table.columns, table.cells), ""]
         return "\n".join(parts)
@@ -162,48 +125,70 @@ class Comparison(Shown):
     def _shown(self) -> tuple[str, dict[str, Any]]:
         return "comparison", self.data
 
-    def plot(self, title: str = "") -> Figure:
-        """Accuracy against the number of neurons, with the bands of random sets, as a figure of matplotlib.
+    def plot(self, kind: str = "k", task: str | None = None, method: str | None = None, title: str = "") -> Figure:
+        """A figure of matplotlib.
 
-        >>> comparison.plot().savefig("curves.pdf")   # doctest: +SKIP
+        kind: "k", accuracy against the number of neurons with the bands of random sets, of all tasks and methods or of
+        those named; "map", the scores of a method on a task, layers by neurons; "layers", how many of the neurons that
+        it found lie in each layer.
+
+        >>> comparison.plot().savefig("curves.pdf")                                      # doctest: +SKIP
+        >>> comparison.plot("map", task="facts", method="gradient").savefig("map.pdf")   # doctest: +SKIP
         """
-        base = {task["name"]: task["base"]["accuracy"] for task in self.data["tasks"]}
-        behind = [{**curve, "points": [p for p in curve["points"] if p["k"]]} for curve in self.data["curves"]]
+        if kind not in PLOTS:
+            raise InputError(
+                f"kind={short(kind)}: what can be plotted is {', '.join(PLOTS)}; a title is given as title="
+            )
+        for name, value in (("task", task), ("method", method)):
+            check_known(name, value, self._names(name))
+        if kind == "k":
+            return self._curves(task, method, title)
+        where = {name: self._only(kind, name, value) for name, value in (("task", task), ("method", method))}
+        found = next(one for one in self.data[PLOTS[kind]] if where.items() <= one.items())
+        title = title or ", ".join(where.values())
+        return (
+            map_figure(found["rows"], found["bin"], title) if kind == "map" else layers_figure(found["layers"], title)
+        )
+
+    def _curves(self, task: str | None, method: str | None, title: str) -> Figure:
+        base = {one["name"]: one["base"]["accuracy"] for one in self.data["tasks"]}
+        asked = [one for one in self.data["curves"] if task in (None, one["task"]) and method in (None, one["method"])]
+        if not asked:
+            raise InputError(
+                'kind="k": this comparison has no curves, which are those of the edits enhance and degrade'
+            )
+        behind = [{**curve, "points": [point for point in curve["points"] if point["k"]]} for curve in asked]
         return curves_figure(behind, base, title)
 
+    def _names(self, what: str) -> list[str]:
+        return list(dict.fromkeys(one[what] for one in self.data["methods"]))
+
+    def _only(self, kind: str, what: str, name: str | None) -> str:
+        """The task or the method that was named, or the only one that there is."""
+        first, *others = self._names(what)
+        if name is None and others:
+            raise InputError(f'kind="{kind}": it is of one {what}, give {what}= one of {", ".join([first, *others])}')
+        return name or first
+
     def print(self) -> None:
-        """The same on the terminal."""
+        """The same on the terminal, where the table of edits is too wide for one."""
         for task in self.data["tasks"]:
-            print_table(task["summary"], SHORT, self._cells(task["name"]))
+            name = task["name"]
+            print("\n".join([task["summary"], *(one["said"] for one in task.get("shared", ()))]))
+            print_table(f"{name}, {SCORES_SAY}", SCORES, score_cells(self.data, name))
+            print("".join(f"{line}\n" for line in unmeasured(self.data, name)), end="")
+            print_table(f"{name}, edits: {ANSWERS_SAY}", ANSWERS, self._cells(name, ANSWERS))
+            print_table(f"{name}, the same edits: {CHANGES_SAY}", CHANGES, self._cells(name, CHANGES))
         for table in pcr_tables(self.data):
             print_table(table.title, table.columns, table.cells)
-        print_table("Rank correlation with the exact effects, and between halves of the questions", *self._methods())
 
-    def _methods(self) -> tuple[list[str], list[list[Any]]]:
-        """How far the scores of every method can be trusted, task by task."""
-        names = [task["name"] for task in self.data["tasks"]]
-        found = {(one["method"], one["task"]): one for one in self.data["methods"]}
-        rows = []
-        for method in dict.fromkeys(one["method"] for one in self.data["methods"]):
-            cells = [found[method, name] for name in names]
-            agreement = [cell["agreement"] and cell["agreement"]["spearman"] for cell in cells]
-            rows.append([method, *agreement, *(cell["stability"] and cell["stability"]["spearman"] for cell in cells)])
-        return ["method", *names, *(f"{name}, halves" for name in names)], rows
-
-    def _cells(self, task: str) -> list[list[str]]:
-        return [[_cell(row, name) for name in SHORT] for row in self.rows if row["task"] == task]
+    def _cells(self, task: str, names: Sequence[str]) -> list[list[str]]:
+        return cells([row for row in self.rows if row["task"] == task], names)
 
     def __repr__(self) -> str:
         tasks, edits = (len(self.data[what]) for what in ("tasks", "edits"))
         methods = len({one["method"] for one in self.data["methods"]})
         return f"Comparison({tasks} tasks, {methods} methods, {edits} edits of {self.data['model']['name']})"
-
-
-def _cell(row: dict[str, Any], name: str) -> str:
-    value = row[name]
-    if name in ("gain", "RAC", "RCC") and value is not None:
-        return f"{value:+.3f}"
-    return f"{value:.0%}" if name == "beats" and value is not None else show(value)
 
 
 def _written(text: str, path: str | os.PathLike[str] | None) -> str:

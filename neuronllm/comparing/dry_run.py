@@ -17,12 +17,12 @@ from .request import CompareRequest
 from .setting import WORK, Setting
 from .splits import SIDES
 from .stages import Stage, stages
-from .tasks import Task
+from .tasks import Task, shared
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-ASKED = 32  # prompts of every task that are asked to see how long a pass takes
+ASKED = 32  # prompts of every task, at most, that are asked to see how long a pass takes
 
 
 def planned(
@@ -39,15 +39,17 @@ def planned(
         a_pass = seconds_a_pass(setting)
         lines = [f"{setting.anatomy.describe()}: {setting.anatomy.n_neurons} neurons", *_tasks(setting)]
         lines += [*_truths(setting), *_pieces(setting, pieces, a_pass)]
-        lines += [f"  not known of {request.preset}, and what stands in: {one}" for one in request.published.unknown]
+        if unknown := request.unknown:
+            lines += [f"preset {request.preset}: its paper does not say, so that this stands in:"]
+            lines += [f"  {one}" for one in unknown]
     return "\n".join(lines)
 
 
-def seconds_a_pass(setting: Setting) -> float:
+def seconds_a_pass(setting: Setting, most: int = ASKED) -> float:
     """Of a prompt among others, as they are asked for the judgement: the mean over the tasks, measured."""
     found = []
     for task in setting.tasks:
-        prompts = setting.asker(task).prompts[:ASKED]
+        prompts = setting.asker(task).prompts[:most]
         ask = Asker(setting.model, prompts, setting.request.batch_size)
         ask()  # the first call finds out how the model may be asked
         start = perf_counter()
@@ -58,10 +60,12 @@ def seconds_a_pass(setting: Setting) -> float:
 
 def _tasks(setting: Setting) -> list[str]:
     lines = []
+    twice = shared(setting.tasks)
     for name, task in setting.tasks.items():
         sizes = ", ".join(f"{len(getattr(task.splits, side))} {side}" for side in SIDES)
         split = "" if task.splits.how == "given" else f", split {task.splits.how}"
         lines.append(f"task {name}: {sizes} questions{split}; answered in {setting.form.answers}")
+        lines += [f"  {one['said']}" for one in twice[name]]
     return lines
 
 
@@ -74,7 +78,9 @@ def _truths(setting: Setting) -> list[str]:
     for positions in sorted(where):
         count = setting.budget.neurons(total, judged, positions, answered)
         which = "all neurons" if count == total else f"a sample of {count} neurons"
-        lines.append(f"exact effects at positions {positions}: of {which}, on {judged} questions of each task")
+        lines.append(
+            f"exact effects at positions {positions}: of {which}, on {judged} question{'s' * (judged > 1)} of each task"
+        )
     return lines
 
 

@@ -6,17 +6,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..common.statistics import bootstrap_interval
+from ..common.statistics import bootstrap_interval, mcnemar, relative_change
 from ..data.forms import option_name
 from ..engine.asking import Edit
-from ..judging.controls import random_controls
-from ..judging.evaluate import change_ratio, evaluate, relative_changes
-from ..judging.report import Report
+from ..judging.controls import measures, random_controls
+from ..judging.evaluate import change_ratio, p_change, relative_changes
+from ..judging.learned import among_learned, as_learned
 from ..results.answers import Answers
 from ..results.neurons import NeuronSet
 from .edits import EDITS, WIDE, sizes
 from .making import change_of
-from .quiet import quietly
 
 if TYPE_CHECKING:
     from .setting import Setting
@@ -34,11 +33,12 @@ def unedited(setting: Setting, task: str) -> dict[str, Any]:
 
 
 def judged(setting: Setting, task: str, method: str, edit: str) -> dict[str, Any]:
-    """All numbers of an edit, as `nl.evaluate` has them, and what it does to the other tasks."""
+    """All numbers of an edit, those of `nl.evaluate` among them, and what it does to the other tasks."""
     neurons, how = setting.neurons(task, method, edit), EDITS[edit]
     change = change_of(setting, neurons, edit)
-    base, edited = setting.base(task), setting.asker(task)(change if len(change.ids) else None)
-    report = _report(setting, task, neurons, edit, change.positions)
+    base = setting.base(task)
+    edited = setting.asker(task)(change) if len(change.ids) else base
+    here, moved = p_change(base, edited), flips(base, edited)
     return {
         "aim": how.aim,
         "neurons": len(change.ids),
@@ -47,15 +47,15 @@ def judged(setting: Setting, task: str, method: str, edit: str) -> dict[str, Any
         "positions": change.positions,
         **_about(edited, setting.seed),
         "gain": edited.accuracy - base.accuracy,
-        "p": report.mcnemar,
+        "p": mcnemar(moved["to_wrong"], moved["to_right"]),
         "p_right": edited.mean_p_right,
-        "rac": report.rac,
-        "rcc": report.rcc,
-        "p_change": report.p_change,
-        "flips": flips(base, edited),
-        "controls": _controls(report, how.aim),
+        "rac": relative_change(base.accuracy, edited.accuracy),
+        "rcc": relative_change(base.mean_p_right, edited.mean_p_right),
+        "p_change": here,
+        "flips": moved,
+        "controls": _controls(setting, task, neurons, change, edited, how.aim),
         "examples": examples(setting, task, base, edited),
-        **_elsewhere(setting, task, change, report.p_change),
+        **_elsewhere(setting, task, change, here),
     }
 
 
@@ -74,38 +74,14 @@ def _about(answers: Answers, seed: int) -> dict[str, Any]:
     }
 
 
-def _report(setting: Setting, task: str, neurons: NeuronSet, edit: str, positions: str) -> Report:
-    """What `nl.evaluate` says of the edit."""
-    how, controls = EDITS[edit], setting.budget.controls if len(neurons) else 0
-    factors: dict[str, Any] = {"good": how.good, "bad": how.bad}
-    if how.made == "tuned":
-        factors = {"mode": "tuned"}
-    elif how.made == "learned" and len(neurons):
-        factors = {"mode": "own"}
-    elif not len(neurons):
-        factors = {"mode": "enhance"}  # of no neurons; any would do
-    return quietly(
-        evaluate,
-        setting.model,
-        setting.tokenizer,
-        setting.tasks[task].splits.test,
-        neurons,
-        **factors,
-        positions=positions,
-        controls=controls,
-        **setting.words,
-        batch_size=setting.request.batch_size,
-        seed=setting.seed,
-        progress=False,
-    )
-
-
-def _controls(report: Report, aim: str) -> dict[str, Any] | None:
+def _controls(
+    setting: Setting, task: str, neurons: NeuronSet, change: Edit, edited: Answers, aim: str
+) -> dict[str, Any] | None:
     """The accuracy of random sets, learned the same way where there are some, else edited; how many the edit beats."""
-    found, kind = report.controls, "edited"
-    if report.learned:
-        kinds = [each for name, each in report.learned.items() if name in ("matched", "plain")]
-        found, kind = (kinds[-1], "learned") if kinds else (found, kind)
+    found, kind = _learned(setting, task, neurons, change, edited), "learned"
+    if not found and len(neurons) and (count := setting.budget.controls):
+        found = random_controls(setting.asker(task), change, edited, count, setting.seed, progress=False)
+        kind = "edited"
     if not found:
         return None
     among = found["accuracy"]
@@ -117,6 +93,17 @@ def _controls(report: Report, aim: str) -> dict[str, Any] | None:
         "band": [among["p2.5"], among["p97.5"]],
         "place": 1 - below if aim == "degrade" else below,
     }
+
+
+def _learned(setting: Setting, task: str, neurons: NeuronSet, change: Edit, edited: Answers) -> dict[str, Any] | None:
+    """A learned edit among random sets learned the same way, about as strong ones where there are some."""
+    if neurons.controls is None or not as_learned(neurons, change):
+        return None
+    ask, own = setting.asker(task), measures(edited)
+    found = among_learned(
+        lambda other: measures(ask(other)), neurons.controls, neurons, own, change.positions, progress=False
+    )
+    return found.get("matched") or found.get("plain")
 
 
 def flips(base: Answers, edited: Answers) -> dict[str, int]:

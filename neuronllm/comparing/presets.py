@@ -4,9 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..common.errors import InputError
+
+
+class Unknown(NamedTuple):
+    """What a paper does not say, and what stands in, where this method is compared and the argument is not given.
+
+    The argument is one of a comparison, or an option of the method.
+    """
+
+    said: str
+    argument: str | None = None
+    method: str | None = None
 
 
 @dataclass(frozen=True)
@@ -19,7 +30,7 @@ class Preset:
     positions: str | None = None
     orders: Mapping[str, str] = field(default_factory=dict)  # of a method, where it is not the method's own
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    unknown: tuple[str, ...] = ()
+    unknown: tuple[Unknown, ...] = ()
 
 
 OURS = Preset(
@@ -34,12 +45,12 @@ PRESETS = {
         orders={"ace": "shuffle3"},
         options={"ace": {"steps": 16, "quadrature": "right", "mask": "ambiguous"}},
         unknown=(
-            "steps of the integral (16 here)",
-            "log P or P of the options (log P here)",
-            "the printed mask (our reading: ambiguous, z 1 %)",
-            "number of neurons (16 of each role here)",
-            "prompt text (ours)",
-            "formulas of RAC and RCC (signed relative changes here)",
+            Unknown("steps of the integral (16 here)", "steps", "ace"),
+            Unknown("log P or P of the options (log P here)", method="ace"),
+            Unknown("the printed mask (our reading: ambiguous, z 1 %)", "mask", "ace"),
+            Unknown("number of neurons (16 of each role here)", "k"),
+            Unknown("prompt text (ours)", "template"),
+            Unknown("formulas of RAC and RCC (signed relative changes here)"),
         ),
     ),
     "qrnca": Preset(
@@ -49,8 +60,10 @@ PRESETS = {
         positions="answer",
         options={"qrnca": {"steps": 16, "quadrature": "right", "threshold": 0.2, "common": 0.3}},
         unknown=(
-            "the paper takes 20 neurons of each query before the common ones go; here they are 20 of the task",
-            "prompt text of the three templates (ours)",
+            Unknown(
+                "the paper takes 20 neurons of each query before the common ones go; here they are 20 of the task", "k"
+            ),
+            Unknown("prompt text of the three templates (ours)", "template"),
         ),
     ),
     "knowledge": Preset(
@@ -59,7 +72,12 @@ PRESETS = {
         k=16,
         positions="answer",
         options={"knowledge": {"steps": 20, "quadrature": "endpoints", "threshold": 0.3, "share": 0.5}},
-        unknown=("number of neurons (the paper's refinement leaves a few of each fact; here they are 16 of the task)",),
+        unknown=(
+            Unknown(
+                "number of neurons (the paper's refinement leaves a few of each fact; here they are 16 of the task)",
+                "k",
+            ),
+        ),
     ),
 }
 

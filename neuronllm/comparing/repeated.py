@@ -34,7 +34,7 @@ def made(setting: Setting) -> dict[str, Any]:
         "commit": source_commit(),
         "seeds": list(request.seeds),
         "settings": request.settings(),
-        "unknown": list(request.published.unknown),
+        "unknown": request.unknown,
         "methods": {method: (get_method(method).__doc__ or "").strip().split("\n")[0] for method in setting.methods},
         "edits": {edit: EDITS[edit]._asdict() for edit in setting.edits},
     }

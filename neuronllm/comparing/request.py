@@ -54,6 +54,18 @@ class CompareRequest:
         return preset_of(self.preset)
 
     @property
+    def unknown(self) -> list[str]:
+        """What is not known of the preset, and plays a part in what was asked for."""
+        own = self.published
+        given = {"k": self.k not in (None, own.k), "template": self.template is not None}
+        return [
+            one.said
+            for one in own.unknown
+            if one.method in (None, *(self.methods or own.methods))
+            and not given.get(one.argument or "", one.argument in self.options.get(one.method or "", {}))
+        ]
+
+    @property
     def sizes(self) -> Budget:
         """The budget, with the number of random sets that was asked for."""
         budget = budget_of(self.budget)

@@ -17,7 +17,6 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import torch
-from tqdm.auto import tqdm
 
 from ..common.errors import InputError
 from ..common.files import clear_aside, read_json, take_place, write_json
@@ -30,15 +29,18 @@ from ..runs.provenance import check_same, weights_hash
 from .assembly import assembled, plain
 from .budget import Budget
 from .comparison import TIMINGS, Comparison
+from .dry_run import seconds_a_pass
+from .progress import Bar
 from .request import COMPARISON, MANIFEST, CompareRequest
 from .setting import WORK, Setting
 from .stages import Stage, stages, versions
-from .tasks import Task, as_tasks, one_form
+from .tasks import Task, as_tasks, check_split_by, one_form, warn_if_seen
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 KEPT = {COMPARISON, TIMINGS, MANIFEST, PAGE, "sets"}
+FEW = 8  # prompts of every task that are asked to estimate the time left, until a piece of work is done
 CLOCK = "clock"  # seconds of the pieces, which decide no byte of comparison.json
 
 
@@ -131,6 +133,8 @@ def read_tasks(tasks: Mapping[str, Any], request: CompareRequest) -> dict[str, T
     read = as_tasks(tasks, request.seeds[0], request.split_by)
     read = {name: task.within(request.sizes, request.seeds[0]) for name, task in read.items()}
     one_form(read, request.answers, request.length)
+    check_split_by(read, request.split_by)
+    warn_if_seen(read)
     for method in request.methods or ():
         request.attribution(method).checked(next(iter(read.values())).splits.search)
     return read
@@ -216,9 +220,10 @@ def work(setting: Setting) -> None:
     done = set(map(tuple, ranks.gather([stage.name for stage in pieces if _result(setting, stage).is_file()])[0]))
     total = sum(stage.cost for stage in pieces) or 1.0
     before = sum(stage.cost for stage in pieces if stage.name in done)
-    form = "{desc}: {percentage:3.0f}%|{bar}| {elapsed} so far, {remaining} left"
     show = setting.request.progress and ranks.first
-    with tqdm(total=total, initial=before, disable=not show, bar_format=form, desc="comparing") as bar:
+    with ranks.together():
+        a_pass = seconds_a_pass(setting, FEW) / ranks.size if show else None
+    with Bar(total, before, a_pass, show) as bar:
         try:
             for phase in phases:
                 left = [stage for stage in phase if stage.name not in done]

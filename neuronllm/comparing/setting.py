@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..common.errors import InputError
 from ..common.files import read_json
 from ..data.forms import Form
 from ..data.prompts import Prompt, group_by_question
@@ -44,6 +45,13 @@ class Setting:
     seconds: dict[str, dict[str, float]] = field(default_factory=dict)  # what a piece measured by the clock
     _askers: dict[tuple[str, bool], Asker] = field(default_factory=dict)
     _base: dict[tuple[str, bool], Answers] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if 2 * self.k > (total := self.anatomy.n_neurons):
+            raise InputError(
+                f"k={self.k}: so many good and as many bad neurons are asked for, and the model has {total:,} FFN "
+                f"neurons; give at most {total // 2}"
+            )
 
     @cached_property
     def anatomy(self) -> Anatomy:

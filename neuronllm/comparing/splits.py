@@ -17,6 +17,7 @@ from ..data.questions import Question
 SIDES = ("search", "validation", "test")
 SHARES = (0.4, 0.2, 0.4)
 BY = ("id", "subject")
+GIVEN = "given"  # how a task was split that brings its splits
 
 
 class Splits(NamedTuple):
@@ -25,7 +26,7 @@ class Splits(NamedTuple):
     search: list[Question]
     validation: list[Question]
     test: list[Question]
-    how: str = "given"
+    how: str = GIVEN
 
 
 def split(questions: Sequence[Question], seed: int = 0, by: str = "id") -> Splits:
@@ -127,15 +128,9 @@ def marks(question: Question, by: str = "id") -> Iterator[Hashable]:
         yield "subject", question.subject
 
 
-def shared(splits: Splits) -> int:
-    """How many questions of the later sides ask what an earlier side asks too."""
-    before: set[Hashable] = set()
-    found = 0
-    for side in (splits.search, splits.validation, splits.test):
-        asked = [next(marks(question)) for question in side]
-        found += sum(mark in before for mark in asked)
-        before |= set(asked)
-    return found
+def asks(questions: Sequence[Question]) -> list[Hashable]:
+    """What each of them asks: the same of questions that differ in case, spacing or the order of their choices."""
+    return [next(marks(question)) for question in questions]
 
 
 def _plain(text: str) -> str:

@@ -163,7 +163,7 @@ class Cost:
     def judged(self, task: str) -> float:
         splits, most = self.setting.tasks, self.budget.elsewhere
         others = [len(splits[other].splits.test) for other in splits if other != task]
-        return (4 + self.budget.controls) * self.test(task) + sum(min(n, most or n) for n in others)
+        return (1 + self.budget.controls) * self.test(task) + sum(min(n, most or n) for n in others)
 
     def curve(self, task: str) -> float:
         return (len(sizes(self.setting.k)) - 1) * (1 + self.budget.curve_controls) * self.test(task)

@@ -7,6 +7,7 @@ import random
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,7 +18,7 @@ from ..data.forms import Form, check_choice, form_of
 from ..data.loading import load_questions
 from ..data.questions import Question, fingerprint
 from .budget import Budget
-from .splits import SIDES, Splits, shared, split_of
+from .splits import BY, GIVEN, SIDES, Splits, asks, split_of
 
 NAME = re.compile(r"\w[\w.-]*")
 FILES = {1: ("all",), 2: ("search", "test"), 3: SIDES}  # what so many sources are
@@ -53,9 +54,6 @@ class Task:
             splits = split_of(sides, seed, by)
         except InputError as error:
             raise InputError(f"task {name!r}: {error}") from None
-        if twice := shared(splits):
-            said = f"task {name!r}: {twice} questions stand in two of the given splits: what is judged was seen before"
-            warn(said)
         files = [Path(source).name if isinstance(source, (str, os.PathLike)) else "" for source in sources]
         named = FILES[len(sources)]
         return cls(name, splits, {side: file for side, file in zip(named, files, strict=True) if file})
@@ -77,6 +75,46 @@ def as_tasks(given: Any, seed: int, by: str) -> dict[str, Task]:
     return {
         name: source if isinstance(source, Task) else Task.of(name, source, seed, by) for name, source in given.items()
     }
+
+
+def check_split_by(tasks: Mapping[str, Task], by: str) -> None:
+    """Splits that a task brings are taken as they are, which whoever asks for others is told."""
+    given = [name for name, task in tasks.items() if task.splits.how == GIVEN]
+    if by == BY[0] or not given:
+        return
+    if len(given) == len(tasks):
+        raise InputError(
+            f'split_by="{by}": nothing is split here, as every task brings its own splits; leave it out, or give a '
+            "task as one file, which is split"
+        )
+    warn(f'split_by="{by}": not of {", ".join(given)}, whose own splits are taken as they are')
+
+
+def shared(tasks: Mapping[str, Task]) -> dict[str, list[dict[str, Any]]]:
+    """Of every task which of its questions are asked in another of its splits too, or in a split of another task.
+
+    Within a task the later split is named, as it is the one that was seen before.
+    """
+    sides = [(name, side) for name in tasks for side in SIDES]
+    asked = {(name, side): asks(getattr(tasks[name].splits, side)) for name, side in sides}
+    known = {place: set(questions) for place, questions in asked.items()}
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in tasks}
+    for (name, side), (other, where) in product(sides, sides):
+        if name == other and SIDES.index(side) <= SIDES.index(where):
+            continue
+        if count := sum(question in known[other, where] for question in asked[name, side]):
+            many = f"1 {side} question of {name} stands" if count == 1 else f"{count} {side} questions of {name} stand"
+            whose = "its" if name == other else f"{other}'s"
+            also_in, said = {"task": other, "split": where}, f"{many} in {whose} {where} too"
+            found[name].append({"split": side, "questions": count, "also_in": also_in, "said": said})
+    return found
+
+
+def warn_if_seen(tasks: Mapping[str, Task]) -> None:
+    """One line for every task that asks the same in two of its splits."""
+    for name, found in shared(tasks).items():
+        if own := [one["said"] for one in found if one["also_in"]["task"] == name]:
+            warn(f"task {name!r}: {', '.join(own)}: what is chosen or judged on was seen before")
 
 
 def one_form(tasks: Mapping[str, Task], answers: str | None, length: str | None) -> Form:

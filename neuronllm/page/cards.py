@@ -24,6 +24,7 @@ def card_facts(card: Facts) -> Facts:
         "role": card.get("role"),
         "facts": _facts(card),
         "methods": [_said(said) for said in card.get("methods", ())],
+        "measured": any(said["exact"] is not None for said in card.get("methods", ())),
         "promoted": [_pushed(pair, places) for pair in card["promoted"]],
         "suppressed": [_pushed(pair, places) for pair in card["suppressed"]],
         "largest": digits(largest),
@@ -44,8 +45,8 @@ def _facts(card: Facts) -> dict[str, str]:
         facts = {name: said[key] for name, key in FACTS.items()}
     if card.get("positive") is not None:
         facts["Above 0"] = f"{decimals(card['positive'], 2)} of {card['read']:,} tokens"
-    if card.get("judged"):
-        facts["Exact effects"] = f"on {card['judged']:,} questions"
+    if judged := card.get("judged"):
+        facts["Exact effects"] = f"on {judged:,} question{'s' if judged > 1 else ''}"
     return facts
 
 

@@ -81,6 +81,7 @@ def page(comparison: Facts, timings: Facts) -> str:
             "changed": tables.changed(comparison),
         },
         across={"Method": across.by_method(comparison), "Task": across.by_task(comparison)},
+        unmeasured=tables.unmeasured(comparison),
         settings=sorted(comparison["made"]["settings"].items()),
     )
 

@@ -62,7 +62,7 @@ METHODS = [
     Column("Cost", "time as a multiple of reading the same prompts once"),
     Column("Seconds"),
     Column("Spearman", "rank correlation of the scores with exact effects"),
-    Column("95 % interval"),
+    Column("95 % interval", "of the rank correlation, where the neurons are a sample"),
     Column("Best 1 %", "share of the best neurons by exact effect that are among the best by score"),
     Column("Worst 1 %", "the same of the worst"),
     Column("Measured", "neurons whose exact effect was measured, and whether they are all or a sample"),
@@ -201,6 +201,12 @@ def methods(comparison: Facts, timings: Facts) -> Table:
         rows.append(Row([text(task), text(method), *cells], {"task": task, "method": method}))
     caption = "What each method costs, whether it agrees with exact effects, and whether it is stable"
     return Table("methods", caption, METHODS, rows, ("task", "method"), page=40)
+
+
+def unmeasured(comparison: Facts) -> list[str]:
+    """Why methods have no agreement with exact effects, a sentence each."""
+    why = {found["method"]: found.get("no_agreement") for found in comparison["methods"]}
+    return [f"{method} has no agreement: {reason}." for method, reason in why.items() if reason]
 
 
 def _measured(agreement: Facts) -> Cell:

@@ -134,6 +134,47 @@ def curves_figure(
     return figure
 
 
+def map_figure(rows: Sequence[Mapping[str, Any]], size: int, title: str = "") -> Figure:
+    """The scores of a comparison, layers by bins of `size` neurons; blue helps, red hurts.
+
+    rows: [{"label", "values": [of every bin the score that is largest in size, None where there is none]}].
+
+    >>> figure = map_figure([{"label": "layer 0", "values": [0.5, -0.25]}], 16)
+    >>> figure.axes[0].get_xlabel()
+    'neuron'
+    """
+    lines = [torch.tensor([math.nan if value is None else value for value in row["values"]]) for row in rows]
+    figure = _figure(9, 0.3 * len(rows) + 1.6)
+    axes = figure.subplots()
+    image, joined = _image(lines)
+    limit = float(np.nanmax(np.abs(image), initial=0)) or 1.0
+    extent = (-0.5, image.shape[1] * joined * size - 0.5, len(rows) - 0.5, -0.5)
+    style = {"aspect": "auto", "interpolation": "nearest", "cmap": "RdBu", "norm": _symlog(limit)}
+    drawn = axes.imshow(image, extent=extent, **style)
+    axes.set(xlabel="neuron", title=title)
+    _layer_ticks(axes, [row["label"] for row in rows])
+    figure.colorbar(drawn, ax=axes, label="hurts  |  helps")
+    return figure
+
+
+def layers_figure(counts: Mapping[str, Sequence[int]], title: str = "") -> Figure:
+    """How many good and bad neurons lie in each layer.
+
+    >>> layers_figure({"good": [3, 0], "bad": [1, 2]}).axes[0].get_ylabel()
+    'layer'
+    """
+    layers = range(len(counts[ROLES[0]]))
+    figure = _figure(5, 0.25 * len(layers) + 1.6)
+    axes = figure.subplots()
+    for n, role in enumerate(ROLES):
+        axes.barh(np.arange(len(layers)) + 0.4 * n - 0.2, counts[role], height=0.4, color=COLORS[role], label=role)
+    axes.set(xlabel="neurons", ylabel="layer", title=title)
+    axes.invert_yaxis()
+    axes.legend(frameon=False)
+    _layer_ticks(axes, layers)
+    return figure
+
+
 def strongest_of_bins(values: Tensor, size: int) -> Tensor:
     """Of every `size` neighbours the value of largest size, the first of equals; the last bin may be smaller.
 
@@ -185,8 +226,8 @@ def _symlog(limit: float) -> Any:
     return SymLogNorm(linthresh=limit / 100, vmin=-limit, vmax=limit)
 
 
-def _layer_ticks(axes: Axes, layers: Sequence[int]) -> None:
-    """The numbers of layers, some of them where there are many."""
+def _layer_ticks(axes: Axes, layers: Sequence[int | str]) -> None:
+    """The numbers or names of layers, some of them where there are many."""
     step = math.ceil(len(layers) / 24)
     axes.set_yticks(range(0, len(layers), step), [str(layer) for layer in layers[::step]])
 

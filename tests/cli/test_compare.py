@@ -6,10 +6,14 @@ import json
 import os
 import subprocess
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
 
+import neuronllm as nl
+from neuronllm.cli.compare import tasks_of
+from neuronllm.comparing.request import CompareRequest
 from tests.cli.tools import refused, run, write_questions
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -46,6 +50,22 @@ def test_compared_and_taken_up_again(command, tmp_path, capsys) -> None:
     assert run(*asked, "--output", output, "--resume") == 0
 
 
+def test_splits_of_bundled_tasks_are_sources(command, capsys) -> None:
+    """Under a name, or under that of the task; the command that repeats it names them alike."""
+    asked = (*command, "--methods", "gradient", "--budget", "quick,search=10,validation=5,test=20", "--dry-run")
+    sources = ("x=demo:facts/search,demo:facts/test", "demo:facts/validation")
+    assert run(*asked, "--k", 2, "--task", *sources) == 0
+    plan = capsys.readouterr().out
+    assert "task x: 10 search, 5 validation, 20 test questions, split but the test by id" in plan
+    assert "task facts: 10 search, 5 validation, 20 test questions, split by id" in plan
+    tasks = tasks_of(Namespace(task=sources), CompareRequest().checked())
+    assert tasks["x"].files == {"search": "demo:facts/search", "test": "demo:facts/test"}
+    assert tasks["x"].splits.test == nl.load_questions(nl.demo_task("facts", "test"))
+    assert tasks["facts"].files == {"all": "demo:facts/validation"}
+    said = refused(capsys, *asked, "--k", 100)
+    assert "k=100: so many good and as many bad neurons are asked for, and the model has 56 FFN neurons" in said
+
+
 def test_interrupted_it_says_how_to_go_on(command, tmp_path, capsys, monkeypatch) -> None:
     from neuronllm.comparing import run as running
 
@@ -73,6 +93,9 @@ def test_interrupted_it_says_how_to_go_on(command, tmp_path, capsys, monkeypatch
         (("--task", "one=none.jsonl"), "'one' is the name of another task"),
         (("--task", "none.jsonl"), "write NAME=FILE"),
         (("--task", "demo:chess"), "demo task 'chess'"),
+        (("--task", "x=demo:facts/exam"), "demo split 'exam': known splits are search, validation, test"),
+        (("--task", "x=demo:facts,demo:ordering"), "demo:facts has three splits, name the one that is meant: demo:fac"),
+        (("--task", "x=demo:facts/search,"), "task 'x': '' is no file: a split is missing"),
         (("--options", "steps=2"), "write METHOD.NAME=VALUE"),
         (("--split-by", "subject"), "task 'one': split_by=\"subject\": question q0 has no subject"),
         (("--template", "nothing"), "nothing"),
