@@ -39,8 +39,9 @@ float32: there the family's own code computes in no wider type.
 REST = """
 ## What the survey's models do not show
 
-Encoders such as BERT and RoBERTa are surveyed as decoders: their configuration must say `is_decoder: true`. Without
-it they attend in both directions, and the self-check need not notice where the weights are small. Sparse attention
+Encoders such as BERT and RoBERTa are surveyed as decoders: their configuration says `is_decoder: true`. Without it they
+attend in both directions, and are left to the reference: once a model is tried whether a later token changes an earlier
+logit, and a warning says so (`tests/test_causality.py`). Sparse attention
 takes the highest of an indexer's scores; with few index heads many of them are exactly 0, and which of these is taken
 depends on how a prompt is run. The self-check then differs and leaves the model to the reference, as it did a tiny
 DeepSeek-V3.2 with two index heads; with 8 or more it ran fast.
