@@ -88,6 +88,7 @@ Llama 4's shared experts. JetMoE has nothing beside its experts, and a Mamba mod
 from neuronllm.model.discovery import decoder_layers, register
 from neuronllm.model.sites import SHARED, Site
 
+
 def shared_experts(model):
     name, layers = decoder_layers(model)
     sites = []
@@ -97,6 +98,7 @@ def shared_experts(model):
             width, ups = layer.feed_forward.shared_expert.down_proj.in_features, (f"{mlp}.gate_proj", f"{mlp}.up_proj")
             sites.append(Site(n, SHARED, width, block, f"{mlp}.down_proj", ups))
     return sites
+
 
 register("llama4_text", shared_experts)
 ```
