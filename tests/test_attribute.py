@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import neuronllm as nl
+from neuronllm.attribution.request import Request
 from neuronllm.data.prompts import Prompt
 from neuronllm.methods import METHODS, get_method
 from tests.checks import Fuse, blow_after, lived_in, refused, untouched
@@ -106,6 +107,25 @@ def test_gradient_scores_equal_their_formula_written_out():
     assert torch.allclose(scores.stderr.double(), by_question.std(0) / math.sqrt(2), rtol=1e-5, atol=1e-7)
     agree = (by_question.sign() == by_question.mean(0).sign()).double().mean(0)
     assert torch.allclose(scores.sign_consistency.double(), agree)
+
+
+def test_a_type_may_be_named():
+    model, prompts = tiny("llama", torch.bfloat16), random_prompts(2)
+    given = {"progress": False, "backend": "reference"}
+    kept = [
+        nl.attribute(model, None, prompts, keep="all", dtype=dtype, keep_dtype=keep_dtype, **given)
+        for dtype, keep_dtype in (("float64", "bfloat16"), (torch.float64, torch.bfloat16))
+    ]
+    for part in ("values", "per_prompt"):
+        named, right = (getattr(scores, part) for scores in kept)
+        assert named.dtype == right.dtype and torch.equal(named, right)
+    assert kept[0].per_prompt.dtype == torch.bfloat16 and kept[0].provenance == kept[1].provenance
+    for call in (nl.pushes, nl.letter_neurons, nl.activations):
+        named, right = (call(model, None, prompts, dtype=dtype, **given) for dtype in ("float64", torch.float64))
+        if call is nl.letter_neurons:
+            named, right = named.push, right.push
+        assert torch.equal(named, right)
+    assert Request.of(dtype="float64").checked().dtype == torch.float64
 
 
 @pytest.mark.parametrize("items", ["wrong", "right"])
@@ -281,8 +301,10 @@ BAD = [
     ({"questions": []}, ["list is empty"]),
     ({"questions": iter(QUESTIONS)}, ["questions", "give a list"]),
     ({"questions": random_prompts(1)[0]}, ["questions", "give a list", "Prompt"]),
-    ({"dtype": "float64"}, ["dtype='float64'", "torch.float64"]),
+    ({"dtype": "float65"}, ["dtype='float65'", '"float64"']),
+    ({"dtype": "Tensor"}, ["dtype='Tensor'", '"float64"']),
     ({"dtype": torch.int8}, ["dtype=torch.int8"]),
+    ({"keep_dtype": "float64"}, ["keep_dtype=torch.float64", "float32 or bfloat16"]),
     ({"questions": [QUESTIONS[0], *random_prompts(1)]}, ["mixture"]),
     ({"questions": ["What?"]}, ["Question"]),
     ({"questions": QUESTIONS}, ["tokenizer=None"]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,8 +13,11 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 
 import neuronllm as nl
+from neuronllm.model import discovery
+from tests import plain
 from tests.checks import untouched
 from tests.tiny import random_prompts, tiny
 
@@ -69,6 +73,26 @@ def same_version(families: ModuleType) -> None:
     now, then = families.versions(), families.written()
     if any(now[library] != then[library] for library in now):
         pytest.skip(f"docs/models.json is of {then['transformers']} and {then['torch']}")
+
+
+def test_the_page_teaches_llama_4s_shared_experts(families: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(discovery, "_REGISTRY", {})
+    (code,) = re.findall(r"```python\n(.*?)```", families.page(families.written()), re.DOTALL)
+    exec(code, {})
+    small = {"num_hidden_layers": 2, "layer_types": ["chunked_attention", "full_attention"], "no_rope_layers": [1, 0]}
+    small |= {"intermediate_size_mlp": 20, "num_local_experts": 4, "attention_chunk_size": 8, "moe_layers": [0, 1]}
+    model, (prompt, *_) = tiny("llama4_text", **small), random_prompts(1)
+    weight = model.model.layers[1].feed_forward.shared_expert.down_proj.weight
+    values = []
+    for factor in (1.0, 0.0):
+        with torch.no_grad():
+            weight[:, 5] *= factor
+            logits = model(input_ids=torch.tensor([prompt.input_ids])).logits[0, -1]
+        values.append(plain.option_scores(logits, prompt).log_softmax(0)[prompt.answer])
+        if factor:
+            scores = nl.attribute(model, None, [prompt], "exact", positions="all", progress=False)
+    assert scores.anatomy.n_neurons == 2 * 28
+    assert float(scores.values[28 + 5]) == pytest.approx(float(values[0] - values[1]), rel=1e-4)
 
 
 def test_a_crash_and_a_hang_are_verdicts(families: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -284,6 +284,25 @@ def test_exact_effects_of_a_16_bit_model_are_those_of_its_weights_in_float32(nam
     assert not any("forward" in vars(module) or module._forward_pre_hooks for module in model.modules())
 
 
+@pytest.mark.parametrize("objective", ["logp_options", "logp_vocab"])
+@pytest.mark.parametrize("sure", [False, True])
+def test_exact_effects_lose_nothing_to_the_subtraction(sure, objective):
+    """Of log-probabilities that hardly differ, or hardly lie below 0: float32 logits say more than float32 of these."""
+    model, (asked,) = tiny("llama", std=0.02), random_prompts(1)
+    with torch.no_grad():
+        if sure:
+            model.lm_head.weight.mul_(1000.0)
+        right, *others = model(torch.tensor([asked.input_ids])).logits[0, -1].argsort(descending=True)[[0, 1, 30]]
+    prompt = Prompt(asked.input_ids, [[[int(token)]] for token in (right, *others)], 0)
+    with ReferenceEngine(model, dtype=torch.float64) as judge:
+        truth = judge.effects([prompt], objective)
+    with FastEngine(model.float()) as fast, ReferenceEngine(model) as plainly:
+        assert fast.unusable([prompt]) is None
+        for engine in (fast, plainly):
+            found = engine.effects([prompt], objective)
+            assert found.dtype == torch.float32 and differences(found, truth) <= 2e-4
+
+
 def test_noise_is_told_with_exact_effects():
     scores = attribute(tiny("llama", torch.float32), None, random_prompts(2), "exact", progress=False)
     assert 0 < scores.provenance["noise"] < 1e-4

@@ -24,6 +24,14 @@ def tiny() -> Any:
     return LlamaForCausalLM(config).eval()
 
 
+def test_a_type_is_named_or_given() -> None:
+    for dtype in (torch.float64, "float64", "torch.float64", "double"):
+        assert nl.load_model("demo", dtype=dtype)[0].dtype == torch.float64
+    for dtype in ("float65", "int8", ""):
+        with refused(f"dtype={dtype!r}", '"float64"'):
+            nl.load_model("demo", dtype=dtype)
+
+
 def write_gguf(path: Path, model: Any) -> None:
     """The model as one file, with a byte-pair tokenizer: the names and the order of rows that llama.cpp writes."""
     gguf = pytest.importorskip("gguf")

@@ -46,3 +46,5 @@ def test_some_neurons_and_questions_with_fewer_choices():
         nl.pushes(model, None, prompts, [10**6])
     with refused("batch_size=0"):
         nl.pushes(model, None, prompts, batch_size=0)
+    with refused("dtype='float65'", '"float64"'):
+        nl.pushes(model, None, prompts, dtype="float65")

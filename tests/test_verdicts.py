@@ -21,6 +21,7 @@ from tests import plain
 from tests.tiny import DENSE, EXPERTS, HYBRIDS, OWN_ATTENTION, POST_NORMED, random_prompts, tiny
 
 WORK = 2  # passes of a prompt: its prefix, its answer token
+CAUSAL = 1  # that shows whether the model is causal
 COUNTING = 2  # that end in front of the first layer, to see whether the model counts positions itself
 
 
@@ -57,7 +58,7 @@ def test_a_second_call_runs_its_own_work_only(method):
             passes(calls, lambda p=p: attribute(model, None, [p], method, positions="answer", progress=False, **more))
             for p in prompts
         ]
-    assert one == [COUNTING + WORK + 3, WORK, WORK]
+    assert one == [CAUSAL + COUNTING + WORK + 3, WORK, WORK]
 
 
 def test_a_16_bit_model_is_tried_in_float32_too():
@@ -67,7 +68,7 @@ def test_a_16_bit_model_is_tried_in_float32_too():
             passes(calls, lambda p=p: attribute(model, None, [p], "gradient", positions="answer", progress=False))
             for p in prompts
         ]
-    assert one == [COUNTING + WORK + 5, WORK]
+    assert one == [CAUSAL + COUNTING + WORK + 5, WORK]
 
 
 def test_a_refused_model_is_not_tried_again():
@@ -232,7 +233,7 @@ def test_a_second_question_is_asked_through_the_tree_at_once():
             counts.append([passes(calls, lambda c=c, a=ask: a(c)) for c in (None, None, change, change)])
     own = 2  # what all start with, and the rest of each
     tried = own + 3  # beside plain passes and the same through the tree
-    assert counts == [[COUNTING + tried, own, tried, own], [own] * 4]
+    assert counts == [[CAUSAL + COUNTING + tried, own, tried, own], [own] * 4]
 
 
 def test_what_is_right_is_the_same_to_all_who_ask():

@@ -5,8 +5,9 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-import torch
 from torch import nn
+
+from neuronllm.engine.causality import READS_AHEAD
 
 REFUSED = {  # part of the line that refuses: the mechanism
     "common interface for experts": "experts that do not follow transformers' common interface",
@@ -34,11 +35,11 @@ def mechanism(model: Any, verdict: str, reason: str) -> str:
         return next((words for part, words in REFUSED.items() if part in reason), reason)
     if verdict != "reference":
         return reason
+    if reason.startswith(READS_AHEAD):
+        return AHEAD
     taken = inspect.signature(model.forward).parameters
     if "past_key_values" not in taken:
         return next((words for name, words in TENSORS.items() if name in taken), NO_CACHE)
-    if _reads_ahead(model):
-        return AHEAD
     modules = list(model.modules())
     names = " ".join(type(module).__name__.lower() for module in modules)
     if any(part in names for part in STATEFUL) or any(_convolves(module) for module in modules):
@@ -50,13 +51,6 @@ def mechanism(model: Any, verdict: str, reason: str) -> str:
     ):
         return "attention in code of its own, not through transformers' interface"
     return reason
-
-
-@torch.no_grad()
-def _reads_ahead(model: Any) -> bool:
-    """Whether another last token changes what is said at the tokens before it."""
-    one, other = model(input_ids=torch.tensor([[5, 6, 7, 8], [5, 6, 7, 9]])).logits[:, :-1]
-    return not torch.allclose(one, other)
 
 
 def _convolves(module: nn.Module) -> bool:

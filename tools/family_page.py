@@ -23,6 +23,13 @@ model may be driven: nothing here goes by a list of names. This page says what b
 all tokens, integrated gradients and exact effects, of letters and of answers in words, by the fast engine and by the
 reference. It is made by `python tools/families.py`, a row of `docs/models.json` for each family.
 
+The models are tiny (`tools/family_configs.py`): a hidden size of 32, FFNs of 40 and experts of 12 neurons, 4 heads of
+8, a vocabulary of 60, two layers or one of each kind, and random weights of spread 0.2, ten times that of new ones, so
+that every edit shows. Four prompts of 5 to 15 tokens are scored, two of which begin alike; three are answered by
+letters, one by texts of 1 to 3 tokens. What hybrids take of memory and time stands in
+[performance.md](performance.md#engine) ("small-hybrid"). That no state leaks from one prompt into another is held by
+the tests called `test_a_prompt_does_not_depend_on_its_batch`, such as those in `tests/test_mixers.py`.
+
 | engine | causal language models | multimodal models | |
 | --- | --- | --- | --- |
 {counts}
@@ -39,11 +46,13 @@ float32: there the family's own code computes in no wider type.
 REST = """
 ## What the survey's models do not show
 
-Encoders such as BERT and RoBERTa are surveyed as decoders: their configuration must say `is_decoder: true`. Without
-it they attend in both directions, and the self-check need not notice where the weights are small. Sparse attention
-takes the highest of an indexer's scores; with few index heads many of them are exactly 0, and which of these is taken
-depends on how a prompt is run. The self-check then differs and leaves the model to the reference, as it did a tiny
-DeepSeek-V3.2 with two index heads; with 8 or more it ran fast.
+Encoders such as BERT and RoBERTa are surveyed as decoders: their configuration says `is_decoder: true`. Without it they
+attend in both directions, and are left to the reference: once a model is tried whether a later token changes an earlier
+logit, and a warning says so (`tests/test_causality.py`).
+
+Sparse attention takes the highest of an indexer's scores; with few index heads many of them are exactly 0, and which of
+these is taken depends on how a prompt is run. The self-check then differs and leaves the model to the reference, as it
+did a tiny DeepSeek-V3.2 with two index heads; with 8 or more it ran fast.
 
 ## Multimodal models
 
@@ -71,8 +80,31 @@ transformers may fail in it; that error is the code's own.
 
 ## A family that is refused
 
-`neuronllm.model.discovery.register` teaches the anatomy a foreign block, see [CONTRIBUTING](../CONTRIBUTING.md). A
-family on the reference gives the same numbers, only later.
+`neuronllm.model.discovery.register` teaches the anatomy a foreign block, see [CONTRIBUTING](../CONTRIBUTING.md). Where
+experts do not follow transformers' interface, it can name the blocks beside them: the dense ones of LongCat-Flash, or
+Llama 4's shared experts. JetMoE has nothing beside its experts, and a Mamba model no FFN at all.
+
+```python
+from neuronllm.model.discovery import decoder_layers, register
+from neuronllm.model.sites import SHARED, Site
+
+
+def shared_experts(model):
+    name, layers = decoder_layers(model)
+    sites = []
+    for n, layer in enumerate(layers):
+        if hasattr(layer.feed_forward, "shared_expert"):
+            block, mlp = f"{name}.{n}", f"{name}.{n}.feed_forward.shared_expert"
+            width, ups = layer.feed_forward.shared_expert.down_proj.in_features, (f"{mlp}.gate_proj", f"{mlp}.up_proj")
+            sites.append(Site(n, SHARED, width, block, f"{mlp}.down_proj", ups))
+    return sites
+
+
+register("llama4_text", shared_experts)
+```
+
+Here the other experts run as they are, unscored and unedited. A family on the reference gives the same numbers, only
+later.
 """
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..common.checks import integer, short
+from ..common.checks import floating, integer, short
 from ..common.errors import InputError
 from ..common.warning import warn
 from ..data.prompt_sets import Positions, Sequenced, Worded, check_read_at, encoded, word_prompts
@@ -136,7 +136,7 @@ def activations(
     max_new_tokens: int | None = None,
     batch_size: int | str = "auto",
     backend: str = "fast",
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
     progress: bool = True,
 ) -> Tensor:
     """(prompts, n_neurons): what every neuron holds, the mean over what is read; the arguments are those of `contrast`.
@@ -146,7 +146,7 @@ def activations(
     """
     given: dict[str, Any] = {"positions": positions, "activation": activation, "chat": chat}
     given |= {"max_new_tokens": max_new_tokens}
-    given |= {"batch_size": batch_size, "backend": backend, "dtype": dtype, "progress": progress}
+    given |= {"batch_size": batch_size, "backend": backend, "dtype": floating("dtype", dtype), "progress": progress}
     reading = Reading.of(model, tokenizer, given)
     found: list[Tensor] = []
     reading.rows(reading.sequences(prompts, "prompts"), "prompts", found.append)
@@ -170,7 +170,7 @@ def contrast(
     max_new_tokens: int | None = None,
     batch_size: int | str = "auto",
     backend: str = "fast",
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
     progress: bool = True,
 ) -> Scores:
     """Scores of what tells prompts that show a behaviour (+) from prompts that do not (-).
@@ -196,7 +196,7 @@ def contrast(
     one_of("statistic", statistic, STATISTICS)
     given: dict[str, Any] = {"positions": positions, "activation": activation, "chat": chat}
     given |= {"max_new_tokens": max_new_tokens}
-    given |= {"batch_size": batch_size, "backend": backend, "dtype": dtype, "progress": progress}
+    given |= {"batch_size": batch_size, "backend": backend, "dtype": floating("dtype", dtype), "progress": progress}
     reading = Reading.of(model, tokenizer, given)
     if statistic == "probe":
         check_probe(C)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ..common.checks import floating
 from ..common.errors import InputError
 from ..common.interrupts import one_interrupt, undisturbed
 from ..common.warning import warn
@@ -62,10 +63,10 @@ def attribute(
     items: str = Request.items,
     keep: str = Request.keep,
     k: int = Request.k,
-    keep_dtype: torch.dtype = Request.keep_dtype,
+    keep_dtype: torch.dtype | str = Request.keep_dtype,
     batch_size: int | str = Request.batch_size,
     backend: str = Request.backend,
-    dtype: torch.dtype | None = Request.dtype,
+    dtype: torch.dtype | str | None = Request.dtype,
     progress: bool = Request.progress,
     output: str | os.PathLike[str] | None = Request.output,
     resume: bool = Request.resume,
@@ -82,11 +83,12 @@ def attribute(
     questions without choices, and letters. length: what a text's log-probability is divided by, "sum" (nothing),
     "tokens", "characters" or "bytes", or "unconditional" for what it gains over it alone. Questions with nothing but
     their right answer are explained by its log-probability, objective "logp_vocab"; `nl.distractors` finds wrong ones.
-    items: "wrong" or "right" scores only the questions that the model answers so. dtype: judge a copy of the model in
-    this type. Further keywords are options of the method.
+    items: "wrong" or "right" scores only the questions that the model answers so. dtype: compute on a copy of the model
+    in this type (torch.float64, or "float64"), whatever it was loaded in; None computes on the model itself. Further
+    keywords are options of the method.
 
     keep: beside the mean, "topk" keeps each prompt's k highest and k lowest scores (`scores.top`), "all" all of them
-    (`scores.per_prompt`), in keep_dtype: torch.float32 or torch.bfloat16.
+    (`scores.per_prompt`), in keep_dtype: "float32" or "bfloat16".
 
     output: a folder for the scores. What is done is written as it goes, so memory does not grow with the questions, and
     resume=True takes up a run that was stopped or killed; the result is the same to the byte. Where there is nothing to
@@ -109,10 +111,10 @@ def attribute(
         items=items,
         keep=keep,
         k=k,
-        keep_dtype=keep_dtype,
+        keep_dtype=floating("keep_dtype", keep_dtype),
         batch_size=batch_size,
         backend=backend,
-        dtype=dtype,
+        dtype=floating("dtype", dtype),
         progress=progress,
         output=output,
         resume=resume,

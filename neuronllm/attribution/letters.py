@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ..common.checks import floating
 from ..common.errors import InputError
 from ..data.forms import check_unworded, found_template, option_name
 from ..data.prompts import Prompt, Questions
@@ -76,7 +77,7 @@ def letter_neurons(
     template: str | list[str] | None = None,
     batch_size: int | str = "auto",
     backend: str = "fast",
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
     progress: bool = True,
 ) -> LetterNeurons:
     """Flags neurons that push the same letter whatever is asked: more than `share` of their pushes is one constant.
@@ -91,6 +92,7 @@ def letter_neurons(
     if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share <= 1:
         raise InputError(f"share={share!r}: give a number between 0 and 1")
     check_batch_size(batch_size)
+    dtype = floating("dtype", dtype)
     check_unworded(questions, template)
     model = plain_model(model)
     anatomy = Anatomy.of(model)

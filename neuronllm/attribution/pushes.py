@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ..common.checks import floating
 from ..data.forms import check_unworded, form_of, wording_of
 from ..data.prompts import Prompt, Questions, group_by_question
 from ..data.rendering import as_prompts
@@ -35,7 +36,7 @@ def pushes(
     length: str | None = None,
     batch_size: int | str = "auto",
     backend: str = "fast",
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
     progress: bool = True,
 ) -> Tensor:
     """(questions, choices, neurons): h times the gradient of every choice's score, the mean over a question's variants.
@@ -49,6 +50,7 @@ def pushes(
     >>> found[0].argmax(0)   # the choice that each neuron lifts most in the first question   # doctest: +SKIP
     """
     check_batch_size(batch_size)
+    dtype = floating("dtype", dtype)
     model = plain_model(model)
     anatomy = Anatomy.of(model)
     form = form_of(questions, answers, length)

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from ..common.checks import floating
 from ..common.errors import InputError
 from ..data.forms import ANSWERS, LENGTHS, check_choice, check_unworded, form_of, one_option_each, wording_of
 from ..data.prompts import Questions
@@ -135,6 +136,8 @@ class Request:
             positions=own.default_positions if self.positions is None else self.positions,
             answers=form.answers,
             length=form.length,
+            keep_dtype=floating("keep_dtype", self.keep_dtype),
+            dtype=floating("dtype", self.dtype),
             orders=own.orders if self.orders is None and letters else self.orders,
             template=wording_of(form.answers, self.template, own.template if letters else own.text_template),
         )
@@ -160,12 +163,9 @@ class Request:
             )
         if isinstance(self.k, bool) or not isinstance(self.k, int) or self.k < 1:
             raise InputError(f"k={self.k!r}: give a positive whole number")
-        if self.keep_dtype not in KEEP_TYPES:
-            raise InputError(f"keep_dtype={self.keep_dtype!r}: give torch.float32 or torch.bfloat16")
+        if floating("keep_dtype", self.keep_dtype) not in KEEP_TYPES:
+            raise InputError(f"keep_dtype={self.keep_dtype!r}: give float32 or bfloat16")
         check_batch_size(self.batch_size)
-        dtype = self.dtype
-        if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-            raise InputError(f"dtype={dtype!r}: give a floating type of torch, such as torch.float64")
 
     def _checked_objective(self, questions: Questions) -> Objective | None:
         """The objective to explain; None for a method that explains none.

@@ -347,18 +347,16 @@ def _env(args: argparse.Namespace) -> None:
 
 
 def _model(args: argparse.Namespace) -> tuple[Any, Any]:
-    import torch
     from transformers.utils import logging as transformers_logging
 
     from ..model.loading import check_weights, load_model
 
     if args.quiet or not first_process():
         transformers_logging.disable_progress_bar()
-    dtype = args.dtype if args.dtype == "auto" else getattr(torch, args.dtype)
     more = {"trust_remote_code": True} if args.trust_remote_code else {}
     if args.revision:
         more["revision"] = args.revision
-    model, tokenizer = load_model(args.model, dtype=dtype, device_map=args.device_map, **more)
+    model, tokenizer = load_model(args.model, dtype=args.dtype, device_map=args.device_map, **more)
     check_weights(model)
     return model, tokenizer
 

@@ -26,6 +26,7 @@ from .answer_trees import AnswerTrees
 from .attention import piece_attention
 from .batching import Plan, backing_off
 from .borrowed import DRIVING_ERRORS, answer_logits, borrowed, check_prompts, quietly, rope_limit, tolerance
+from .causality import not_causal
 from .full import padded, plain_trees
 from .handed import ways
 from .head import Choices, Texts, choices_of
@@ -176,7 +177,7 @@ class Asker:
 
     def _shared(self, edited: Edited, side: list[int]) -> Shared:
         """Whether the prompts may be asked through the tree of prefixes: it must give the plain answers."""
-        if not self.worth_sharing:
+        if not self.worth_sharing or not_causal(self.model, self._verdicts):
             return Shared(False)
         where = None if edited.change is None else edited.change.positions
         letters = self.prompts[side[0]].one_token

@@ -140,6 +140,12 @@ def input_device(model: PreTrainedModel) -> torch.device:
     return next(model.get_input_embeddings().parameters()).device
 
 
+def ordinary_tokens(model: PreTrainedModel) -> list[int]:
+    """Tokens that do not pad."""
+    padding = getattr(model.config.get_text_config(), "pad_token_id", None)
+    return [token for token in range(3) if token != padding]
+
+
 STATES = "states_of_the_pass"  # marks the forward of a head that keeps what goes into it
 
 

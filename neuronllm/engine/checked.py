@@ -14,6 +14,7 @@ from torch import Tensor
 from .batching import alike
 from .borrowed import DRIVING_ERRORS, quietly, rope_limit
 from .branch import Batch
+from .causality import not_causal
 from .everywhere import WholePrompt
 from .full import plain_trees
 from .handed import ways
@@ -60,6 +61,8 @@ class CheckedEngine(PlannedEngine):
         limit = rope_limit(self.model)
         if limit is not None and max(p.n_tokens for p in prompts) > limit:
             return f"its rotary angles depend on the longest prompt of a batch, and one is longer than {limit} tokens"
+        if reason := not_causal(self.model, verdicts(self.model)):
+            return reason
         self._make_plan(prompts)
         for places in alike(prompts):
             reason = self._unusable([prompts[n] for n in places])

@@ -63,7 +63,7 @@ def rounding(batch: Batch) -> float:
 
     block, sites = next(iter(batch.anatomy.blocks.items()))
     logits = sweep(batch, sites, copies={block: min(COPIES, batch.branches)}, edit=jitter)
-    values = batch.value(logits)
+    values = _values(batch, logits)
     return float((values[:, 1:] - values[:, :1]).abs().max())
 
 
@@ -102,8 +102,13 @@ def _swept(batch: Batch, chunk: Places, routes: dict[str, Tensor], factor: float
         edit=multiply,
         behind={site.block: join for site in sites if site.block in batch.plain},
     )
-    values = batch.value(logits)
-    return (values[:, :1] - values[:, 1:]).cpu()
+    values = _values(batch, logits)
+    return (values[:, :1] - values[:, 1:]).to(wide(logits)).cpu()
+
+
+def _values(batch: Batch, logits: Tensor) -> Tensor:
+    """The objective of every branch, in float64: float32 would round most of a small difference of two away."""
+    return batch.value(logits.double())
 
 
 def columns_of(site: Site, places: Tensor, routes: dict[str, Tensor], now: Tensor | None) -> Tensor:

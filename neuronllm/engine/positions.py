@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..model.discovery import decoder_layers, decoder_of
 from .attention import Enough
-from .borrowed import DRIVING_ERRORS, input_device, running_instead, tolerance
+from .borrowed import DRIVING_ERRORS, input_device, ordinary_tokens, running_instead, tolerance
 from .mixers import Call
 from .verdicts import verdicts
 
@@ -53,7 +53,7 @@ def counting_modules(model: PreTrainedModel) -> tuple[str, ...]:
 @torch.no_grad()
 def _counting_modules(model: PreTrainedModel) -> tuple[str, ...]:
     here = torch.arange(TOKENS, device=input_device(model)).expand(2, -1)
-    ids = [[token] * TOKENS for token in _ordinary(model)[:2]]
+    ids = [[token] * TOKENS for token in ordinary_tokens(model)[:2]]
     try:
         plain, told = _in_front(model, ids), _in_front(model, ids, position_ids=here + 1)
         found = [name for name in plain.keys() & told.keys() if _counts(_rows(plain[name]), _rows(told[name]))]
@@ -81,7 +81,7 @@ def moving_token(model: PreTrainedModel, names: Sequence[str], prompts: Sequence
     """A token of these prompts that changes what positions the model counts, as padding does for some; None if none."""
     if not names:
         return None
-    token = _ordinary(model)[0]
+    token = ordinary_tokens(model)[0]
     usual = _in_front(model, [[token, token]])
     ids = sorted({token for p in prompts for tokens in (p.input_ids, p.tree.tokens) for token in tokens})
     for start in range(0, len(ids), ROWS):
@@ -134,7 +134,7 @@ class _Tables:
 
     @torch.no_grad()
     def _lengthen(self, length: int) -> None:
-        made = _in_front(self.model, [_ordinary(self.model)[:1] * length])
+        made = _in_front(self.model, [ordinary_tokens(self.model)[:1] * length])
         self.length, self.calls = length, {name: made[name].call for name in self.names}
 
     def instead(self, name: str, module: nn.Module) -> Callable[..., Tensor]:
@@ -179,9 +179,3 @@ def _in_front(model: PreTrainedModel, ids: list[list[int]], **more: Any) -> dict
 def _rows(made: Made) -> Tensor:
     """(rows, tokens, D), a single row where it is the same for all."""
     return made.output.reshape(-1, *made.output.shape[-2:])
-
-
-def _ordinary(model: PreTrainedModel) -> list[int]:
-    """Tokens that do not pad."""
-    padding = getattr(model.config.get_text_config(), "pad_token_id", None)
-    return [token for token in range(3) if token != padding]

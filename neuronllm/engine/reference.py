@@ -294,9 +294,9 @@ class ReferenceEngine(PlainPasses):
                     mask = one_each(site, within[part].to(h.device), routes)
                     # The last copy stays clean: both sides come from one pass.
                     copies = torch.cat([torch.where(mask, h * factor, h), h[None]])
-                    logits.append(self._edited(row, {site.down: copies}))
+                    logits.append(self._edited(row, {site.down: copies}).double())  # as two are to be subtracted
                 value = value_of(objective, logits, prompt)
-                effects[part] = (value[-1] - value[:-1]).cpu()
+                effects[part] = (value[-1] - value[:-1]).to(effects)
         return effects
 
     def _rounding(self, prompt: Prompt, objective: AnyObjective, positions: str) -> float:
@@ -306,7 +306,7 @@ class ReferenceEngine(PlainPasses):
             h = self._clean(row)[site.down][0]
             noise = torch.randn(8, *h.shape, generator=generator, dtype=torch.float64).to(h)
             copies = torch.cat([h * (1 + noise * torch.finfo(h.dtype).eps), h[None]])
-            logits.append(self._edited(row, {site.down: copies}))
+            logits.append(self._edited(row, {site.down: copies}).double())
         value = value_of(objective, logits, prompt)
         return float((value[:-1] - value[-1]).abs().max())
 

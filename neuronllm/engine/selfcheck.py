@@ -1,5 +1,7 @@
 """The self-check of the fast engine: whether a model may be driven by answer tokens, and what its blocks allow.
 
+One that is not causal (causality.py) may not. Of others:
+
 1. Whole prompts are run plainly.
 2. Their answer tokens run against the cached prefix. A clean branch, which joins at the first block, must give the
    plain answer, and every layer must have used the attention of the tree. In the same pass edited copies of the clean

@@ -32,8 +32,10 @@ from .asking import Edit, check_batch_size
 from .batching import CUDA_TOKENS, TOKENS, Plan, backing_off
 from .batching import cut as cut_places
 from .borrowed import borrowed, check_finite, check_prompts, context_length, input_device, may_pad, quietly, rope_limit
+from .causality import not_causal
 from .positions import counting_modules, heeding
 from .tree import root_length
+from .verdicts import verdicts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -292,7 +294,8 @@ def _may_share(model: PreTrainedModel) -> bool:
 
     kinds = {type(layer) for layer in DynamicCache(config=model.config).layers}
     by_token = bool(kinds) and kinds <= {DynamicLayer, DynamicSlidingWindowLayer}  # not so with convolutions
-    return by_token and rope_limit(model) is None and not getattr(model, "_is_stateful", False)
+    stateful = getattr(model, "_is_stateful", False)
+    return by_token and rope_limit(model) is None and not stateful and not_causal(model, verdicts(model)) is None
 
 
 def _check_room(model: PreTrainedModel, prompts: Sequence[Prompt], max_new_tokens: int) -> None:

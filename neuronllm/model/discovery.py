@@ -189,7 +189,8 @@ def _refuse_foreign_experts(
             why = (
                 "are packed, so their neurons cannot be reached: load the model dequantised"
                 if packed
-                else "do not follow transformers' common interface for experts, so their neurons cannot be reached"
+                else "do not follow transformers' common interface for experts, so their neurons cannot be reached: "
+                "load another model, or name its other blocks by neuronllm.model.discovery.register (docs/models.md)"
             )
             raise InputError(
                 f"{type(model).__name__}: the experts of the family {family} (layer {number}, {name}: {kind}) {why}"

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from ..common.checks import floating
 from ..common.errors import InputError
 
 if TYPE_CHECKING:
@@ -30,6 +31,9 @@ def load_model(
     A GGUF checkpoint is one file: give the file, a folder that holds one, or FOLDER:FILE (MODEL_ID:FILE) where there
     are several. It is read into ordinary weights, float32 unless `dtype` says otherwise (extra "gguf").
 
+    dtype: the type to hold the weights in (torch.float32, or "float32"), "auto" for that in which they were saved. To
+    compute in another type than the weights are held in, there is `nl.attribute(dtype=)`.
+
     Of a model that reads images or sound too, the language model inside is found, and takes text prompts.
 
     Further keywords (revision, quantization_config, attn_implementation, trust_remote_code, ...) go to
@@ -40,6 +44,8 @@ def load_model(
     >>> model.config.model_type
     'llama'
     """
+    if isinstance(dtype, str) and dtype != "auto":
+        dtype = floating("dtype", dtype)
     given, name, file, kwargs = _where(name_or_path, kwargs)
     with _one_line_errors(given), _retries_held_back():
         tokenizer = _tokenizer(name, kwargs)
