@@ -270,7 +270,7 @@ def test_parts_for_a_notebook(tmp_path: Path) -> None:
 
 
 def test_bad_facts_of_a_part_are_one_line() -> None:
-    with pytest.raises(InputError, match="part 'map': known parts are comparison, card, cards, neurons"):
+    with pytest.raises(InputError, match="part 'map': known parts are comparison, card, cards, neurons, tables"):
         part("map", {})
     with pytest.raises(InputError, match=r"part card: not as neuronllm compare writes it \(missing 'spans'\)"):
         part("card", {"layer": 3})

@@ -18,6 +18,7 @@ from ..common.statistics import bootstrap_interval, mcnemar, relative_change
 from ..common.warning import warn
 from ..data.forms import ANSWERS, check_known, one_option_each
 from ..data.prompts import Questions
+from ..data.questions import Question
 from ..engine.asking import Asker, Edit
 from ..model.bridged import plain_model
 from ..model.identity import baked_into
@@ -179,7 +180,7 @@ def _compare(report: Report, questions: Questions, base: Answers, edited: Answer
         "wrong_to_right": named(questions, base.groups, won),
     }
     report.mcnemar = mcnemar(int(lost.sum()), int(won.sum()))
-    if report.answers == "texts":
+    if report.answers == "texts" or isinstance(questions[0], Question):  # prompts of letters do not say the words
         report.changed = changed_answers(questions, base, edited)
 
 

@@ -14,6 +14,8 @@ from ..data.prompts import Prompt, Questions
 from ..data.questions import Question
 from ..results.answers import SIZES, Answers
 from ..results.factors import show_factor
+from ..results.shown import Shown
+from .shown import report_shown
 
 # whose ("base", "edited", "change") -> of what ("accuracy", "p_right") -> 95 % interval
 Intervals: TypeAlias = "dict[str, dict[str, tuple[float, float]]]"
@@ -25,16 +27,16 @@ PCR = "each the mean over prompts of the relative change of P(right)"
 
 
 @dataclass
-class Report:
-    """What `nl.evaluate` returns; `print(report)` shows all of it.
+class Report(Shown):
+    """What `nl.evaluate` returns; `print(report)` shows all of it, and `report.show("report.html")` as a page.
 
     Without neurons, only the first seven fields and which options were picked say something: `letters` where letters
     were asked for; of texts `options` (by place) and `lengths` (whether short or long ones are picked, and are right).
 
     With an edit: `base` holds the same numbers of the unedited model; `ci` has the intervals of "base", "edited" and
     "change"; `rac` and `rcc` are the signed relative changes of accuracy and of the right option's mean probability;
-    `flips` counts the questions that changed sides, and `flipped` names them; `changed` are the questions whose answer
-    in texts is another; `controls` describes random sets of the same size per layer. `p_change` is the mean over
+    `flips` counts the questions that changed sides, and `flipped` names them; `changed` are the questions whose
+    answer in words is another; `controls` describes random sets of the same size per layer. `p_change` is the mean over
     prompts of the relative change of P(right), and `pcr` its size over that of `p_change_unrelated`, the same on
     unrelated questions; `unrelated` has the accuracy there. `meaningless` names the numbers that say nothing, as the
     unedited model leans on one option.
@@ -81,6 +83,12 @@ class Report:
 
     def __str__(self) -> str:
         return "\n".join(report_lines(self))
+
+    def _shown(self) -> tuple[str, dict[str, Any]]:
+        about = {"Edit": _edit(self.edit)} if self.base else {}
+        cautions = _cautions(self) + plain_text_lines(self.plain_text)[1:]
+        title = f"{self.questions} questions{_form(self) or ' answered by letters'}"
+        return report_shown(title, about, cautions, self.to_dict(), _measures(self))
 
 
 def report_lines(report: Report) -> list[str]:
@@ -259,13 +267,15 @@ def changed_answers(questions: Questions, base: Answers, edited: Answers) -> lis
     for row in found:
         first, n = base.groups[row["number"]][0], row["number"]
         right = first.order[first.answer] if first.order else first.answer
-        row |= {"before": _text(first, base.choice[n]), "after": _text(first, edited.choice[n])}
-        row["right"] = _text(first, right)
+        said = {"before": base.choice[n], "after": edited.choice[n], "right": right}
+        row |= {name: _text(questions[n], first, int(choice)) for name, choice in said.items()}
     return found
 
 
-def _text(prompt: Prompt, choice: int) -> str:
+def _text(question: Question | Prompt, prompt: Prompt, choice: int) -> str:
     """A choice in words, which prompts built by hand may lack."""
+    if isinstance(question, Question) and not prompt.texts:
+        return question.choices[choice]
     place = prompt.order.index(choice) if prompt.order else int(choice)
     return prompt.texts[place] if prompt.texts else f"option {place + 1}"
 

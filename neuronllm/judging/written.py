@@ -26,6 +26,7 @@ from ..engine.asking import Edit
 from ..engine.writing import Writer
 from ..model.random_sets import random_like
 from ..results.neurons import NeuronSet
+from ..results.shown import Shown
 from .controls import all_among
 from .learned import among_learned, as_learned, corrected, on_plain_text
 from .report import (
@@ -41,6 +42,7 @@ from .report import (
     named,
     plain_text_lines,
 )
+from .shown import report_shown
 from .wording import prompts_to_write, warn_if_silent
 
 if TYPE_CHECKING:
@@ -58,8 +60,8 @@ WITH_INTERVAL = ("inclusion", "wrong")
 
 
 @dataclass
-class WrittenReport:
-    """What `nl.evaluate(answers="generate")` returns; `print(report)` shows all of it.
+class WrittenReport(Shown):
+    """What `nl.evaluate(answers="generate")` returns; `print(report)` shows all of it, and `show()` as a page.
 
     Shares of the questions: `inclusion` holds an accepted answer, `exact` is one and nothing else, `abstained`
     declines, `empty` says nothing, and `wrong` is all the rest; but for `exact` they add up to 1. `written` is what the
@@ -101,6 +103,11 @@ class WrittenReport:
 
     def __str__(self) -> str:
         return "\n".join(_lines(self))
+
+    def _shown(self) -> tuple[str, dict[str, Any]]:
+        about = {"Edit": _edit(self.edit)} if self.base else {}
+        cautions = plain_text_lines(self.plain_text)[1:]
+        return report_shown(f"{self.questions} questions, answers written", about, cautions, self.to_dict(), COUNTED)
 
 
 class Key:

@@ -16,12 +16,14 @@ from .cards import card_facts
 from .rendering import checked, rendered
 
 Facts = dict[str, Any]
-# The facts of each part, as its template takes them: "card" is one of comparison.json, "cards" is {"title", "cards"}.
+# The facts of each part, as its template takes them: "card" is one of comparison.json, "cards" is {"title", "cards"},
+# "tables" is {"title", "about", "said", "tables"}, with sentences and ready tables.
 READY: dict[str, Callable[[Facts], Facts]] = {
     "comparison": lambda facts: {"comparison": facts, "table": tables.edits(facts)},
     "card": lambda facts: {"card": card_facts(facts)},
     "cards": lambda facts: {"title": facts["title"], "cards": [card_facts(card) for card in facts["cards"]]},
     "neurons": lambda facts: {"facts": facts, "table": tables.members(facts), "layers": tables.layers(facts["layers"])},
+    "tables": lambda facts: facts,
 }
 
 
@@ -45,7 +47,7 @@ class Part:
 
 
 def part(name: str, facts: Facts) -> str:
-    """A part of the page as HTML: "comparison", "card", "cards" or "neurons", of the facts that it shows.
+    """A part of the page as HTML: "comparison", "card", "cards", "neurons" or "tables", of the facts that it shows.
 
     >>> rows = [{"layer": 3, "expert": -1, "index": 17, "role": "good", "score": 0.0123, "factor": None}]
     >>> html = part("neurons", {"title": "One neuron", "about": {}, "layers": None, "rows": rows})
