@@ -87,6 +87,7 @@ def _task(draw: random.Random, name: str) -> dict[str, Any]:
         "files": {split: f"{name}/{split}.jsonl" for split in ("search", "validation", "test")},
         "shared": [_shared(name)] if name == "facts" else [],
         "chance": 0.25,
+        "prompt": f"Question: <b>{name}</b>?\nAnswer:",
         "base": {
             "accuracy": accuracy,
             "interval": [accuracy - 0.09, accuracy + 0.09],

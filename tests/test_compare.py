@@ -16,6 +16,7 @@ from neuronllm.common.tables import show
 from neuronllm.comparing import run as running
 from neuronllm.comparing.budget import BUDGETS
 from neuronllm.comparing.scoring import neuron_map
+from neuronllm.comparing.tasks import Task
 from tests.asked_tasks import questions
 from tests.checks import refused, untouched
 from tests.tiny import tiny
@@ -333,8 +334,15 @@ def test_tables(made, tmp_path) -> None:
         made.to_csv(tmp_path / "table.csv")
     with refused("no sky/gradient/louder in this comparison", "its edits enhance, degrade, suppress"):
         made.neurons("sky", "gradient", "louder")
-    with refused("task 'sky': give one file of questions", "not dict"):
+    with refused("task 'sky': the keys of its dictionary are ['search']: give 'search' and 'test', or 'search'"):
         nl.compare(None, None, {"sky": {"search": []}}, methods=["gradient"], edits=["enhance"])
+
+
+def test_splits_may_have_their_names() -> None:
+    asked = [nl.Question(f"What is {n}?", ("odd", "even"), n % 2) for n in range(9)]
+    three = {"test": asked[6:], "search": asked[:3], "validation": asked[3:6]}
+    assert Task.of("sky", three) == Task.of("sky", [asked[:3], asked[3:6], asked[6:]])
+    assert Task.of("sky", {"test": asked[6:], "search": asked[:6]}) == Task.of("sky", [asked[:6], asked[6:]])
 
 
 def test_pcr_is_a_table_of_tasks_by_methods(made, capsys) -> None:

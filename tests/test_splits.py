@@ -24,13 +24,15 @@ def some_questions(draw: st.DrawFn) -> list[Question]:
         item = draw(st.sampled_from(["", "a", "b", "c", "d", "e"]))
         number = draw(st.sampled_from(["", "#1", "#2"]))
         subject = draw(st.sampled_from(["map", "zoo", "sea", "art"]))
-        found.append(Question(f"Is the {draw(WORDS)} far?", tuple(choices), 0, subject, item and item + number))
+        end = draw(st.sampled_from(["?", " ?", "", "..."]))
+        found.append(Question(f"Is the {draw(WORDS)} far{end}", tuple(choices), 0, subject, item and item + number))
     return found
 
 
 def item(question: Question) -> set[object]:
     """All by which a reader would say that two questions are about the same, written down once more."""
-    names: set[object] = {(question.stem.lower().replace(" ", ""), frozenset(question.choices))}
+    stem = "".join(letter for letter in question.stem.lower() if letter.isalpha())
+    names: set[object] = {(stem, frozenset(question.choices)), (stem, question.choices[question.answer])}
     return names | ({question.id.partition("#")[0]} if question.id else set())
 
 

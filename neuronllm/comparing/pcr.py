@@ -36,7 +36,7 @@ class PcrTable(NamedTuple):
 
     @property
     def title(self) -> str:
-        return f"PCR of {self.edit} (relative change of P(right) on the task itself, on the other tasks)"
+        return f"PCR of {self.edit} (relative change of P(right), mean over prompts, on its task, on the others)"
 
     @property
     def columns(self) -> list[str]:

@@ -247,7 +247,10 @@ def work(setting: Setting) -> None:
 def _do(setting: Setting, stage: Stage) -> None:
     """A piece of work, and its result on the disk; of one done together the first process writes it."""
     start = perf_counter()
-    found = stage.work(setting)
+    try:
+        found = stage.work(setting)
+    except InputError as error:
+        raise InputError(f"{stage.label}: {error}") from error
     if not stage.together or setting.ranks.first:
         measured = setting.seconds.pop(stage.label, None)
         took = {"seconds": perf_counter() - start, "measured": measured}

@@ -1,8 +1,9 @@
 """One file of questions cut into search, validation and test, so that no item is on two sides.
 
-Questions belong together, and stay so, if they ask the same (stem and choices, whatever the case, the spacing and the
-order of the choices), if their ids name the same item (all in front of a "#", as in "France#2"), or, with by="subject",
-if they have the same subject. What belongs together through a third question does too.
+Questions belong together, and stay so, if they ask the same (stem and choices, or stem and right answer, whatever the
+case, the spacing, the punctuation and the order of the choices), if their ids name the same item (all in front of a
+"#", as in "France#2"), or, with by="subject", if they have the same subject. What belongs together through a third
+question does too.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from ..data.questions import Question
 SIDES = ("search", "validation", "test")
 SHARES = (0.4, 0.2, 0.4)
 BY = ("id", "subject")
+PUNCTUATION = ".,;:!?…'\"‘’“”"  # around words, not inside them
 GIVEN = "given"  # how a task was split that brings its splits
 
 
@@ -121,7 +123,9 @@ def together(questions: Sequence[Question], by: str = "id") -> list[list[int]]:
 
 def marks(question: Question, by: str = "id") -> Iterator[Hashable]:
     """What questions that belong together have in common."""
-    yield "asks", _plain(question.stem), tuple(sorted(map(_plain, question.choices)))
+    stem = _plain(question.stem)
+    yield "asks", stem, tuple(sorted(map(_plain, question.choices)))
+    yield "answered", stem, _plain(question.choices[question.answer])
     if question.id:
         yield "item", question.id.split("#")[0].strip() or question.id
     if by == "subject":
@@ -129,9 +133,14 @@ def marks(question: Question, by: str = "id") -> Iterator[Hashable]:
 
 
 def asks(questions: Sequence[Question]) -> list[Hashable]:
-    """What each of them asks: the same of questions that differ in case, spacing or the order of their choices."""
+    """What each of them asks: the same where case, spacing, punctuation or the order of choices differ."""
     return [next(marks(question)) for question in questions]
 
 
 def _plain(text: str) -> str:
-    return " ".join(text.casefold().split())
+    """
+    >>> _plain("Is  he 5, or 6?") == _plain("is he 5 or 6 ?"), _plain("1 < 2"), _plain("?")
+    (True, '1 < 2', '?')
+    """
+    words = text.casefold().split()
+    return " ".join(filter(None, (word.strip(PUNCTUATION) for word in words))) or " ".join(words)

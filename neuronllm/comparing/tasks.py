@@ -37,12 +37,15 @@ class Task:
     def of(cls, name: str, given: Any, seed: int = 0, by: str = "id") -> Task:
         """A task of one source, which is split, of two: search and test, or of three: search, validation, test.
 
-        A source is a file, or a list of questions. Of two sources a third of the first is there to choose on.
+        A source is a file, or a list of questions. Of two sources a third of the first is there to choose on. Splits
+        may have their names too, as in {"search": ..., "test": ...}.
         """
         if not isinstance(name, str) or not NAME.fullmatch(name):
             raise InputError(f"task {name!r}: a name is letters, digits, and _ . - behind the first")
         if isinstance(given, Splits):
             return cls(name, given, {})
+        if isinstance(given, Mapping):
+            given = _in_order(name, given)
         sources = [given] if _is_source(given) else list(given) if isinstance(given, Sequence) else []
         if not 1 <= len(sources) <= len(SIDES) or not all(map(_is_source, sources)):
             raise InputError(
@@ -66,6 +69,15 @@ class Task:
     def settings(self) -> dict[str, Any]:
         """What of it decides the bytes of a comparison."""
         return {side: fingerprint(getattr(self.splits, side)) for side in SIDES} | {"split": self.splits.how}
+
+
+def _in_order(name: str, given: Mapping[str, Any]) -> list[Any]:
+    """The sources of a dictionary of splits."""
+    for sides in FILES.values():
+        if set(given) == set(sides):
+            return [given[side] for side in sides]
+    known = ", or ".join(" and ".join(map(repr, sides)) for sides in list(FILES.values())[1:])
+    raise InputError(f"task {name!r}: the keys of its dictionary are {short(sorted(given))}: give {known}")
 
 
 def as_tasks(given: Any, seed: int, by: str) -> dict[str, Task]:

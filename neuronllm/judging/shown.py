@@ -1,4 +1,4 @@
-"""What a notebook shows of a report: a sentence, and its numbers in the tables of the page. It knows plain data only."""
+"""What a notebook shows of a report: a sentence, and its numbers in tables of the page. It knows plain data only."""
 
 from __future__ import annotations
 
@@ -91,8 +91,9 @@ def _measures(facts: Facts, labels: Labels) -> Table:
         ends = {whose: ci.get(whose, {}).get(name) for whose in ("base", "edited", "change")}
         own = ends["edited" if base else "base"]
         band = _band(facts, name)[0] if base else None
-        picture = strip(facts[name], own, band, base.get(name, facts[name]))
-        cells = [number(base.get(name)), number(facts[name]), picture, interval(ends["base"] if base else None)]
+        now, before = facts[name], base.get(name)
+        picture = strip(now, own, band, now if before is None else before)
+        cells = [number(before), number(now), picture, interval(ends["base"] if base else None)]
         rows.append(Row([text(label), *cells, interval(own), interval(ends["change"])]))
     if other := facts.get("unrelated"):
         values = [number(other["base"]), number(other["edited"]), text(None)]

@@ -18,13 +18,13 @@ def pcr(comparison: Facts) -> Table | None:
         return None
     found = {(edit["edit"], edit["task"], edit["method"]): edit for edit in comparison["edits"]}
     edits, tasks, methods = (list(dict.fromkeys(names)) for names in zip(*found, strict=True))
-    hint = "PCR (relative change of the mean P(right) on the edit's own task, and on all other tasks)"
+    hint = "PCR (relative change of P(right), a mean over prompts, on the edit's own task, and on all other tasks)"
     columns = [EDIT, TASK, *(Column(method, hint) for method in methods)]
     rows = []
     for edit, task in product(edits, tasks):
         cells = [_ratio(found[edit, task, method]) for method in methods]
         rows.append(Row([text(edit), text(task), *cells], {"edit": edit, "task": task}))
-    caption = "PCR, and in brackets the relative change of P(right) on the task itself and on the others"
+    caption = "PCR, and in brackets the relative change of P(right), mean over prompts, on its task and on the others"
     return Table("pcr", caption, columns, rows, ("edit", "task"), page=40)
 
 
