@@ -296,7 +296,7 @@ def test_addresses_become_ids_by_name_only(worded):
     for given in ([(1, 3)], [(1, -1, 3)], [(1, 3), 4], np.ones((9, 9), int), torch.ones(2, 3).long(), 3, [1.0], "3"):
         with refused("neurons=", how):
             nl.describe(model, tokenizer, given)
-    with refused("neurons=tensor([ True", how):
+    with refused("neurons=tensor([True", how):
         nl.describe(model, tokenizer, torch.ones(9, dtype=torch.bool))
     ids = nl.Anatomy.of(model).flat([1, 0], [-1, -1], [3, 4])
     cards = nl.describe(model, tokenizer, ids, tokens=0).cards

@@ -51,9 +51,9 @@ def describe(
 ) -> Description:
     """Where neurons lie, which tokens each promotes and suppresses, and where in texts it is most active.
 
-    neurons: a neuron set, or flat ids, which `nl.Anatomy.of(model).flat` makes of addresses. texts: questions, in `template` or the words the set was found with, each in the
-    order of its choices; prompts; or texts, chats, and what else `nl.contrast` takes, with `chat` in the chat template.
-    Without any, no activations are read.
+    neurons: a neuron set, or flat ids, which `nl.Anatomy.of(model).flat` makes of addresses. texts: questions, in
+    `template` or the words the set was found with, each in the order of its choices; prompts; or texts, chats, and what
+    else `nl.contrast` takes, with `chat` in the chat template. Without any, no activations are read.
 
     tokens: how many at each end, 0 for none. A neuron's value for a token is the plain product of what h = 1 writes
     with the token's row of the head, through the weights of the norms in between, without what those divide by and
