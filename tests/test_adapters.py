@@ -253,7 +253,7 @@ def test_the_card_shows_the_report_and_what_learning_came_to(kind, tmp_path):
         "steps": 8,
         "positions": "all",
         "kept": True,
-        "gain": {"stderr": 0.1},
+        "collapsed": False,
         "margin": 2,
     }
     said |= {"turned": turned, "accuracy": [0.25, 0.5], "validation_questions": 40}

@@ -290,6 +290,23 @@ def test_a_set_of_another_model_is_described_with_a_warning(worded):
         nl.describe(model, tokenizer, a_set(model, provenance={"model_type": "gpt2"}))
 
 
+def test_addresses_become_ids_by_name_only(worded):
+    model, tokenizer, _ = worded
+    how = "nl.Anatomy.of(model).flat(layers, experts, indices)"
+    for given in ([(1, 3)], [(1, -1, 3)], [(1, 3), 4], np.ones((9, 9), int), torch.ones(2, 3).long(), 3, [1.0], "3"):
+        with refused("neurons=", how):
+            nl.describe(model, tokenizer, given)
+    with refused("neurons=tensor([True", how):
+        nl.describe(model, tokenizer, torch.ones(9, dtype=torch.bool))
+    ids = nl.Anatomy.of(model).flat([1, 0], [-1, -1], [3, 4])
+    cards = nl.describe(model, tokenizer, ids, tokens=0).cards
+    assert [(card["layer"], card["expert"], card["index"]) for card in cards] == [(1, -1, 3), (0, -1, 4)]
+    anatomy = nl.Anatomy.of(model)
+    empty = torch.zeros(anatomy.n_neurons)
+    with refused("neurons: these are scores of all neurons", "scores.find(good=20, bad=20)"):
+        nl.describe(model, tokenizer, nl.Scores(empty, empty, empty, anatomy))
+
+
 def test_bad_input_is_one_line(worded):
     model, tokenizer, questions = worded
     with refused("tokens=-1", "0 or more"):

@@ -97,15 +97,15 @@ def attribute(model, prompts, **keywords):
 
 def test_attribution_of_a_saturated_model_says_so(tmp_path):
     model, prompts = saturated(), quiz(6, options=(4,))
-    with pytest.warns(UserWarning, match="the unedited model answers A in 100% of the prompts whatever") as caught:
+    with pytest.warns(UserWarning, match="model answers A in 100% of the prompts whatever.*--answers texts") as caught:
         scores = attribute(model, prompts, output=tmp_path / "scores")
     (said,) = [warning for warning in caught if "unedited" in str(warning.message)]
     assert said.filename == __file__
     assert scores.provenance["leaning"] == {"option": "A", "share": 1.0}
     loaded = nl.Scores.load(tmp_path / "scores")
-    with pytest.warns(UserWarning, match=r"answers A in 100%.*--answers texts") as caught:
-        loaded.find(2, 2)
-    assert caught[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert loaded.find(2, 2).provenance["leaning"] == scores.provenance["leaning"]  # said once is enough
     texts = [dataclasses.replace(p, texts=("a", "b", "c", "d")) for p in prompts]
     with pytest.warns(UserWarning, match="picks option 1 in 100%"):
         assert attribute(model, texts).provenance["leaning"] == {"option": "1", "share": 1.0}

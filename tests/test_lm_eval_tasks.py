@@ -343,7 +343,7 @@ def test_a_split_that_stops_the_learning(folder: Path, model_folder: Path, tmp_p
     assert not (tmp_path / "learned").exists()
     assert run(*where, *tasks, *output, *held) == 0
     told = NeuronSet.from_pretrained(tmp_path / "learned").provenance["learned"]
-    assert (told["questions"], told["validation_questions"]) == (3, 8)  # all of the split, whatever --limit says
+    assert (told["questions"], told["validation_questions"]) == (3, 3)
 
 
 def test_flags_that_do_not_go_with_tasks(folder: Path, model_folder: Path, tmp_path: Path, capsys: Any) -> None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import neuronllm as nl
+from neuronllm.applications.across import gained
+from neuronllm.applications.prediction import Prediction
 from tests.checks import refused, untouched
 from tests.planted import Neuron, World
 
@@ -79,6 +82,32 @@ def test_neurons_predict_where_they_are_active_at_right_answers_and_not_elsewher
         assert each["random"]["p50"] < 0.5 and set(each["subjects"]) == set(SUBJECTS)
     assert json.loads(json.dumps(found.to_dict()))["neurons"] == dict.fromkeys(SUBJECTS, 1)
     assert "| neurons, by activation | " in str(found)
+
+
+def test_a_prediction_says_what_it_beats():
+    band = {"p2.5": 0.1, "p97.5": 0.5}
+    weak = {"accuracy": 0.4, "ci": (0.2, 0.6), "random": band}
+    strong, alone = {"accuracy": 0.75, "ci": (0.6, 0.9), "random": band}, {**weak, "random": None}
+    mixed = {"accuracy": 0.5, "ci": (0.3, 0.7), "random": band}
+    by = {"a": weak, "b": strong, "c": mixed, "d": alone}
+    found = Prediction(8, 0.25, {"accuracy": 0.9, "ci": (0.8, 1.0)}, by, {})
+    assert str(found).splitlines()[-5:] == [
+        "",
+        "by a: 0.400 (95 % 0.200 to 0.600) is not better than chance (0.250) and not better than random neurons "
+        "(0.100 to 0.500)",
+        "by b: 0.750 (95 % 0.600 to 0.900) is better than chance (0.250) and better than random neurons "
+        "(0.100 to 0.500)",
+        "by c: 0.500 (95 % 0.300 to 0.700) is better than chance (0.250) and not better than random neurons "
+        "(0.100 to 0.500)",
+        "by d: 0.400 (95 % 0.200 to 0.600) is not better than chance (0.250)",
+    ]
+
+
+def test_what_rounding_leaves_of_no_change_is_0():
+    """0.1 + 0.2 - 0.3 is 5.6e-17: the same mean of shares, added up in another order."""
+    before, after = SimpleNamespace(accuracy=0.3), SimpleNamespace(accuracy=0.1 + 0.2)
+    assert after.accuracy != before.accuracy and gained(before, after) == 0
+    assert gained(SimpleNamespace(accuracy=0.25), SimpleNamespace(accuracy=0.75)) == 0.5
 
 
 # ---- subjects ----

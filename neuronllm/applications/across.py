@@ -165,7 +165,7 @@ class _Asked:
     def matrices(self, after: Sequence[Sequence[Answers]]) -> dict[str, Matrix]:
         changed = [[p_change(*pair) for pair in zip(self.before, row, strict=True)] for row in after]
         return {
-            "transfer": [[b.accuracy - a.accuracy for a, b in zip(self.before, row, strict=True)] for row in after],
+            "transfer": [[gained(*pair) for pair in zip(self.before, row, strict=True)] for row in after],
             "p_change": changed,
             "pcr_matrix": [[change_ratio(row[n], value) for value in row] for n, row in enumerate(changed)],
         }
@@ -192,6 +192,11 @@ class _Asked:
             places.append(among(known, value) if known and value is not None else None)  # type: ignore[arg-type]
         stacked = {name: np.array([one[name] for one in drawn], dtype=float) for name in ("transfer", "p_change")}
         return {"sets": controls, **{name: each.mean(0).tolist() for name, each in stacked.items()}, "pcr": places}
+
+
+def gained(before: Answers, after: Answers) -> float:
+    """The change of accuracy; other questions answered, as many in all, are 0 and not what rounding leaves of it."""
+    return round(after.accuracy - before.accuracy, 12)
 
 
 def ratio(before: Sequence[Answers], after: Sequence[Answers], own: int) -> float | None:

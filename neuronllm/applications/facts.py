@@ -38,7 +38,8 @@ def edit_fact(
 ) -> FactEdit:
     """Flip a question's answer by its own neurons; further keywords are those of `nl.edit_facts`.
 
-    to: the choice that is to be the answer. Without it the right one, where the model is wrong; and where it is right,
+    to: the choice that is to be the answer, in its words as they stand in `question.choices`, not by its place or its
+    letter. Without it the right one, where the model is wrong; and where it is right,
     any other. paraphrases: the same question in other words, or other questions that hold the answer among their
     choices. unrelated: questions whose answers are to stay.
 

@@ -74,7 +74,18 @@ class Prediction:
             stands = "" if band is None else f"{band['p2.5']:.3f} to {band['p97.5']:.3f}"
             rows.append([f"neurons, by {name}", found["accuracy"], _span(found["ci"]), stands])
         title = f"{self.questions} questions, {len(self.neurons)} sets of neurons"
-        return "\n".join([title, *markdown_table(["answered by", "accuracy", "95 %", "random neurons"], rows)])
+        table = markdown_table(["answered by", "accuracy", "95 %", "random neurons"], rows)
+        return "\n".join([title, *table, "", *(self._verdict(name) for name in self.by)])
+
+    def _verdict(self, name: str) -> str:
+        """What the neurons beat: chance by the interval over questions, random neurons by the band of their sets."""
+        found = self.by[name]
+        beaten = {f"chance ({self.chance:.3f})": found["ci"][0] > self.chance}
+        if (band := found["random"]) is not None:
+            span = _span((band["p2.5"], band["p97.5"]))
+            beaten[f"random neurons ({span})"] = found["accuracy"] > band["p97.5"]
+        said = [f"{'better' if better else 'not better'} than {what}" for what, better in beaten.items()]
+        return f"by {name}: {found['accuracy']:.3f} (95 % {_span(found['ci'])}) is {' and '.join(said)}"
 
 
 @torch.inference_mode(False)

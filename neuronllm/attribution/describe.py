@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..common.checks import integer
+from ..common.checks import integer, short
 from ..common.errors import InputError
 from ..data.encoding import backend_kept, token_texts
 from ..data.forms import form_of, found_template, wording_of
@@ -26,6 +26,7 @@ from ..model.identity import identity
 from ..results.description import Description
 from ..results.factors import ROLES
 from ..results.neurons import NeuronSet
+from ..results.scores import Scores
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -50,9 +51,9 @@ def describe(
 ) -> Description:
     """Where neurons lie, which tokens each promotes and suppresses, and where in texts it is most active.
 
-    neurons: a neuron set, or flat ids. texts: questions, in `template` or the words the set was found with, each in the
-    order of its choices; prompts; or texts, chats, and what else `nl.contrast` takes, with `chat` in the chat template.
-    Without any, no activations are read.
+    neurons: a neuron set, or flat ids, which `nl.Anatomy.of(model).flat` makes of addresses. texts: questions, in
+    `template` or the words the set was found with, each in the order of its choices; prompts; or texts, chats, and what
+    else `nl.contrast` takes, with `chat` in the chat template. Without any, no activations are read.
 
     tokens: how many at each end, 0 for none. A neuron's value for a token is the plain product of what h = 1 writes
     with the token's row of the head, through the weights of the norms in between, without what those divide by and
@@ -91,10 +92,28 @@ def describe(
 def _ids(neurons: NeuronSet | Any, model: PreTrainedModel, anatomy: Anatomy) -> Tensor:
     if isinstance(neurons, NeuronSet):
         neurons.check_model(model)
-    ids = anatomy.checked(neurons.ids if isinstance(neurons, NeuronSet) else neurons)
+        ids = anatomy.checked(neurons.ids)
+    elif isinstance(neurons, Scores):
+        raise InputError("neurons: these are scores of all neurons, choose some of them: scores.find(good=20, bad=20)")
+    else:
+        ids = anatomy.checked(_listed(neurons))
     if not len(ids):
         raise InputError("neurons: there is none in it, so there is nothing to describe")
     return ids
+
+
+def _listed(ids: Any) -> Tensor:
+    """A list of whole numbers as a tensor; pairs and triples would be read as ids one by one."""
+    try:
+        given = torch.as_tensor(ids)
+    except (TypeError, ValueError, RuntimeError):
+        given = None
+    if given is None or given.ndim != 1 or (len(given) and (given.is_floating_point() or given.dtype == torch.bool)):
+        raise InputError(
+            f"neurons={' '.join(short(ids).split())}: give a neuron set or a list of flat ids; those of addresses are "
+            "nl.Anatomy.of(model).flat(layers, experts, indices), with expert -1 in a dense block"
+        )
+    return given
 
 
 def _prompts(

@@ -277,7 +277,7 @@ def _question_flags(
     one.add_argument(flag, dest="questions", required=required and not tasks, metavar="FILE", help=source)
     if tasks:
         _task_flags(sub, one, split)
-    sub.add_argument("--limit", type=positive, metavar="N", help="only the first N questions")
+    sub.add_argument("--limit", type=positive, metavar="N", help="only the first N questions of each file or task")
     names = "what the labels 0, 1, ... of a file of text and label mean"
     sub.add_argument("--labels", nargs="+", metavar="NAME", help=names)
     chat = "ask through the tokenizer's chat template"
@@ -331,7 +331,7 @@ def _factor_flags(sub: argparse.ArgumentParser) -> None:
 
 
 def _learn_flags(sub: argparse.ArgumentParser) -> None:
-    held = "questions that stop the learning and judge the edit (default: a part of --questions)"
+    held = "questions that stop the learning and judge the edit, with --limit too (default: a part of --questions)"
     sub.add_argument("--validation", metavar="FILE", help=held)
     of_tasks = "the same of --tasks: another split than --split"
     sub.add_argument("--validation-split", "--validation_split", metavar="NAME", help=of_tasks)

@@ -70,13 +70,19 @@ def run(args: argparse.Namespace, read: Callable[..., Any], load: Callable[..., 
         **given,
     )
     if first_process():
-        print(f"{args.output}: {learned.describe()}")
+        print(f"{args.output}: {_told(learned)}")
+
+
+def _told(learned: NeuronSet) -> str:
+    """What the set is; one without neurons begins with what that means."""
+    counted, *facts = learned.describe().split("\n")
+    return "\n".join([counted if len(learned) else "no edit: the model is best left as it is", *facts])
 
 
 def _validation(args: argparse.Namespace, read: Callable[..., Any]) -> list[Any] | None:
     if args.validation_split:
         return read_validation(args)
-    return list(read(args, args.validation, args.labels, whole=True)) if args.validation else None
+    return list(read(args, args.validation, args.labels)) if args.validation else None
 
 
 def _retained(source: str) -> list[Any]:

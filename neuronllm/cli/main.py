@@ -361,9 +361,7 @@ def _model(args: argparse.Namespace) -> tuple[Any, Any]:
     return model, tokenizer
 
 
-def _questions(
-    args: argparse.Namespace, source: str | None, labels: Sequence[str] | None = None, whole: bool = False
-) -> list[Any]:
+def _questions(args: argparse.Namespace, source: str | None, labels: Sequence[str] | None = None) -> list[Any]:
     from ..data.loading import load_questions
     from .tasks import read, refuse_without
 
@@ -375,7 +373,7 @@ def _questions(
 
         task, _, split = source.removeprefix(DEMO).partition("/")
         source = demo_task(task, split or "search")
-    return load_questions(source, limit=None if whole else args.limit, labels=labels)
+    return load_questions(source, limit=args.limit, labels=labels)
 
 
 def _template(args: argparse.Namespace) -> Any:

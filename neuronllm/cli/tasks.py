@@ -28,7 +28,7 @@ def refuse_without(args: argparse.Namespace) -> None:
 def read(args: argparse.Namespace) -> list[Any]:
     """The questions of the tasks; documents that are none are left out, as public data sets hold a few."""
     _refuse(args, WORDS, "tasks word their questions themselves, leave it out")
-    return _read(args, args.split or SPLIT, args.limit)
+    return _read(args, args.split or SPLIT)
 
 
 def check_validation(args: argparse.Namespace) -> None:
@@ -43,11 +43,11 @@ def check_validation(args: argparse.Namespace) -> None:
 
 
 def read_validation(args: argparse.Namespace) -> list[Any]:
-    """The questions of the same tasks that stop the learning, all of the split that is named for them."""
-    return _read(args, args.validation_split, None)
+    """The questions of the same tasks that stop the learning."""
+    return _read(args, args.validation_split)
 
 
-def _read(args: argparse.Namespace, split: str, limit: int | None) -> list[Any]:
+def _read(args: argparse.Namespace, split: str) -> list[Any]:
     from ..bridges.lm_eval_tasks import load_task
 
     _quiet()
@@ -56,7 +56,7 @@ def _read(args: argparse.Namespace, split: str, limit: int | None) -> list[Any]:
         _names(args.tasks),
         split=split,
         num_fewshot=args.num_fewshot,
-        limit=limit,
+        limit=args.limit,
         chat=args.apply_chat_template,
         tokenizer=tokenizer_of(args) if args.apply_chat_template else None,
         fewshot_as_multiturn=not args.single_turn,

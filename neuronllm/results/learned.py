@@ -15,6 +15,7 @@ from ..common.files import read_tensors
 
 CONTROLS = "controls.safetensors"
 KINDS = ("learned", "plain", "matched")
+COLLAPSED = "edited, the model is more than half of the way to one answer whatever is asked, and unedited it was not"
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,24 +59,47 @@ class Controls:
 
 
 def learned_lines(learned: dict[str, Any], controls: Controls | None) -> list[str]:
-    """What learning factors came to."""
-    turned, (before, after) = learned["turned"], learned["accuracy"]
-    with_role, against = turned["good_up"] + turned["bad_down"], turned["good_down"] + turned["bad_up"]
-    if learned["goal"] == "degrade":
-        with_role, against = against, with_role
+    """What learning factors came to; which neurons were turned only where they are."""
     said = f"{learned['goal']}, {learned['seeds']} seeds of {learned['steps']} steps, positions {learned['positions']}"
+    before, after = learned["accuracy"]
     held = f"accuracy of {learned['validation_questions']} validation questions {before:.3f} -> {after:.3f}"
-    error = (learned["gain"] if learned["goal"] in ("enhance", "degrade") else learned["gain_objective"])["stderr"]
-    small = f"; no edit: the change is not above {learned['margin']} standard errors of {error:.3f}"
-    lines = [
-        f"- learned: {said}; {held}" + ("" if learned["kept"] else small),
-        f"- turned up: {turned['good_up']} good, {turned['bad_up']} bad; turned down: {turned['good_down']} good, "
-        f"{turned['bad_down']} bad; {against} of {with_role + against} against their role",
-    ]
+    lines = [f"- learned: {said}; {held}"]
+    lines += _turned_lines(learned) if learned["kept"] else [f"- no edit: {_why_none(learned)}"]
     if shuffled := learned.get("shuffled"):
         before, after = shuffled["accuracy"]
         lines.append(f"- learned from shuffled answers instead: accuracy {before:.3f} -> {after:.3f}")
     if controls is not None:
         kinds = [f"{controls.kind.count(kind)} {kind}" for kind in KINDS[1:]]
         lines.append(f"- random sets learned the same way: {' and '.join(kinds)}; nl.evaluate compares with them")
+    return lines
+
+
+def _why_none(learned: dict[str, Any]) -> str:
+    """Why the model is left as it is."""
+    if not any(learned["steps_taken"]):
+        return "no step did better on the validation questions than leaving the model as it is"
+    if learned["collapsed"]:
+        return COLLAPSED
+    by_accuracy = learned["goal"] in ("enhance", "degrade")
+    gain = learned["gain" if by_accuracy else "gain_objective"]
+    what = "accuracy" if by_accuracy else learned["objective"]
+    way = "fall" if learned["goal"] == "degrade" else "rise"
+    margin = learned["margin"]
+    return (
+        f"{what} has to {way} by more than {margin:g} standard errors, {margin * gain['stderr']:.3f}, "
+        f"and changes by {gain['mean']:+.3f}"
+    )
+
+
+def _turned_lines(learned: dict[str, Any]) -> list[str]:
+    turned = learned["turned"]
+    with_role, against = turned["good_up"] + turned["bad_down"], turned["good_down"] + turned["bad_up"]
+    if learned["goal"] == "degrade":
+        with_role, against = against, with_role
+    lines = [
+        f"- turned up: {turned['good_up']} good, {turned['bad_up']} bad; turned down: {turned['good_down']} good, "
+        f"{turned['bad_down']} bad; {against} of {with_role + against} against their role"
+    ]
+    if learned["collapsed"]:  # kept only where nothing had to be gained
+        lines.append(f"- beware: {COLLAPSED}")
     return lines

@@ -16,7 +16,6 @@ from ..common.files import new_folder, read_json, read_tensors, write_json, writ
 from ..common.warning import warn
 from ..model.anatomy import Anatomy
 from ..select import extremes
-from .answers import leaning_words
 from .factors import ROLES
 from .neurons import NeuronSet, check_counts
 from .per_prompt import ShardedScores, Top
@@ -71,9 +70,6 @@ class Scores(Shown):
     def find(self, good: int = 100, bad: int = 100) -> NeuronSet:
         """The neurons that help most and hurt most; fewer, with a warning, where the sign does not allow more."""
         check_counts(good=good, bad=bad)
-        if leaning := self.provenance.get("leaning"):
-            form = self.provenance.get("answers") or "letters"
-            warn(leaning_words(form, leaning["option"], leaning["share"]))
         warn_of_missed(self.provenance, max(good, bad))
         ends = extremes(self.values, largest=good, smallest=bad)
         parts = []

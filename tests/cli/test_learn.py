@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
+import pytest
 import torch
 
 import neuronllm as nl
+from neuronllm.results.learned import learned_lines
 from neuronllm.results.neurons import NeuronSet
+from neuronllm.steering.training import Trainer
 from tests.cli.tools import ROWS, refused, run, write_questions
 
+NOT_A_STEP = "- no edit: no step did better on the validation questions than leaving the model as it is"
 QUICK = ("--steps", 2, "--seeds", 2, "--quiet")
 
 
@@ -35,6 +40,58 @@ def test_learned_judged_and_baked(model_folder, questions, tmp_path, capsys):
     with torch.no_grad(), found.apply(model):
         live = model(inputs).logits
     assert torch.allclose(live, edited(inputs).logits, rtol=0, atol=1e-6 * float(live.abs().max()))
+
+
+@pytest.mark.parametrize(("steps", "why"), [(2, "- no edit: accuracy has to rise by more than 1000"), (0, NOT_A_STEP)])
+def test_without_an_edit_no_neuron_is_said_to_be_turned(
+    steps, why, model_folder, questions, tmp_path, capsys, monkeypatch
+):
+    """The factors of every seed are those of its best look at the validation questions, or 1 where none was best."""
+    train = Trainer.train
+
+    def told_otherwise(*args, **more):
+        found = train(*args, **more)
+        return replace(found, step=steps, factors=found.forced if steps else torch.ones_like(found.factors))
+
+    monkeypatch.setattr(Trainer, "train", told_otherwise)
+    learned = tmp_path / "learned"
+    assert run(*asked(model_folder, questions, "--margin", 1000, "--output", learned)) == 0
+    first, *facts = capsys.readouterr().out.splitlines()
+    assert first == f"{learned}: no edit: the model is best left as it is"
+    assert [fact for fact in facts if "edit" in fact] == [next(fact for fact in facts if fact.startswith(why))]
+    assert not any("turned" in fact for fact in facts) and len(NeuronSet.from_pretrained(learned)) == 0
+
+
+def test_what_learning_came_to():
+    gain = {"mean": 0.01, "stderr": 0.02}
+    told = {"goal": "enhance", "objective": "logp_options", "seeds": 1, "steps": 8, "positions": "all", "margin": 2.0}
+    told |= {"accuracy": [0.5, 0.51], "validation_questions": 100, "gain": gain, "steps_taken": [4]}
+    told |= {"gain_objective": {"mean": 0.3, "stderr": 0.2}, "collapsed": False, "kept": False}
+    told |= {"turned": {"good_up": 3, "good_down": 1, "bad_up": 0, "bad_down": 2}}
+    head = "- learned: {}, 1 seeds of 8 steps, positions all; accuracy of 100 validation questions 0.500 -> 0.510"
+    turned = "- turned up: 3 good, 0 bad; turned down: 1 good, 2 bad; {} of 6 against their role"
+    lines = {
+        "enhance": "- no edit: accuracy has to rise by more than 2 standard errors, 0.040, and changes by +0.010",
+        "degrade": "- no edit: accuracy has to fall by more than 2 standard errors, 0.040, and changes by +0.010",
+        "objective": "- no edit: logp_options has to rise by more than 2 standard errors, 0.400, and changes by +0.300",
+    }
+    for goal, line in lines.items():
+        assert learned_lines({**told, "goal": goal}, None) == [head.format(goal), line]
+    assert learned_lines({**told, "steps_taken": [0]}, None)[1:] == [NOT_A_STEP]
+    same = "edited, the model is more than half of the way to one answer whatever is asked, and unedited it was not"
+    assert learned_lines({**told, "collapsed": True}, None)[1:] == [f"- no edit: {same}"]
+    told["kept"] = True
+    assert learned_lines(told, None)[1:] == [turned.format(1)]
+    assert learned_lines({**told, "goal": "degrade"}, None)[1:] == [turned.format(5)]
+    assert learned_lines({**told, "collapsed": True}, None)[1:] == [turned.format(1), f"- beware: {same}"]
+
+
+def test_the_limit_holds_for_both_files(model_folder, questions, tmp_path):
+    held = write_questions(tmp_path / "held.jsonl", [{**row, "question": f"And {row['id']}?"} for row in ROWS])
+    flags = ("--validation", held, "--limit", 4, "--margin", "none", "--output", tmp_path / "learned")
+    assert run(*asked(model_folder, questions, *flags)) == 0
+    told = NeuronSet.from_pretrained(tmp_path / "learned").provenance["learned"]
+    assert (told["questions"], told["validation_questions"]) == (4, 4)
 
 
 def test_chosen_neurons_texts_and_a_file_to_retain(model_folder, questions, tmp_path, capsys):
