@@ -52,8 +52,8 @@ REST = """
 Encoders such as BERT and RoBERTa are surveyed as decoders: their configuration says `is_decoder: true`. Without it they
 attend in both directions, and are left to the reference: once a model is tried whether a later token changes an earlier
 logit, and a warning of `attribute` and `learn` says so (`tests/test_causality.py`). Answers in words are scored there
-as the model reads them, with all of their tokens in view, which is no probability from left to right. A decoder it becomes
-by `nl.load_model(..., is_decoder=True)`, or by the same line in its `config.json`.
+as the model reads them, with all of their tokens in view, which is no probability from left to right. Load such a model
+as a decoder by `nl.load_model(..., is_decoder=True)`, or say so in its `config.json`.
 
 Sparse attention takes the highest of an indexer's scores; with few index heads many of them are exactly 0, and which of
 these is taken depends on how a prompt is run. The self-check then differs and leaves the model to the reference, as it
