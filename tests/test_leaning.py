@@ -73,8 +73,13 @@ def test_it_is_said_once_and_as_soon_as_enough_was_heard():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         caution(heard("ABCD" * 2, "D" * 8), last=True)
+        caution = Caution("letters", None, silent=False)
+        caution(heard("ABCD" * 2, "ABCD" * 2))
+        caution(heard("ABCD" * 4, "ABCD" + "D" * 12))  # looked before, and not yet the last
         Caution("letters", None, silent=True)(heard("ABCD" * 2, "D" * 8), last=True)
         Caution("letters", None, silent=False)(heard("ABCD" * 2, "ABCD" * 2), last=True)
+    with pytest.warns(UserWarning, match="answers D in 81%"):
+        caution(heard("ABCD" * 4, "ABC" + "D" * 13), last=True)
     with pytest.warns(UserWarning, match="picks option 4 in 100%.*--length unconditional"):
         Caution("texts", None, silent=False)(heard("ABCD", "DDDD"), last=True)
     with pytest.warns(UserWarning, match="answers D"):  # all were asked before: those that are right never show it

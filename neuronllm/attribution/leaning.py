@@ -36,7 +36,7 @@ class Caution:
     """
 
     def __init__(self, form: str, asked: list[list[int]] | None, silent: bool) -> None:
-        self.form, self.said = form, silent
+        self.form, self.looked, self.said = form, False, silent
         self.asked = None if asked is None else Heard.of(asked)
 
     def found(self, heard: Heard) -> dict[str, Any]:
@@ -48,8 +48,10 @@ class Caution:
 
     def __call__(self, heard: Heard, last: bool = False) -> None:
         """Warn as soon as enough was heard, or at the last of what there is."""
-        if self.said or not (last or self.asked or heard.prompts >= ENOUGH):
+        enough = not self.looked and (self.asked or heard.prompts >= ENOUGH)
+        if self.said or not (last or enough):
             return
-        self.said = True
+        self.looked = True
         if found := self.found(heard):
+            self.said = True
             warn(leaning_words(self.form, **found["leaning"]))

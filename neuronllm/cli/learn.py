@@ -25,6 +25,7 @@ GIVEN = (
     "signed",
     "retain_weight",
     "seeds",
+    "seed",
     "controls",
     "shuffled",
     "cache_gib",

@@ -62,6 +62,24 @@ def test_without_an_edit_no_neuron_is_said_to_be_turned(
     assert not any("turned" in fact for fact in facts) and len(NeuronSet.from_pretrained(learned)) == 0
 
 
+def test_every_flag_is_handed_on(model_folder, questions, tmp_path, monkeypatch):
+    heard = {}
+
+    def heed(*models, **given):
+        heard.update(given)
+        raise nl.InputError("heard")
+
+    monkeypatch.setattr("neuronllm.cli.learn.learn", heed)
+    asked = {"k": 3, "goal": "degrade", "positions": "answer", "steps": 5, "batch": 6, "lr": 0.5, "l1": 0.25}
+    asked |= {"retain_weight": 0.5, "seeds": 4, "seed": 7, "margin": 1.5, "controls": 8, "cache_gib": 0.5}
+    asked |= {"backend": "reference", "batch_size": 9, "orders": "rotate", "answers": "letters"}
+    flags = [word for name, value in asked.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    switches = ("--signed", "--shuffled", "--overwrite", "--quiet", "--output", tmp_path / "learned")
+    assert run("learn", "--model", model_folder, "--questions", questions, *flags, *switches) == 2
+    asked |= {"signed": True, "shuffled": True, "overwrite": True, "progress": False, "resume": False}
+    assert asked.items() <= heard.items()
+
+
 def test_what_learning_came_to():
     gain = {"mean": 0.01, "stderr": 0.02}
     told = {"goal": "enhance", "objective": "logp_options", "seeds": 1, "steps": 8, "positions": "all", "margin": 2.0}

@@ -216,7 +216,7 @@ def test_bad_values(model):
         ({"k": 2.5}, ["k=2.5"]),
         ({"k": True}, ["k=True"]),
         ({"keep_dtype": torch.float16}, ["keep_dtype=torch.float16", "bfloat16"]),
-        ({"keep_dtype": "float32"}, ["keep_dtype='float32'"]),
+        ({"keep_dtype": "int8"}, ["keep_dtype='int8'", "float64"]),
     ]:
         with refused(*parts):
             nl.attribute(model, None, quiz(1), "gradient", positions="answer", progress=False, **arguments)
