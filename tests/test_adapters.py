@@ -18,7 +18,7 @@ import neuronllm as nl
 from neuronllm.model.anatomy import Anatomy
 from neuronllm.results.neurons import NeuronSet
 from tests.checks import quiz, refused, untouched
-from tests.tiny import VOCABULARY, tiny
+from tests.tiny import VOCABULARY, in_time, tiny
 
 peft = pytest.importorskip("peft")
 
@@ -37,7 +37,7 @@ SWEEP = (
     "phi",
     "bloom",
 )
-FAMILIES = [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in SWEEP)]
+FAMILIES = in_time([*QUICK, *SWEEP], QUICK)
 DTYPES = (torch.float32, torch.bfloat16)
 SERVED = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # ranks that vLLM takes
 

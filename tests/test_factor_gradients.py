@@ -19,10 +19,10 @@ from neuronllm.model.anatomy import Anatomy
 from tests.checks import lived_in, quiz, untouched
 from tests.test_fast import REACHED, differences
 from tests.texts import few_prompts, text_prompts
-from tests.tiny import random_prompts, tiny
+from tests.tiny import in_time, random_prompts, tiny
 
 QUICK = ["llama", "gemma2", "mixtral"]
-FAMILIES = [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in REACHED if name not in QUICK)]
+FAMILIES = in_time(REACHED, QUICK)
 POSITIONS = ["answer", "all"]
 
 

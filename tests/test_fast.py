@@ -17,14 +17,14 @@ from neuronllm.engine.objectives import OBJECTIVES
 from neuronllm.engine.quadrature import quadrature
 from neuronllm.engine.reference import ReferenceEngine
 from tests.checks import untouched
-from tests.tiny import DENSE, EXPERTS, HYBRIDS, OWN_ATTENTION, random_prompts, tiny
+from tests.tiny import DENSE, EXPERTS, HYBRIDS, OWN_ATTENTION, in_time, random_prompts, tiny
 
 OUT_OF_REACH = {"openai-gpt": "attend in a way of their own"}  # it has no cache
 # The others have a test of their own (test_mixers.py).
 REACHED = [name for name in DENSE + EXPERTS if name not in HYBRIDS + OWN_ATTENTION]
 # Of tests that take seconds a family: a plain one, one with biases, post norms, experts, experts with sinks.
 QUICK = ("llama", "gpt2", "gemma2", "mixtral", "gpt_oss")
-SLOWLY = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in REACHED]
+SLOWLY = in_time(REACHED, QUICK)
 
 CALLS = {
     "integrate": lambda e, p: e.integrate(p, "logp_options", *quadrature("midpoint", 4)),
@@ -95,7 +95,7 @@ def test_equals_the_judge_in_float32(name):
             assert differences(CALLS[label](fast, prompts), CALLS[label](judge, prompts)) <= 1e-4, label
 
 
-@pytest.mark.parametrize("name", SLOWLY)
+@pytest.mark.parametrize("name", in_time(REACHED, ("llama", "gpt2", "mixtral")))
 def test_is_no_worse_than_the_judge_in_bfloat16(name):
     """An error budget: both are compared with the truth, the judge of the same weights in float64.
 

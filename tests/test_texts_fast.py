@@ -29,12 +29,12 @@ from tests.texts import (
     text_prompts,
     with_texts,
 )
-from tests.tiny import EXPERTS, random_prompts, tiny
+from tests.tiny import EXPERTS, in_time, random_prompts, tiny
 
 QUICK = ["llama", "gemma2", "mixtral"]
 # Every attention, block and router of a kind; all families are in the first tests.
 KINDS = [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in ("gpt2", "mistral", "qwen2_moe", "gpt_oss"))]
-FAMILIES = [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in REACHED if name not in QUICK)]
+FAMILIES = in_time(REACHED, QUICK)
 WINDOWED = [
     "mistral",
     *(pytest.param(name, marks=pytest.mark.slow) for name in ("gemma2", "gemma3_text", "gpt_oss")),
@@ -73,8 +73,7 @@ def check_equality(model: Any, prompts: list[Prompt]) -> None:
             assert differences(call(fast, prompts), call(judge, prompts)) <= 1e-9, label
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", REACHED)
+@pytest.mark.parametrize("name", in_time(REACHED))
 def test_equals_the_judge_in_float32(name):
     model, prompts = tiny(name, torch.float32), few_prompts()
     with FastEngine(model) as fast, ReferenceEngine(model) as judge:

@@ -16,7 +16,7 @@ from neuronllm.engine.asking import Edit
 from neuronllm.engine.writing import Sampled, Writer, _Rows
 from neuronllm.model.anatomy import Anatomy
 from tests.checks import Fuse, blow_after, lived_in, refused, untouched
-from tests.tiny import DENSE, EXPERTS, VOCABULARY
+from tests.tiny import DENSE, EXPERTS, VOCABULARY, in_time
 from tests.tiny import tiny as tiny_of
 from tests.tiny_tokenizers import numbered
 
@@ -123,10 +123,7 @@ def begin_alike(count: int = 6, root: int = 20) -> list[Prompt]:
     return [Prompt(ids, [[3], [4]], 0, question_id=f"q{n}") for n, ids in enumerate(rows)]
 
 
-@pytest.mark.parametrize(
-    "name",
-    [name if name in ("gpt2", "mixtral") else pytest.param(name, marks=pytest.mark.slow) for name in DENSE + EXPERTS],
-)
+@pytest.mark.parametrize("name", in_time(DENSE + EXPERTS, ("gpt2", "mixtral")))
 def test_what_all_prompts_start_with_is_computed_once(name, tokenizer):
     model, prompts, widths = tiny(name), begin_alike(), []
     ids = torch.arange(0, Anatomy.of(model).n_neurons, 3)

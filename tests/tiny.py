@@ -51,8 +51,23 @@ SPARSE = ["deepseek_v32", "glm_moe_dsa", "hy_v4", "axk2", "dots3_note_text", "de
 OTHER_STATES = ["lfm3", "inkling_text", "inkling2_text", "qwen4_exp_text", "zaya", "recurrent_gemma"]
 # These count positions themselves: from the length of their cache, by a sinusoid, or by what does not pad.
 COUNTING = ["bart", "marian", "trocr", "roberta", "xlm-roberta"]
-# One or more of each of these lists, with other mechanisms each.
+# One or more of each of these lists, with other mechanisms each; above and below them all that norms, biases, gates,
+# windows and routers come in.
 STAND_INS = {
+    "llama",
+    "gemma2",
+    "gemma3_text",
+    "cohere",
+    "granite",
+    "phi3",
+    "glm4",
+    "gpt2",
+    "opt",
+    "starcoder2",
+    "mixtral",
+    "qwen2_moe",
+    "deepseek_v3",
+    "gpt_oss",
     "qwen3_next",
     "falcon_h1",
     "jamba",
