@@ -117,12 +117,13 @@ def test_a_card_says_what_its_exact_effects_are_of() -> None:
     assert sentence not in part("card", card | {"methods": [said | {"exact": None} for said in card["methods"]]})
 
 
+@pytest.mark.slow
 def test_what_has_no_agreement_has_its_reason(tmp_path: Path) -> None:
-    facts = comparison("small")
-    assert written(tmp_path).count("random has no agreement: it is random here.") == 1  # not once a task
+    facts = comparison("7b")
+    assert written(tmp_path, "7b").count("random has no agreement: it is random here.") == 1  # not once a task
     for found in facts["methods"]:
         del found["no_agreement"]  # as of a comparison that was made before it was kept
-    assert "has no agreement" not in written(tmp_path, methods=facts["methods"])
+    assert "has no agreement" not in written(tmp_path, "7b", methods=facts["methods"])
 
 
 def test_the_length_of_answers_has_a_column_where_there_is_one(page: Parsed, tmp_path: Path) -> None:
