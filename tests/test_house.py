@@ -190,6 +190,7 @@ def __getattr__(name):
 """
 
 
+@pytest.mark.slow
 def test_transformers_finds_the_other_package_called_kernels(tmp_path: Path) -> None:
     from transformers.utils.import_utils import KERNELS_MIN_VERSION
 

@@ -176,6 +176,7 @@ def test_the_host_waits_once_a_layer_at_most(label: str, prompts: list[Prompt]) 
 # ---- memory ----
 
 
+@pytest.mark.slow
 def test_the_plan_is_one_of_a_gpu_and_memory_that_ends_is_survived() -> None:
     prompts = quiz(6)
 
