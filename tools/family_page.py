@@ -38,8 +38,7 @@ the tests called `test_a_prompt_does_not_depend_on_its_batch`, such as those in 
 reference, that between its gradients and what switching a neuron a little really does. Fast means at most 1e-9 in
 float64, which is asked for with `nl.attribute(..., dtype="float64")`: a model that is loaded in float64 goes on
 computing norms, rotary angles and states in float32 where its code says so. Where the row says float32, the family's
-own code computes in no wider type, and fast means at most 1e-4. Prompts of a real length round more than these: some
-2e-5 of a Qwen3.5 in float32.
+own code computes in no wider type, and fast means at most 1e-4.
 
 | engine | families | largest difference | why |
 | --- | --- | --- | --- |
