@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,22 @@ def test_a_type_is_named_or_given() -> None:
     for dtype in ("float65", "int8", ""):
         with refused(f"dtype={dtype!r}", '"float64"'):
             nl.load_model("demo", dtype=dtype)
+
+
+def test_the_bundled_model_is_held_in_float32() -> None:
+    assert nl.load_model("demo")[0].dtype == torch.float32
+
+
+@pytest.mark.parametrize("supported", [True, False])
+def test_a_cpu_that_is_slow_in_a_half_type_says_so(supported: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("_is_mkldnn_bf16_supported", "_is_mkldnn_fp16_supported"):
+        monkeypatch.setattr(torch.ops.mkldnn, name, lambda: supported)
+    for dtype in ("bfloat16", "float16", "float32", "float64"):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            nl.load_model("demo", dtype=dtype)
+        told = [str(warning.message) for warning in caught if "no instructions" in str(warning.message)]
+        assert len(told) == (not supported and dtype.endswith("16")) and all(dtype in line for line in told)
 
 
 def write_gguf(path: Path, model: Any) -> None:

@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import Any
 
-import torch
-
 from ..common.env import first_process
 from ..common.tables import print_table, show
 from ..comparing.comparison import Comparison
@@ -57,7 +55,7 @@ def demonstrate(
     read = read_tasks({name: bundled(name) for name in names}, request)
     if first_process():
         print(f"Find, steer, learn and judge on the bundled model, {', '.join(names)}: a minute or two.", flush=True)
-    model, tokenizer = load_model("demo", dtype=torch.float32)  # a CPU computes it faster than bfloat16
+    model, tokenizer = load_model("demo")
     try:
         comparison = compared(model, tokenizer, read, request)
     except Interrupted as stop:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..common.checks import floating
 from ..common.errors import InputError
+from ..common.warning import warn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -31,8 +32,9 @@ def load_model(
     A GGUF checkpoint is one file: give the file, a folder that holds one, or FOLDER:FILE (MODEL_ID:FILE) where there
     are several. It is read into ordinary weights, float32 unless `dtype` says otherwise (extra "gguf").
 
-    dtype: the type to hold the weights in (torch.float32, or "float32"), "auto" for that in which they were saved. To
-    compute in another type than the weights are held in, there is `nl.attribute(dtype=)`.
+    dtype: the type to hold the weights in (torch.float32, or "float32"), "auto" for that in which they were saved
+    (float32 for "demo", which gives the same answers on any CPU then). A warning says so where this CPU is slow in it.
+    To compute in another type than the weights are held in, there is `nl.attribute(dtype=)`.
 
     Of a model that reads images or sound too, the language model inside is found, and takes text prompts.
 
@@ -47,6 +49,8 @@ def load_model(
     if isinstance(dtype, str) and dtype != "auto":
         dtype = floating("dtype", dtype)
     given, name, file, kwargs = _where(name_or_path, kwargs)
+    if str(name_or_path) == DEMO and dtype == "auto":
+        dtype = "float32"
     with _one_line_errors(given), _retries_held_back():
         tokenizer = _tokenizer(name, kwargs)
         auto = _auto_class(given, name, kwargs)
@@ -60,6 +64,7 @@ def load_model(
     if file is not None:
         _forget_packing(model)
         model.config._name_or_path = os.path.join(name, file)
+    _warn_if_slow(model)
     return model.eval(), tokenizer
 
 
@@ -215,6 +220,23 @@ def _retries_held_back() -> Iterator[None]:
         logger.removeFilter(keep)
     for record in held:
         logger.handle(record)
+
+
+def _warn_if_slow(model: PreTrainedModel) -> None:
+    """A CPU without the instructions for a half type multiplies in it about ten times slower than in float32."""
+    import torch
+
+    fast: dict[Any, Any] = {
+        torch.bfloat16: getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None),
+        torch.float16: getattr(torch.ops.mkldnn, "_is_mkldnn_fp16_supported", None),
+    }
+    supported = fast.get(model.dtype)
+    if model.device.type == "cpu" and supported is not None and not supported():
+        name = str(model.dtype).removeprefix("torch.")
+        warn(
+            f"this CPU has no instructions for {name} and is many times slower in it than in float32, which takes "
+            f'twice the memory: dtype="float32" (--dtype float32)'
+        )
 
 
 def check_weights(model: PreTrainedModel) -> None:
