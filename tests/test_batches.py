@@ -23,7 +23,7 @@ from neuronllm.engine.quadrature import quadrature
 from neuronllm.engine.reference import ReferenceEngine
 from neuronllm.engine.tree import common, root_length, siblings
 from tests.test_fast import CALLS, REACHED, differences
-from tests.tiny import VOCABULARY, random_prompts, tiny
+from tests.tiny import STAND_INS, VOCABULARY, in_time, random_prompts, tiny
 
 
 def family(roots: int = 14, stem: int = 12, questions: int = 3, variants: int = 2) -> list[Prompt]:
@@ -77,7 +77,7 @@ def test_a_prompt_without_siblings_leaves_the_tails_short():
     assert stems.lengths[-1] == stems.lengths.max() and tails.lengths[-1] == 39 - stems.lengths[-1]
 
 
-@pytest.mark.parametrize("name", REACHED)
+@pytest.mark.parametrize("name", in_time(REACHED, STAND_INS))
 def test_a_prompt_does_not_depend_on_its_batch(name):
     """Alone, in a ragged batch without sharing, and with root and stems shared."""
     model, prompts = tiny(name, torch.float32), family()
@@ -143,7 +143,7 @@ def test_other_errors_are_no_lack_of_memory():
         run_batches(random_prompts(2), broken, Plan(prompts=2, answer_tokens=8, window=2))
 
 
-@pytest.mark.parametrize("name", ["llama", "gemma2", "gpt2", "qwen3_moe"])
+@pytest.mark.parametrize("name", in_time(["llama", "gemma2", "gpt2", "qwen3_moe"], ("llama", "qwen3_moe")))
 @pytest.mark.parametrize("label", ["integrate", "gradient", "gradient everywhere", "effects", "activations"])
 def test_the_estimate_is_near_the_peak(name, label):
     """Wide enough that activations outweigh the bookkeeping; the estimate is made of one prompt and of two."""

@@ -19,7 +19,7 @@ from neuronllm.model.random_sets import random_like
 from neuronllm.results.factors import FACTORS
 from neuronllm.results.neurons import NeuronSet
 from tests.checks import Fuse, blow_after, letter_model, lived_in, quiz, refused, untouched, with_every_letter
-from tests.tiny import DENSE, tiny
+from tests.tiny import DENSE, STAND_INS, in_time, tiny
 from tests.tiny_tokenizers import byte_level
 
 EDITED = {3: "good", 11: "good", 20: "bad", 30: "bad", 39: "good", 50: "bad"}
@@ -189,7 +189,7 @@ def test_a_set_is_judged_where_it_was_found(model, provenance, positions, source
     assert default.p_right == values[positions] != values[other]
 
 
-@pytest.mark.parametrize("name", DENSE)
+@pytest.mark.parametrize("name", in_time(DENSE, STAND_INS))
 def test_company_in_a_batch_changes_no_answer(name):
     """Right padding, sliding windows, convolutions, ALiBi: a prompt's numbers are its own."""
     from neuronllm.engine.asking import Asker, Edit

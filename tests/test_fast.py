@@ -17,7 +17,7 @@ from neuronllm.engine.objectives import OBJECTIVES
 from neuronllm.engine.quadrature import quadrature
 from neuronllm.engine.reference import ReferenceEngine
 from tests.checks import untouched
-from tests.tiny import DENSE, EXPERTS, HYBRIDS, OWN_ATTENTION, in_time, random_prompts, tiny
+from tests.tiny import DENSE, EXPERTS, HYBRIDS, OWN_ATTENTION, STAND_INS, in_time, random_prompts, tiny
 
 OUT_OF_REACH = {"openai-gpt": "attend in a way of their own"}  # it has no cache
 # The others have a test of their own (test_mixers.py).
@@ -86,7 +86,7 @@ def test_equals_the_judge_for_every_objective(name):
                 assert distance <= 1e-9, (label, objective)
 
 
-@pytest.mark.parametrize("name", REACHED)
+@pytest.mark.parametrize("name", in_time(REACHED, STAND_INS))
 def test_equals_the_judge_in_float32(name):
     model, prompts = tiny(name, torch.float32), ragged()
     with FastEngine(model) as fast, ReferenceEngine(model) as judge:

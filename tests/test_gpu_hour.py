@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 import signal
 import subprocess
 import sys
@@ -172,9 +173,14 @@ def test_files_stay_few_and_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         (["--only", "machine", "--from", "smoke"], "no stage of machine comes at or behind smoke"),
     ],
 )
-def test_bad_arguments_are_one_line(arguments: list[str], told: str) -> None:
-    done = subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 2 and told in done.stderr and done.stderr.count("\n") == 1
+def test_bad_arguments_are_one_line(arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    main = runpy.run_path(COMMAND[1])["main"]
+    try:
+        code = main(arguments)
+    except SystemExit as end:
+        code = end.code
+    said = capsys.readouterr()
+    assert code == 2 and told in said.err and said.err.count("\n") == 1 and not said.out
 
 
 def test_the_list_says_how_times_were_estimated() -> None:

@@ -16,7 +16,7 @@ from neuronllm.engine.asking import Edit
 from neuronllm.engine.writing import Sampled, Writer, _Rows
 from neuronllm.model.anatomy import Anatomy
 from tests.checks import Fuse, blow_after, lived_in, refused, untouched
-from tests.tiny import DENSE, EXPERTS, VOCABULARY, in_time
+from tests.tiny import DENSE, EXPERTS, STAND_INS, VOCABULARY, in_time
 from tests.tiny import tiny as tiny_of
 from tests.tiny_tokenizers import numbered
 
@@ -103,7 +103,7 @@ def test_edits_change_what_is_written(model, tokenizer):
     assert texts[0] != texts[1] != texts[2] != texts[0]
 
 
-@pytest.mark.parametrize("name", DENSE + EXPERTS)
+@pytest.mark.parametrize("name", in_time(DENSE + EXPERTS, STAND_INS))
 def test_company_changes_nothing_in_any_family(name, tokenizer):
     model, prompts = tiny(name), prompts_of(5)
     plain = one_by_one(model, tokenizer, prompts)
