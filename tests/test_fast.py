@@ -95,7 +95,7 @@ def test_equals_the_judge_in_float32(name):
             assert differences(CALLS[label](fast, prompts), CALLS[label](judge, prompts)) <= 1e-4, label
 
 
-@pytest.mark.parametrize("name", in_time(REACHED, ("llama", "gpt2", "mixtral")))
+@pytest.mark.parametrize("name", in_time(REACHED, ("llama", "gpt2", "mixtral"), ("gemma2", "deepseek_v3")))
 def test_is_no_worse_than_the_judge_in_bfloat16(name):
     """An error budget: both are compared with the truth, the judge of the same weights in float64.
 

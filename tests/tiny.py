@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import pytest
@@ -74,7 +74,6 @@ STAND_INS = {
     "bloom",
     "diffllama",
     "glm_moe_dsa",
-    "inkling2_text",
     "trocr",
     "roberta",
 }
@@ -267,10 +266,10 @@ _SPECIAL: dict[str, dict[str, Any]] = {
 }
 
 
-def in_time(names: Sequence[str], quick: Sequence[str] = ()) -> list[Any]:
+def in_time(names: Sequence[str], quick: Collection[str] = (), stand_ins: Collection[str] = STAND_INS) -> list[Any]:
     """Parameters of a test that takes seconds a family: slow but the quick ones, and most part of the survey."""
     slow, survey = [pytest.mark.slow], [pytest.mark.slow, pytest.mark.survey]
-    marks = {name: [] if name in quick else slow if name in STAND_INS else survey for name in names}
+    marks = {name: [] if name in quick else slow if name in stand_ins else survey for name in names}
     return [pytest.param(name, marks=marks[name]) for name in names]
 
 

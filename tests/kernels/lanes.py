@@ -24,6 +24,8 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
 only_interpreted = pytest.mark.skipif(not INTERPRETED, reason="the interpreter's own checks")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+OF_THE_SURVEY = pytest.mark.survey  # in the interpreter these run in `make test-all` only; on a GPU always
+FEWER = (torch.float32, torch.bfloat16, pytest.param(torch.float16, marks=OF_THE_SURVEY))
 
 # A kernel may be off by this much of the largest value, beside what PyTorch is off in the same type: half a unit in the
 # last place of the result for types that round, and a few units of float32 where sums are ordered in another way.

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from neuronllm.ops import branch_attention
 from tests.checks import refused
-from tests.kernels.lanes import DEVICE, bits, only_interpreted, poisoned, same_bits, watched, within_budget
-from tests.kernels.test_branch_attention import DTYPES, PROMPTS, SHARP, drawn, run
+from tests.kernels.lanes import DEVICE, FEWER, bits, only_interpreted, poisoned, same_bits, watched, within_budget
+from tests.kernels.test_branch_attention import PROMPTS, SHARP, drawn, run
 
 Parents = list[list[int]]  # of every prompt's tree, the node above each of its nodes: -1 where there is none
 
@@ -121,7 +121,7 @@ def check(case: Case, dtype: torch.dtype, **options: Any) -> None:
         within_budget(x, y, z, more=2.0)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", FEWER, ids=str)
 @pytest.mark.parametrize("name", CASES)
 def test_trees(name: str, dtype: torch.dtype) -> None:
     check(CASES[name], dtype)
@@ -141,7 +141,7 @@ def test_options(what: str) -> None:
     check(case, SHARP, **options_of(what, case.heads, SHARP))
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", FEWER, ids=str)
 @pytest.mark.parametrize("name", CASES)
 def test_all_options_together(name: str, dtype: torch.dtype) -> None:
     check(CASES[name], dtype, **options_of("everything", CASES[name].heads, dtype))
