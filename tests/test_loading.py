@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 import neuronllm as nl
 from neuronllm.model import loading
@@ -34,7 +34,9 @@ def test_a_type_is_named_or_given() -> None:
 
 
 def test_the_bundled_model_is_held_in_float32() -> None:
+    """Whoever loads it: lm-eval and transformers take the type that its configuration names."""
     assert nl.load_model("demo")[0].dtype == torch.float32
+    assert AutoModelForCausalLM.from_pretrained(loading.demo_path(), dtype="auto").dtype == torch.float32
 
 
 @pytest.mark.parametrize("supported", [True, False])

@@ -6,7 +6,8 @@ How it works: one seed makes the world (world.py), the tokenizer, the random wei
 2. A Llama of 4 layers starts from random weights, tilted so that it soon learns to look up options (`new_model`).
 3. First lessons: only "Which of these is honey?". Then the four tasks, some of them answered in a word without options.
    The loss is that of the answer's token alone.
-4. The model is saved in bfloat16, the task files are written, and manifest.json records how it all came to be.
+4. The model is saved in bfloat16, to be held in float32, the task files are written, and manifest.json records how it
+   all came to be.
 
 On one machine the result is the same to the bit; the first 20 losses are recorded so that others can compare theirs.
 """
@@ -241,6 +242,8 @@ def write_model(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, fol
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder.with_name(folder.name + ".part")
     model.to(torch.bfloat16).save_pretrained(temporary)
+    model.config.dtype = torch.float32  # bfloat16 is to keep the file small; whoever loads it computes in float32
+    model.config.save_pretrained(temporary)
     tokenizer.save_pretrained(temporary)
     for file in sorted(temporary.iterdir()):
         file.chmod(0o644)  # safetensors writes files that only their owner can read

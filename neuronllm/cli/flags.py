@@ -258,7 +258,7 @@ def _verify_flags(sub: argparse._ActionsContainer) -> None:
 def _model_flags(sub: argparse._ActionsContainer, required: bool = True) -> None:
     sub.add_argument("--model", required=required, help='a folder or a model id; "demo" is the bundled tiny model')
     sub.add_argument("--revision", help="of the model")
-    sub.add_argument("--dtype", default="auto", choices=DTYPES, help="of the weights (default: as they were saved)")
+    sub.add_argument("--dtype", default="auto", choices=DTYPES, help="of the weights (default: as the checkpoint says)")
     sub.add_argument("--device-map", "--device_map", help='for instance "auto" or "cuda"')
     sub.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the model")
     sub.add_argument("--quiet", action="store_true", help="no progress bars")

@@ -32,9 +32,9 @@ def load_model(
     A GGUF checkpoint is one file: give the file, a folder that holds one, or FOLDER:FILE (MODEL_ID:FILE) where there
     are several. It is read into ordinary weights, float32 unless `dtype` says otherwise (extra "gguf").
 
-    dtype: the type to hold the weights in (torch.float32, or "float32"), "auto" for that in which they were saved
-    (float32 for "demo", which gives the same answers on any CPU then). A warning says so where this CPU is slow in it.
-    To compute in another type than the weights are held in, there is `nl.attribute(dtype=)`.
+    dtype: the type to hold the weights in (torch.float32, or "float32"), "auto" for the one that the
+    checkpoint names (float32 for "demo"). A warning says so where this CPU is slow in it. To compute in another type
+    than the weights are held in, there is `nl.attribute(dtype=)`.
 
     Of a model that reads images or sound too, the language model inside is found, and takes text prompts.
 
@@ -49,8 +49,6 @@ def load_model(
     if isinstance(dtype, str) and dtype != "auto":
         dtype = floating("dtype", dtype)
     given, name, file, kwargs = _where(name_or_path, kwargs)
-    if str(name_or_path) == DEMO and dtype == "auto":
-        dtype = "float32"
     with _one_line_errors(given), _retries_held_back():
         tokenizer = _tokenizer(name, kwargs)
         auto = _auto_class(given, name, kwargs)
